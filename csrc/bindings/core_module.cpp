@@ -1,0 +1,181 @@
+// _core: arrays in, arrays out. Checks what would crash, releases the GIL, calls the kernels.
+// Messages for people are written in Python (_arrays.py), which sees names and libraries.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../cpu/dispatch.h"
+
+namespace py = pybind11;
+
+namespace noisyflow {
+namespace {
+
+using Indices = py::array_t<int64_t, py::array::c_style>;
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+// Rows of a 2-d array whose rows are contiguous; any row stride.
+template <class T>
+PointsView<T> rows(const py::array_t<T>& array) {
+  require(array.ndim() == 2, "expected a 2-d array");
+  require(array.size() == 0 || array.shape(1) == 1 || array.strides(1) == int64_t(sizeof(T)),
+          "rows must be contiguous");
+  require(array.strides(0) % int64_t(sizeof(T)) == 0, "rows must be aligned");
+  return {array.data(), array.strides(0) / int64_t(sizeof(T)), array.shape(0)};
+}
+
+// -2 noise_std^2 log w_j, see MixtureView.
+template <class T>
+std::vector<T> weight_shifts(const py::array_t<T>& weights, double noise_std) {
+  std::vector<T> shifts(size_t(weights.shape(0)));
+  const auto w = weights.template unchecked<1>();
+  for (py::ssize_t j = 0; j < w.shape(0); ++j)
+    shifts[size_t(j)] =
+        w(j) > 0 ? T(-2 * noise_std * noise_std * std::log(double(w(j)))) : kNever<T>;
+  return shifts;
+}
+
+std::vector<Membership> memberships(const Indices& own, const Indices& inner, const Indices& outer,
+                                    int64_t n) {
+  auto check = [n](const Indices& offsets) {
+    require(offsets.ndim() == 1 && offsets.shape(0) >= 2, "offsets need at least two entries");
+    const int64_t* at = offsets.data();
+    require(at[0] == 0 && at[offsets.shape(0) - 1] == n, "offsets must run from 0 to n");
+    for (py::ssize_t b = 1; b < offsets.shape(0); ++b)
+      require(at[b - 1] < at[b], "offsets must increase");
+  };
+  check(inner);
+  check(outer);
+  auto find = [](const Indices& offsets, int64_t j) {
+    const int64_t* begin = offsets.data();
+    return std::upper_bound(begin, begin + offsets.shape(0), j) - 1;
+  };
+  std::vector<Membership> out(size_t(own.shape(0)));
+  for (size_t i = 0; i < out.size(); ++i) {
+    const int64_t j = own.data()[i];
+    require(j >= 0 && j < n, "own must index centers");
+    const int64_t* block = find(inner, j);
+    const int64_t* outer_block = find(outer, j);
+    require(outer_block[0] <= block[0] && block[1] <= outer_block[1],
+            "outer blocks must be unions of blocks");
+    out[i] = {int32_t(j), int32_t(block[0]), int32_t(block[1]), int32_t(outer_block[0]),
+              int32_t(outer_block[1])};
+  }
+  return out;
+}
+
+template <class T>
+struct Problem {
+  Task<T> task;
+  std::vector<T> shifts;
+
+  Problem(const py::array_t<T>& points, const py::array_t<T>& centers, double noise_std,
+          const std::optional<py::array_t<T>>& weights)
+      : task{} {
+    const PointsView<T> y = rows(centers);
+    require(points.ndim() == 2 && points.shape(1) == centers.shape(1), "dimensions differ");
+    require(y.m >= 1 && y.m < INT32_MAX && centers.shape(1) >= 1, "too few or too many centers");
+    require(std::isfinite(noise_std) && noise_std > 0, "noise_std must be positive");
+    if (weights) {
+      require(weights->ndim() == 1 && weights->shape(0) == y.m, "one weight per center");
+      shifts = weight_shifts(*weights, noise_std);
+    }
+    task.points = rows(points);
+    task.mixture = {y.points, y.stride, y.m, centers.shape(1), noise_std,
+                    weights ? shifts.data() : nullptr};
+  }
+};
+
+template <class T>
+py::array_t<T> log_density(const py::array_t<T>& points, const py::array_t<T>& centers,
+                           double noise_std, const std::optional<py::array_t<T>>& weights,
+                           int num_threads) {
+  Problem<T> problem(points, centers, noise_std, weights);
+  py::array_t<T> result(problem.task.points.m);
+  problem.task.out[kInner] = result.mutable_data();
+  {
+    py::gil_scoped_release release;
+    run_task(problem.task, num_threads);
+  }
+  return result;
+}
+
+template <class T>
+py::tuple block_log_sums(const py::array_t<T>& points, const py::array_t<T>& centers,
+                         double noise_std, const Indices& own, const Indices& offsets,
+                         const Indices& outer_offsets,
+                         const std::optional<py::array_t<T>>& weights, bool include_rest,
+                         int num_threads) {
+  Problem<T> problem(points, centers, noise_std, weights);
+  require(own.ndim() == 1 && own.shape(0) == problem.task.points.m, "one own center per point");
+  const auto members = memberships(own, offsets, outer_offsets, problem.task.mixture.n);
+  std::vector<py::array_t<T>> parts;
+  for (int part = 0; part < kNumParts; ++part) {
+    parts.emplace_back(problem.task.points.m);
+    problem.task.out[part] = parts.back().mutable_data();
+  }
+  problem.task.membership = members.data();
+  problem.task.include_rest = include_rest;
+  {
+    py::gil_scoped_release release;
+    run_task(problem.task, num_threads);
+  }
+  return py::make_tuple(parts[kOwn], parts[kInner], parts[kOuter], parts[kRest]);
+}
+
+// Index, in C order, of the first element that is NaN or infinite; -1 if there is none.
+template <class T>
+int64_t first_nonfinite(const py::array_t<T>& array) {
+  const PointsView<T> view = rows(array);
+  const int64_t d = array.shape(1);
+  py::gil_scoped_release release;
+  for (int64_t i = 0; i < view.m; ++i) {
+    const T* row = view.points + i * view.stride;
+    T zero = 0;  // x * 0 is NaN exactly where x is not finite: one branch per row
+    for (int64_t k = 0; k < d; ++k) zero += row[k] * T(0);
+    if (zero == 0) continue;
+    for (int64_t k = 0; k < d; ++k)
+      if (!std::isfinite(row[k])) return i * d + k;
+  }
+  return -1;
+}
+
+template <class T>
+void define(py::module_& m) {
+  m.def("log_density", &log_density<T>, py::arg("points").noconvert(), py::arg("centers").noconvert(),
+        py::arg("noise_std"), py::arg("weights").noconvert().none(true), py::arg("num_threads"));
+  m.def("block_log_sums", &block_log_sums<T>, py::arg("points").noconvert(),
+        py::arg("centers").noconvert(), py::arg("noise_std"), py::arg("own"), py::arg("offsets"),
+        py::arg("outer_offsets"), py::arg("weights").noconvert().none(true),
+        py::arg("include_rest"), py::arg("num_threads"));
+  m.def("first_nonfinite", &first_nonfinite<T>, py::arg("array").noconvert());
+}
+
+}  // namespace
+}  // namespace noisyflow
+
+PYBIND11_MODULE(_core, m) {
+  using namespace noisyflow;
+  m.doc() = "Compiled kernels of noisyflow; the public functions are in the package.";
+  define<float>(m);
+  define<double>(m);
+  m.def("available_targets", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < num_available_targets(); ++i) names.emplace_back(available_target(i).name);
+    return names;
+  });
+  m.def("active_target", [] { return std::string(active_target().name); });
+  m.def("force_target",
+        [](const std::optional<std::string>& name) { force_target(name ? name->c_str() : nullptr); });
+}

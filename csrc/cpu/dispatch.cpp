@@ -1,0 +1,115 @@
+// Reads the CPU's features, keeps the forced choice, and cuts a call into tasks.
+
+#include "dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "parallel.h"
+
+namespace noisyflow {
+namespace {
+
+// Below this many pair-dimensions a second thread costs more than it saves (about 20 us each).
+constexpr double kWorkPerThread = 4e6;
+
+const std::vector<KernelTable>& tables() {
+  static const std::vector<KernelTable> found = [] {
+    std::vector<KernelTable> list;
+#if defined(NOISYFLOW_X86)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+      list.push_back(kernels_avx512());
+    if (avx2) list.push_back(kernels_avx2());
+#endif
+    list.push_back(kernels_baseline());
+    return list;
+  }();
+  return found;
+}
+
+const KernelTable& find_target(const char* name, const char* who) {
+  std::string known;
+  for (const KernelTable& table : tables()) {
+    if (std::strcmp(table.name, name) == 0) return table;
+    known += (known.empty() ? "'" : ", '") + std::string(table.name) + "'";
+  }
+  throw std::invalid_argument(std::string(who) + " must be one of " + known + " on this CPU, got '" +
+                              name + "'");
+}
+
+std::atomic<const KernelTable*> forced{nullptr};
+
+struct AlignedDelete {
+  void operator()(void* memory) const { std::free(memory); }
+};
+using Scratch = std::unique_ptr<void, AlignedDelete>;
+
+Scratch allocate(int64_t bytes) {
+  void* memory = std::aligned_alloc(64, size_t((bytes + 63) / 64 * 64));
+  if (!memory) throw std::bad_alloc();
+  return Scratch(memory);
+}
+
+}  // namespace
+
+int num_available_targets() { return int(tables().size()); }
+const KernelTable& available_target(int index) { return tables()[size_t(index)]; }
+
+const KernelTable& active_target() {
+  if (const KernelTable* table = forced.load()) return *table;
+  const char* wanted = std::getenv("NOISYFLOW_CPU_TARGET");
+  return wanted && *wanted ? find_target(wanted, "NOISYFLOW_CPU_TARGET") : tables().front();
+}
+
+void force_target(const char* name) {
+  forced = name ? &find_target(name, "CPU target") : nullptr;
+}
+
+template <class T>
+void run_task(const Task<T>& task, int num_threads) {
+  const int64_t m = task.points.m;
+  if (m == 0) return;
+  const int64_t d = task.mixture.d;
+  const KernelTable& table = active_target();
+  KernelChoice<T> kernel;
+  if constexpr (sizeof(T) == 4)
+    kernel = table.choose_f32(d);
+  else
+    kernel = table.choose_f64(d);
+
+  const double work = double(m) * double(task.mixture.n) * double(d + 4);
+  const double worthwhile = 1 + work / kWorkPerThread;
+  if (num_threads > worthwhile) num_threads = int(worthwhile);
+
+  // Small calls are cut finer, so that every thread has several tasks. How they are cut
+  // cannot change a result: a point's sum does not depend on its neighbours' task.
+  const int64_t groups = (m + kernel.group - 1) / kernel.group;
+  int64_t groups_per_task = groups / (4 * int64_t(num_threads));
+  groups_per_task = groups_per_task < 1 ? 1
+                    : groups_per_task > kGroupsPerTask ? kGroupsPerTask
+                                                       : groups_per_task;
+  const int64_t step = groups_per_task * kernel.group;
+
+  std::vector<Scratch> scratch;
+  for (int thread = 0; thread < num_threads; ++thread)
+    scratch.push_back(allocate(kernel.scratch_bytes));
+  parallel_for((m + step - 1) / step, num_threads, [&](int thread, int64_t index) {
+    const int64_t first = index * step;
+    const int64_t last = first + step < m ? first + step : m;
+    kernel.evaluate(task, first, last, scratch[size_t(thread)].get());
+  });
+}
+
+template void run_task<float>(const Task<float>&, int);
+template void run_task<double>(const Task<double>&, int);
+
+}  // namespace noisyflow

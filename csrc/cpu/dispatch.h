@@ -1,0 +1,42 @@
+// Chooses the kernels of one CPU target at run time.
+
+#pragma once
+#include "../core/views.h"
+
+namespace noisyflow {
+
+constexpr int kGroupsPerTask = 16;  // a tile of centers serves this many groups of points
+
+// How to evaluate one task of points on one target.
+template <class T>
+struct KernelChoice {
+  void (*evaluate)(const Task<T>& task, int64_t first, int64_t last, void* scratch);
+  int64_t scratch_bytes;  // per thread, 64-byte aligned
+  int group;              // points that share a vector
+};
+
+struct KernelTable {
+  const char* name;
+  KernelChoice<float> (*choose_f32)(int64_t d);
+  KernelChoice<double> (*choose_f64)(int64_t d);
+};
+
+KernelTable kernels_baseline();
+KernelTable kernels_avx2();
+KernelTable kernels_avx512();
+
+// The targets this CPU can run, best first; the last is "baseline".
+int num_available_targets();
+const KernelTable& available_target(int index);
+
+// The table in use. Chosen at first use: NOISYFLOW_CPU_TARGET if set, else the best available.
+// Throws std::invalid_argument where that names no available target.
+const KernelTable& active_target();
+// Forces a target by name; null returns to the automatic choice. Throws std::invalid_argument.
+void force_target(const char* name);
+
+// Evaluates all points of the task on at most num_threads threads.
+template <class T>
+void run_task(const Task<T>& task, int num_threads);
+
+}  // namespace noisyflow

@@ -1,0 +1,90 @@
+// The vector type of the loops: as many lanes as the target's registers hold.
+//
+// GCC's and Clang's vector extensions give arithmetic, comparison and selection on every
+// target, so the loops are written once. Only the branch "is any lane below?" is spelled per
+// target. -ffp-contract=fast (set in CMakeLists.txt) turns a * b + c into one FMA where the
+// target has it; nothing here relies on that for correctness.
+
+#pragma once
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace noisyflow {
+inline namespace NOISYFLOW_TARGET {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kCentersPerBlock = 12;  // 12 + d <= 10 coordinates + constants fill 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kCentersPerBlock = 4;  // 16 registers
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kCentersPerBlock = 4;
+#endif
+
+template <class T>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  typedef float Vec __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Int __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Scalar;
+};
+
+template <>
+struct Simd<double> {
+  typedef double Vec __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Int __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Scalar;
+};
+
+template <class T>
+using Vec = typename Simd<T>::Vec;
+template <class T>
+using Int = typename Simd<T>::Int;
+template <class T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+template <class T>
+inline __attribute__((always_inline)) Vec<T> load(const T* from) {
+  Vec<T> v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class T>
+inline __attribute__((always_inline)) void store(T* to, Vec<T> v) {
+  memcpy(to, &v, sizeof v);
+}
+
+template <class T>
+inline __attribute__((always_inline)) Vec<T> broadcast(T x) {
+  return x - Vec<T>{};
+}
+
+// NaN in a gives b.
+template <class V>
+inline __attribute__((always_inline)) V vmin(V a, V b) {
+  return a < b ? a : b;
+}
+
+template <class T>
+inline __attribute__((always_inline)) bool any(Int<T> mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+  typename Simd<T>::Scalar seen = 0;
+  for (int l = 0; l < kLanes<T>; ++l) seen |= mask[l];
+  return seen != 0;
+#endif
+}
+
+}  // namespace NOISYFLOW_TARGET
+}  // namespace noisyflow

@@ -1,0 +1,10 @@
+// The loops of log_density-inl.h, compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq.
+// Called only after dispatch.cpp has seen that the CPU has them.
+#define NOISYFLOW_TARGET avx512
+#include "log_density-inl.h"
+
+namespace noisyflow {
+KernelTable kernels_avx512() {
+  return {"avx512", &avx512::choose_kernel<float>, &avx512::choose_kernel<double>};
+}
+}  // namespace noisyflow

@@ -1,0 +1,10 @@
+// The loops of log_density-inl.h, compiled for any CPU.
+// Always there; all that a CPU without AVX2 has.
+#define NOISYFLOW_TARGET baseline
+#include "log_density-inl.h"
+
+namespace noisyflow {
+KernelTable kernels_baseline() {
+  return {"baseline", &baseline::choose_kernel<float>, &baseline::choose_kernel<double>};
+}
+}  // namespace noisyflow

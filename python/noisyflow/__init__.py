@@ -1,0 +1,21 @@
+"""noisyflow: how information flows through noisy neural networks, measured with error bars."""
+
+from __future__ import annotations
+
+try:
+    from noisyflow import _core
+except ImportError as error:  # pragma: no cover - a broken installation
+    raise ImportError(
+        "the compiled part of noisyflow is missing or was built for another Python; "
+        "install it with `pip install .` in a clone of the project"
+    ) from error
+
+from noisyflow.mixture import BlockLogSums, mixture_block_log_sums, mixture_log_density
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockLogSums",
+    "mixture_block_log_sums",
+    "mixture_log_density",
+]

@@ -1,0 +1,167 @@
+"""NumPy or torch? Shapes, dtypes, devices: what every public function checks at its door.
+
+Arrays come in as NumPy arrays or CPU torch tensors and leave as NumPy views of the same
+memory; `same_library` turns results back. torch is never imported here: a tensor can only
+exist if the caller has imported it.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import sys
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisyflow import _core
+
+Floats = NDArray[np.floating]
+Result = TypeVar("Result")
+
+# Squares of differences, in units of noise_std, must neither overflow nor underflow.
+_NOISE_RANGE = {
+    np.dtype(np.float32): (1e-15, 1e15),
+    np.dtype(np.float64): (1e-140, 1e140),
+}
+_WEIGHT_SUM_TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-9}
+
+
+def is_tensor(value: object) -> bool:
+    """Whether the value is a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def to_numpy(name: str, value: Any) -> NDArray[Any]:
+    """A NumPy view of an array or CPU tensor, of any shape and a float32 or float64 dtype."""
+    if is_tensor(value):
+        if value.device.type != "cpu":
+            raise ValueError(
+                f"{name} must be on the CPU, got a tensor on {value.device}; "
+                f"pass {name}.cpu()"
+            )
+        if value.requires_grad:
+            raise ValueError(
+                f"{name} requires gradients, which this function does not compute; "
+                f"pass {name}.detach()"
+            )
+        if str(value.dtype) not in ("torch.float32", "torch.float64"):
+            raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
+        array: NDArray[Any] = value.resolve_neg().numpy()
+    else:
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} must be an array of numbers: {error}"
+            ) from error
+    if array.dtype not in _NOISE_RANGE:
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
+    return array
+
+
+def check_finite(name: str, array: Floats) -> None:
+    """Raises ValueError at the first NaN or infinity of a 2-d array with contiguous rows."""
+    index = _core.first_nonfinite(array)
+    if index >= 0:
+        row, column = divmod(index, array.shape[1])
+        raise ValueError(
+            f"{name} must be finite, got {array[row, column]} at [{row}, {column}]"
+        )
+
+
+def as_matrix(name: str, value: Any, *, allow_empty: bool = False) -> Floats:
+    """A finite (n, d) array with contiguous rows; copied only if its layout needs it."""
+    array = to_numpy(name, value)
+    if array.ndim != 2:
+        raise ValueError(f"{name} must have shape (n, d), got shape {array.shape}")
+    if array.shape[1] == 0 or (array.shape[0] == 0 and not allow_empty):
+        raise ValueError(f"{name} must not be empty, got shape {array.shape}")
+    itemsize = array.itemsize
+    contiguous_rows = array.shape[1] == 1 or array.strides[1] == itemsize
+    if not contiguous_rows or array.strides[0] % itemsize or not array.flags.aligned:
+        array = np.ascontiguousarray(array)
+    check_finite(name, array)
+    return array
+
+
+def check_same_kind(name: str, value: Any, other_name: str, other: Any) -> None:
+    """Raises TypeError unless both are of one library and dtype."""
+    if is_tensor(value) != is_tensor(other):
+        raise TypeError(
+            f"{name} and {other_name} must both be NumPy arrays or both torch tensors, "
+            f"got {type(value).__name__} and {type(other).__name__}"
+        )
+    dtypes = [
+        array.dtype if is_tensor(array) else np.asarray(array).dtype
+        for array in (value, other)
+    ]
+    if dtypes[0] != dtypes[1]:
+        raise TypeError(
+            f"{name} and {other_name} must have the same dtype, "
+            f"got {dtypes[0]} and {dtypes[1]}"
+        )
+
+
+def check_noise_std(noise_std: Any, dtype: np.dtype[Any] | None = None) -> float:
+    """noise_std as a float: positive, finite and within the range of the dtype."""
+    if isinstance(noise_std, bool) or not isinstance(noise_std, numbers.Real):
+        raise TypeError(
+            f"noise_std must be a real number, got {type(noise_std).__name__}"
+        )
+    value = float(noise_std)
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(
+            f"noise_std must be positive and finite, got {value}; "
+            "it is a standard deviation, in the units of the data"
+        )
+    low, high = _NOISE_RANGE[np.dtype(dtype or np.float64)]
+    if not low <= value <= high:
+        raise ValueError(
+            f"noise_std must be between {low} and {high} for {np.dtype(dtype)}, "
+            f"got {value}; rescale the data"
+        )
+    return value
+
+
+def as_weights(weights: Any, num_centers: int, dtype: np.dtype[Any]) -> Floats:
+    """(n,) non-negative weights that sum to 1, in the dtype of the centers."""
+    array = to_numpy("weights", weights)
+    if array.shape != (num_centers,):
+        raise ValueError(
+            f"weights must have shape ({num_centers},), one per center, "
+            f"got shape {array.shape}"
+        )
+    if array.dtype != dtype:
+        raise TypeError(
+            f"weights must have the dtype of centers, {dtype}, got {array.dtype}"
+        )
+    if not np.isfinite(array).all() or array.min() < 0:
+        worst = array[~(array >= 0) | ~np.isfinite(array)][0]
+        raise ValueError(f"weights must be finite and not negative, got {worst}")
+    total = float(array.sum(dtype=np.float64))
+    if abs(total - 1) > _WEIGHT_SUM_TOLERANCE[dtype]:
+        raise ValueError(f"weights must sum to 1, got a sum of {total}")
+    return array
+
+
+def check_representable(name: str, result: Floats, allow_minus_inf: bool) -> None:
+    """Raises ValueError where finite input was too far apart for the dtype."""
+    bad = ~np.isfinite(result)
+    if allow_minus_inf:
+        bad &= ~np.isneginf(result)
+    if bad.any():
+        raise ValueError(
+            f"{name} is not representable in {result.dtype} at index "
+            f"{int(bad.argmax())}: squared distances overflow; "
+            "use float64 or rescale the data"
+        )
+
+
+def same_library(result: Floats, like: Any) -> Any:
+    """The result as a tensor, sharing memory, if `like` is one."""
+    if is_tensor(like):
+        return sys.modules["torch"].from_numpy(result)
+    return result

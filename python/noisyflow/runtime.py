@@ -1,0 +1,77 @@
+"""How many threads the kernels use, and for which CPU they were chosen."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from noisyflow import _core
+
+_num_threads: int | None = None
+
+
+def num_threads() -> int:
+    """Largest number of threads a kernel may use.
+
+    Set by `set_num_threads`, else the environment variable NOISYFLOW_NUM_THREADS, else
+    `torch.get_num_threads()` if torch is imported, else the CPUs of this process.
+    No result depends on it.
+    """
+    if _num_threads is not None:
+        return _num_threads
+    wanted = os.environ.get("NOISYFLOW_NUM_THREADS", "")
+    if wanted:
+        if not wanted.isdigit() or int(wanted) < 1:
+            raise ValueError(
+                f"NOISYFLOW_NUM_THREADS must be a positive integer, got {wanted!r}"
+            )
+        return int(wanted)
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        return int(torch.get_num_threads())
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def set_num_threads(count: int | None) -> None:
+    """Sets the largest number of threads; None returns to the automatic choice.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `count` is not a positive integer or None.
+    """
+    global _num_threads
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
+        raise TypeError(
+            f"count must be a positive integer or None, got {type(count).__name__}"
+        )
+    if count is not None and count < 1:
+        raise ValueError(f"count must be a positive integer or None, got {count}")
+    _num_threads = count
+
+
+def available_cpu_targets() -> list[str]:
+    """CPU targets this machine can run, best first: of avx512, avx2, baseline."""
+    return _core.available_targets()
+
+
+def cpu_target() -> str:
+    """The CPU target in use.
+
+    Forced by `set_cpu_target` or the environment variable NOISYFLOW_CPU_TARGET, else the
+    best available. Raises ValueError if the variable names a target this CPU lacks.
+    """
+    return _core.active_target()
+
+
+def set_cpu_target(name: str | None) -> None:
+    """Forces a CPU target, for tests and comparisons; None returns to the automatic choice.
+
+    Raises
+    ------
+    ValueError
+        If `name` is not one of `available_cpu_targets()`.
+    """
+    _core.force_target(name)
