@@ -1,0 +1,324 @@
+"""Noisy layers and networks, thin skins on torch.nn.
+
+The model of Goldfeld et al. (2019): T_l = S_l + Z_l, where S_l is the output of hidden
+layer l and Z_l ~ N(0, noise_std^2 I) is added after the activation, in every hidden
+layer and never on the output. Noise is on in training mode and off in evaluation mode.
+Every noise layer owns its generator, so that torch's global state neither matters nor
+changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+# Slope of leaky_relu below zero: 0.01, torch's default and that of the authors' code.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "leaky_relu": torch.nn.functional.leaky_relu,
+    "linear": lambda values: values,
+    "sigmoid": torch.sigmoid,
+}
+
+
+class GaussianNoise(torch.nn.Module):
+    """Adds Gaussian noise in training mode, T = S + Z with Z ~ N(0, noise_std^2 I).
+
+    Parameters
+    ----------
+    noise_std : float
+        Standard deviation of the noise, in the units of the inputs. Positive.
+        (beta in Goldfeld et al. 2019.)
+    seed : int
+        Starts the layer's own generator; same seed, same noise.
+
+    Raises
+    ------
+    ValueError
+        If `noise_std` is not positive and finite.
+
+    Notes
+    -----
+    The generator lives on the device of the inputs. When that device changes, the noise
+    begins anew from `seed`: a generator's state cannot move between kinds of device.
+    """
+
+    def __init__(self, noise_std: float, *, seed: int = 0) -> None:
+        super().__init__()
+        if not (math.isfinite(noise_std) and noise_std > 0):
+            raise ValueError(
+                f"noise_std must be positive and finite, got {noise_std}; "
+                "it is a standard deviation, in the units of the activations"
+            )
+        self.noise_std = float(noise_std)
+        self.seed = seed
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs plus noise in training mode, the inputs themselves otherwise."""
+        if not self.training:
+            return inputs
+        return self.add_noise(inputs, self.generator_on(inputs.device))
+
+    def generator_on(self, device: torch.device) -> torch.Generator:
+        """The layer's generator, begun anew if it has lived on another device so
+        far."""
+        if self.generator.device != device:
+            self.generator = torch.Generator(device).manual_seed(self.seed)
+        return self.generator
+
+    def add_noise(
+        self, inputs: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Inputs plus noise from `generator`, whatever the mode."""
+        noise = torch.randn(
+            inputs.shape, generator=generator, dtype=inputs.dtype, device=inputs.device
+        )
+        return torch.add(inputs, noise, alpha=self.noise_std)
+
+    def extra_repr(self) -> str:
+        """The settings, for torch's printing of modules."""
+        return f"noise_std={self.noise_std}, seed={self.seed}"
+
+
+class NoisyMLP(torch.nn.Module):
+    """A multilayer perceptron with noise after every hidden activation.
+
+    Hidden layers are Linear, activation, GaussianNoise; the last layer is Linear alone.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Number of units per layer, from input to output; at least one hidden layer.
+    activation : str
+        One of `ACTIVATIONS`: tanh, relu, leaky_relu (slope 0.01), linear, sigmoid.
+    noise_std : float
+        Standard deviation of the noise of every hidden layer. Positive.
+    seed : int
+        Decides the initial weights and every noise stream; at least 0. The weights have
+        the distribution of torch.nn.Linear.
+
+    Raises
+    ------
+    ValueError
+        If `sizes` has fewer than three entries or one below 1, or if `activation`,
+        `noise_std` or `seed` is not allowed.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        activation: str = "tanh",
+        noise_std: float,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if len(sizes) < 3 or min(sizes) < 1:
+            raise ValueError(
+                "sizes must name an input, at least one hidden and an output layer, "
+                f"each of 1 unit or more, got {tuple(sizes)}"
+            )
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}, got "
+                f"{activation!r}"
+            )
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+        self.sizes = tuple(sizes)
+        self.activation = activation
+        self.noise_std = float(noise_std)
+        self._activate = ACTIVATIONS[activation]
+        init_seed, *noise_seeds = _spread_seed(seed, len(sizes) - 1)
+        generator = torch.Generator().manual_seed(init_seed)
+        self.linears = torch.nn.ModuleList(
+            _initialised_linear(num_inputs, num_outputs, generator)
+            for num_inputs, num_outputs in pairwise(sizes)
+        )
+        self.noises = torch.nn.ModuleList(
+            GaussianNoise(noise_std, seed=noise_seed) for noise_seed in noise_seeds
+        )
+
+    @property
+    def num_hidden(self) -> int:
+        """Number of hidden, noisy layers, L - 1 in the paper."""
+        return len(self.sizes) - 2
+
+    @property
+    def hidden_layers(self) -> list[torch.nn.Linear]:
+        """The linear maps of the hidden layers, first to last."""
+        return [
+            layer for layer in self.linears[:-1] if isinstance(layer, torch.nn.Linear)
+        ]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits of shape (m, sizes[-1]) for inputs of shape (m, sizes[0])."""
+        self._check_inputs(inputs)
+        hidden = inputs
+        for linear, noise in zip(self.linears, self.noises, strict=False):
+            hidden = noise(self._activate(linear(hidden)))
+        logits: torch.Tensor = self.linears[-1](hidden)
+        return logits
+
+    @torch.no_grad()
+    def clean_outputs(
+        self, inputs: torch.Tensor, num_draws: int = 1, *, seed: int | None = None
+    ) -> list[torch.Tensor]:
+        """Samples of every S_l, the output of hidden layer l before its own noise.
+
+        The noise of all earlier layers is on, whether the network is in training or in
+        evaluation mode.
+
+        Parameters
+        ----------
+        inputs : (m, sizes[0]) tensor
+            On the device and of the dtype of the weights.
+        num_draws : int
+            Independent noise draws per input, at least 1.
+        seed : int, optional
+            Makes the draws reproducible and leaves the network's generators alone. By
+            default the draws continue, and so advance, the network's own noise streams.
+
+        Returns
+        -------
+        list of (m, num_draws, sizes[l]) tensors
+            One per hidden layer. S_1 does not depend on the draw and is an expanded
+            view.
+
+        Notes
+        -----
+        Cost: `num_draws` forward passes, all held in memory together.
+        """
+        self._check_inputs(inputs)
+        if num_draws < 1:
+            raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+        generators: list[torch.Generator | None] = [None] * self.num_hidden
+        if seed is not None:
+            generators = [
+                torch.Generator(inputs.device).manual_seed(stream)
+                for stream in _spread_seed(seed, self.num_hidden)
+            ]
+        clean = self._activate(self.linears[0](inputs))[:, None]
+        outputs = [clean.expand(-1, num_draws, -1)]
+        for linear, noise, generator in zip(
+            self.linears[1:-1], self.noises, generators, strict=False
+        ):
+            assert isinstance(noise, GaussianNoise)
+            noisy = noise.add_noise(
+                outputs[-1], generator or noise.generator_on(inputs.device)
+            )
+            outputs.append(self._activate(linear(noisy)))
+        return outputs
+
+    def _check_inputs(self, inputs: torch.Tensor) -> None:
+        """Raises unless `inputs` is a matrix of the network's width, dtype and
+        device."""
+        weight = self.linears[0].weight
+        if inputs.ndim != 2 or inputs.shape[1] != self.sizes[0]:
+            raise ValueError(
+                f"inputs must have shape (m, {self.sizes[0]}), "
+                f"got {tuple(inputs.shape)}"
+            )
+        if inputs.dtype != weight.dtype:
+            raise TypeError(
+                f"inputs must have the weights' dtype {weight.dtype}, got "
+                f"{inputs.dtype}"
+            )
+        if inputs.device != weight.device:
+            raise ValueError(
+                f"inputs must be on the weights' device {weight.device}, "
+                f"got {inputs.device}"
+            )
+
+
+def noise_state(network: torch.nn.Module) -> list[torch.Tensor]:
+    """States of the generators of all GaussianNoise layers, for checkpoints.
+
+    Returns
+    -------
+    list of (k,) uint8 tensors
+        On the CPU, in the order of `network.modules()`.
+    """
+    return [layer.generator.get_state() for layer in _noise_layers(network)]
+
+
+def load_noise_state(
+    network: torch.nn.Module, states: Sequence[torch.Tensor], device: torch.device
+) -> None:
+    """Sets the generators of all GaussianNoise layers, so that their noise continues.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        With as many noise layers as the network that `states` came from.
+    states : sequence of (k,) uint8 tensors
+        From `noise_state`, taken on the same kind of device.
+    device : torch.device
+        Where the network runs.
+
+    Raises
+    ------
+    ValueError
+        If the number of states is not that of the noise layers.
+    """
+    layers = _noise_layers(network)
+    if len(states) != len(layers):
+        raise ValueError(
+            f"states must hold one state per noise layer ({len(layers)}), "
+            f"got {len(states)}"
+        )
+    for layer, state in zip(layers, states, strict=True):
+        layer.generator_on(device).set_state(state)
+
+
+@torch.no_grad()
+def orthonormality_step(layers: Sequence[torch.nn.Linear], rate: float) -> None:
+    """Moves weights towards orthonormal rows, W <- W - rate (W W' W - W), in place.
+
+    Parameters
+    ----------
+    layers : sequence of torch.nn.Linear
+        Their biases are left alone.
+    rate : float
+        Step size, positive; 1e-4 is the default of the authors' code.
+
+    Notes
+    -----
+    One gradient step on rate/4 |W W' - I|^2 per call. Where a layer has more outputs
+    than inputs, the columns become orthonormal instead.
+
+    Source: Cisse et al. (2017), "Parseval Networks", as used by Goldfeld et al. (2019).
+    """
+    for layer in layers:
+        weight = layer.weight
+        weight.sub_(weight @ weight.T @ weight - weight, alpha=rate)
+
+
+def _noise_layers(network: torch.nn.Module) -> list[GaussianNoise]:
+    """All noise layers of a network, in the order of its modules."""
+    return [module for module in network.modules() if isinstance(module, GaussianNoise)]
+
+
+def _spread_seed(seed: int, count: int) -> list[int]:
+    """Seeds of independent streams; neighbouring seeds give unrelated ones."""
+    words = np.random.SeedSequence(seed).generate_state(count, np.uint64)
+    return [int(word) for word in words]
+
+
+def _initialised_linear(
+    num_inputs: int, num_outputs: int, generator: torch.Generator
+) -> torch.nn.Linear:
+    """torch.nn.Linear with torch's default initialisation drawn from `generator`."""
+    layer = torch.nn.Linear(num_inputs, num_outputs, device="meta").to_empty(
+        device="cpu"
+    )
+    torch.nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+    bound = 1 / math.sqrt(num_inputs)
+    torch.nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    return layer

@@ -1,0 +1,322 @@
+"""One training loop: Adam on the cross-entropy, with noise, in shuffled batches.
+
+Noise is on while training and off when loss and accuracy are evaluated. All that
+decides how a run goes on (weights, moments, every generator) is in `Trainer.state()`,
+as plain tensors: a run resumed from it equals an undisturbed one bit for bit on the
+same machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from noisyflow.nn import load_noise_state, noise_state, orthonormality_step
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a network classifies, noise off.
+
+    Parameters
+    ----------
+    loss : float
+        Mean cross-entropy in nats.
+    accuracy : float
+        Share of the inputs that are classified correctly, 0 to 1.
+    """
+
+    loss: float
+    accuracy: float
+
+
+class Trainer:
+    """Trains a network on a data set held in memory, pass by pass.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Maps (m, d) inputs to (m, classes) logits. Moved to `device` and trained in
+        place; its parameters become views of one vector (see Notes).
+    inputs : (m, d) array
+        Finite floats; kept on `device` as float32.
+    labels : (m,) array of int
+        Classes, from 0.
+    learning_rate : float
+        Of Adam; its other settings are torch's defaults. Positive.
+    batch_size : int
+        Inputs per step, at least 1; the last batch of a pass may be smaller.
+    orthonormal_rate : float
+        Step size of `nn.orthonormality_step`, taken after every step on all linear
+        layers but the last. 0 leaves it out.
+    seed : int
+        Decides the order of the inputs; the noise is the network's own.
+    device : str or torch.device
+        Where to train.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, inputs are not finite, a label is negative or a setting is
+        not allowed.
+    TypeError
+        If labels are not integers.
+
+    Notes
+    -----
+    Parameters and gradients are views of two flat vectors, so that Adam updates one
+    tensor instead of a dozen: 10 to 15 % of a step for networks as small as those of
+    the paper.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        inputs: ArrayLike,
+        labels: ArrayLike,
+        *,
+        learning_rate: float = 4e-4,
+        batch_size: int = 256,
+        orthonormal_rate: float = 0.0,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if not (math.isfinite(learning_rate) and learning_rate > 0):
+            raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not (math.isfinite(orthonormal_rate) and orthonormal_rate >= 0):
+            raise ValueError(
+                f"orthonormal_rate must be 0 or positive, got {orthonormal_rate}"
+            )
+        self.device = torch.device(device)
+        self.network = network.to(self.device)
+        self.inputs, self.labels = _as_tensors(inputs, labels, self.device)
+        self.batch_size = batch_size
+        self.orthonormal_rate = orthonormal_rate
+        self.epochs_done = 0
+        self._constrained = [
+            layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)
+        ][:-1]
+        self._parameters = _flatten_parameters(network)
+        self._optimizer = torch.optim.Adam(
+            [self._parameters], lr=learning_rate, fused=True
+        )
+        self._shuffle = torch.Generator().manual_seed(seed)
+
+    def train_epoch(self) -> None:
+        """One pass over the data in a new random order, noise on.
+
+        Notes
+        -----
+        One pass over 3277 inputs in batches of 256 takes about 6 ms for the network
+        12-10-7-5-4-3-2 on one core.
+        """
+        self.network.train()
+        with _one_thread(self.device):
+            order = torch.randperm(len(self.inputs), generator=self._shuffle)
+            order = order.to(self.device)
+            batches = zip(
+                torch.split(self.inputs[order], self.batch_size),
+                torch.split(self.labels[order], self.batch_size),
+                strict=True,
+            )
+            gradient = self._tie_gradients()
+            for inputs, labels in batches:
+                gradient.zero_()
+                loss = torch.nn.functional.cross_entropy(self.network(inputs), labels)
+                torch.autograd.backward(loss)
+                self._optimizer.step()
+                if self.orthonormal_rate:
+                    orthonormality_step(self._constrained, self.orthonormal_rate)
+        self.epochs_done += 1
+
+    def _tie_gradients(self) -> torch.Tensor:
+        """The vector of all gradients, with every parameter's `grad` a view of it.
+
+        Renewed for every pass: whoever clears gradients between two passes, as
+        `zero_grad()` does, would otherwise cut them off and training would stand still.
+        """
+        gradient = torch.zeros_like(self._parameters)
+        self._parameters.grad = gradient
+        parameters = list(self.network.parameters())
+        parts = torch.split(gradient, [part.numel() for part in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+        return gradient
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that decides how training goes on, as named tensors on the CPU.
+
+        Returns
+        -------
+        dict of str to tensor
+            Copies: `parameters` (p,), Adam's `exp_avg` (p,), `exp_avg_sq` (p,) and
+            `step`, `epochs_done`, the generators' states `shuffle` and `noise.0`,
+            `noise.1`, ...
+        """
+        moments = self._optimizer.state[self._parameters]
+        none_yet = torch.zeros_like(self._parameters)
+        state = {
+            "parameters": self._parameters.detach(),
+            "exp_avg": moments.get("exp_avg", none_yet),
+            "exp_avg_sq": moments.get("exp_avg_sq", none_yet),
+            "step": moments.get("step", torch.tensor(0.0)),
+            "epochs_done": torch.tensor(self.epochs_done),
+            "shuffle": self._shuffle.get_state(),
+        }
+        for index, generator_state in enumerate(noise_state(self.network)):
+            state[f"noise.{index}"] = generator_state
+        return {
+            name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Continues from a state returned by `state()` of an equally built trainer.
+
+        Parameters
+        ----------
+        state : mapping of str to tensor
+            As returned by `state()`; further entries are ignored.
+
+        Raises
+        ------
+        ValueError
+            If an entry is missing or the number of parameters is not that of the
+            network.
+        """
+        missing = self.state().keys() - state.keys()
+        if missing:
+            raise ValueError(f"state must hold {', '.join(sorted(missing))}")
+        if state["parameters"].shape != self._parameters.shape:
+            raise ValueError(
+                f"state must hold {len(self._parameters)} parameters, as the network "
+                f"has, got {tuple(state['parameters'].shape)}"
+            )
+        self._parameters.copy_(state["parameters"])
+        self._optimizer.state[self._parameters] = {
+            name: state[name].to(self.device, copy=True)
+            for name in ("step", "exp_avg", "exp_avg_sq")
+        }
+        self.epochs_done = int(state["epochs_done"])
+        self._shuffle.set_state(state["shuffle"])
+        noise = [state[f"noise.{i}"] for i in range(len(noise_state(self.network)))]
+        load_noise_state(self.network, noise, self.device)
+
+
+@torch.no_grad()
+def evaluate(
+    network: torch.nn.Module, inputs: ArrayLike, labels: ArrayLike
+) -> Evaluation:
+    """Cross-entropy and accuracy of a network, noise off.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Maps (m, d) inputs to (m, classes) logits. Its mode is restored afterwards.
+    inputs : (m, d) array
+        Finite floats.
+    labels : (m,) array of int
+        Classes, from 0.
+
+    Returns
+    -------
+    Evaluation
+        Mean loss in nats and share of correct answers.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `Trainer` does for its inputs and labels.
+    """
+    device = next(network.parameters()).device
+    inputs, labels = _as_tensors(inputs, labels, device)
+    was_training = network.training
+    network.eval()
+    logits = network(inputs)
+    network.train(was_training)
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    accuracy = (logits.argmax(dim=1) == labels).double().mean()
+    return Evaluation(loss.item(), accuracy.item())
+
+
+def set_parameters(network: torch.nn.Module, parameters: ArrayLike) -> None:
+    """Sets all parameters of a network from one vector, in the order of
+    `Trainer.state()`.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Changed in place.
+    parameters : (p,) array
+        As in the `parameters` entry of a trainer's state.
+
+    Raises
+    ------
+    ValueError
+        If p is not the network's number of parameters.
+    """
+    vector = torch.as_tensor(np.array(parameters, dtype=np.float32))
+    expected = sum(parameter.numel() for parameter in network.parameters())
+    if vector.shape != (expected,):
+        raise ValueError(
+            f"parameters must have shape ({expected},), got {tuple(vector.shape)}"
+        )
+    torch.nn.utils.vector_to_parameters(vector, network.parameters())
+
+
+def _as_tensors(
+    inputs: ArrayLike, labels: ArrayLike, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Checked inputs and labels on `device`, float32 and int64."""
+    points = torch.as_tensor(inputs, dtype=torch.float32, device=device)
+    classes = torch.as_tensor(labels, device=device)
+    if points.ndim < 2 or points.numel() == 0:
+        raise ValueError(
+            "inputs must be non-empty, of shape (m, d), got shape "
+            f"{tuple(points.shape)}"
+        )
+    if not bool(torch.isfinite(points).all()):
+        raise ValueError("inputs must be finite, got NaN or infinity")
+    if classes.is_floating_point():
+        raise TypeError(f"labels must be integers, got {classes.dtype}")
+    if classes.shape != points.shape[:1]:
+        raise ValueError(
+            f"labels must hold one class per input, shape ({len(points)},), "
+            f"got shape {tuple(classes.shape)}"
+        )
+    if bool((classes < 0).any()):
+        raise ValueError(f"labels must be 0 or more, got {int(classes.min())}")
+    return points, classes.long()
+
+
+def _flatten_parameters(network: torch.nn.Module) -> torch.nn.Parameter:
+    """One vector of which all parameters of the network become views."""
+    parameters = list(network.parameters())
+    vector = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+    parts = torch.split(vector, [part.numel() for part in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.data = part.view_as(parameter)
+    return torch.nn.Parameter(vector)
+
+
+@contextlib.contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """Keeps torch to one thread while small layers train on the CPU.
+
+    Handing a 256 x 10 product to a second thread costs more than computing it.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
