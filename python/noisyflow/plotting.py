@@ -1,0 +1,230 @@
+"""Figures: every function takes results and an Axes, draws, and returns the Axes.
+
+The only module that knows matplotlib, which it imports when a figure is made.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[Any]
+
+# From the colour map viridis, dark to light: layers are an ordered family, and the
+# order survives grey printing and colour blindness. The yellow end is left out, too
+# pale for lines.
+_LIGHTEST = 0.85
+# Two classes that differ in lightness as well as hue.
+_CLASS_COLORS = ("#3b4cc0", "#f0a030")
+
+
+def new_figure(
+    width: float, height: float, *, columns: int = 1, projection: str | None = None
+) -> tuple[Figure, list[Any]]:
+    """A figure without a window and a row of axes in it.
+
+    Parameters
+    ----------
+    width, height : float
+        Inches; at 150 dots per inch and letters of 12 points a figure of up to 12
+        inches stays legible at half its size.
+    columns : int
+        Number of axes side by side.
+    projection : str, optional
+        `3d` for three-dimensional axes.
+
+    Returns
+    -------
+    (Figure, list of Axes)
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    axes = [
+        figure.add_subplot(1, columns, column + 1, projection=projection)
+        for column in range(columns)
+    ]
+    return figure, axes
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def layer_colors(num_layers: int) -> list[Any]:
+    """One colour per layer, first to last from dark to light."""
+    from matplotlib import colormaps
+
+    return list(colormaps["viridis"](np.linspace(0, _LIGHTEST, num_layers)))
+
+
+def information(
+    axes: Axes,
+    epochs: Array,
+    values: Array,
+    low: Array,
+    high: Array,
+    *,
+    ceiling: float,
+    ceiling_name: str,
+) -> Axes:
+    """Information per layer over epochs, with bands, on a logarithmic epoch axis.
+
+    Parameters
+    ----------
+    axes : Axes
+    epochs : (k,) array
+        From 1.
+    values, low, high : (k, L) array
+        Estimates and ends of the bands, in nats.
+    ceiling : float
+        Largest possible value, marked by a dashed line.
+    ceiling_name : str
+        How the ceiling is called beside the line.
+
+    Returns
+    -------
+    Axes
+    """
+    for layer, color in enumerate(layer_colors(values.shape[1])):
+        axes.fill_between(
+            epochs, low[:, layer], high[:, layer], color=color, alpha=0.3, linewidth=0
+        )
+        axes.plot(
+            epochs,
+            values[:, layer],
+            color=color,
+            linewidth=2,
+            label=f"layer {layer + 1}",
+        )
+    axes.axhline(ceiling, color="0.35", linewidth=1.2, linestyle="--")
+    axes.annotate(
+        f"{ceiling_name} = {ceiling:.3f}",
+        (0.02, ceiling),
+        (0, 4),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=11,
+        color="0.25",
+    )
+    axes.set_ylim(0, 1.12 * ceiling)
+    return _epoch_axis(axes, epochs)
+
+
+def history(axes: Axes, epochs: Array, train: Array, test: Array, *, name: str) -> Axes:
+    """A quantity on the training and on the test inputs over epochs.
+
+    Parameters
+    ----------
+    axes : Axes
+    epochs, train, test : (k,) array
+    name : str
+        What is drawn, with its unit, for the vertical axis.
+
+    Returns
+    -------
+    Axes
+    """
+    axes.plot(epochs, train, color="#26547c", linewidth=2, label="train")
+    axes.plot(epochs, test, color="#d1495b", linewidth=2, linestyle="--", label="test")
+    axes.set_ylabel(name, fontsize=12)
+    axes.legend(fontsize=11, frameon=False)
+    return _epoch_axis(axes, epochs)
+
+
+def scatter_3d(axes: Any, points: Array, labels: Array, *, title: str) -> Any:
+    """Points of a three-dimensional layer, coloured by class, in the cube [-1, 1]^3 or
+    more.
+
+    Parameters
+    ----------
+    axes : Axes3D
+    points : (m, 3) array
+    labels : (m,) array of int
+        Two classes, 0 and 1.
+    title : str
+
+    Returns
+    -------
+    Axes3D
+    """
+    for label, color in enumerate(_CLASS_COLORS):
+        axes.scatter(
+            *points[labels == label].T,
+            s=14,
+            color=color,
+            alpha=0.6,
+            linewidths=0,
+            label=f"label {label}",
+        )
+    reach = 1.05 * max(1.0, float(np.abs(points).max()))
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
+    axes.set_title(title, fontsize=14)
+    for name, axis in zip(("unit 1", "unit 2", "unit 3"), "xyz", strict=True):
+        getattr(axes, f"set_{axis}label")(name, fontsize=11)
+        if reach < 2:
+            getattr(axes, f"set_{axis}ticks")((-1, 0, 1))
+    axes.tick_params(labelsize=10)
+    return axes
+
+
+def activation_histograms(
+    axes: Axes, epochs: Array, edges: Array, shares: Array, *, title: str
+) -> Axes:
+    """How the activations of a layer are distributed, one histogram per epoch, as an
+    image.
+
+    Parameters
+    ----------
+    axes : Axes
+    epochs : (k,) array
+        Increasing, from 1.
+    edges : (b + 1,) array
+        Ends of the bins.
+    shares : (k, b) array
+        Share of the activations in each bin; each row sums to 1.
+    title : str
+
+    Returns
+    -------
+    Axes
+        The drawn image is its last collection, for a colour bar.
+    """
+    from matplotlib.colors import LogNorm
+
+    logs = np.log(epochs)
+    between = (logs[1:] + logs[:-1]) / 2
+    time_edges = np.exp(np.concatenate([logs[:1], between, logs[-1:] + 1e-3]))
+    image = np.where(shares > 0, shares, np.nan).T
+    axes.set_facecolor("white")
+    axes.pcolormesh(time_edges, edges, image, cmap="magma_r", norm=LogNorm(1e-4, 1))
+    axes.set_title(title, fontsize=14)
+    return _epoch_axis(axes, epochs)
+
+
+def legend_of_layers(axes: Axes) -> Axes:
+    """A legend of the layers, outside to the right, last layer at the bottom."""
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=12, frameon=False
+    )
+    return axes
+
+
+def _epoch_axis(axes: Axes, epochs: Sequence[int] | Array) -> Axes:
+    """A logarithmic horizontal axis named `epoch`."""
+    axes.set_xscale("log")
+    axes.set_xlim(epochs[0], max(epochs[-1], epochs[0] + 1))
+    axes.set_xlabel("epoch", fontsize=12)
+    axes.tick_params(labelsize=11)
+    return axes

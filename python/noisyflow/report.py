@@ -1,0 +1,323 @@
+"""A run's folder as one page, `report.html`, that needs neither network nor other
+files.
+
+Figures are embedded, styles are inline, nothing is scripted.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from noisyflow.experiments import Claim
+from noisyflow.runs import Results, RunFolder, duration, write_atomically
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1d2329; background: #fff;
+       max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; }
+h2 { font-size: 1.25rem; margin-top: 2.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top;
+         border-bottom: 1px solid #dfe3e8; }
+th { border-bottom: 2px solid #8a949e; font-weight: 600; }
+figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
+figcaption, .note { color: #48525c; font-size: .93rem; max-width: 52rem; }
+.yes { color: #12703a; } .no { color: #b3261e; } .yes, .no { font-weight: 600; }
+"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with its caption.
+
+    Parameters
+    ----------
+    path : Path
+        A PNG file.
+    caption : str
+        What is seen, in sentences.
+    """
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its heading and a note below it.
+
+    Parameters
+    ----------
+    title : str
+    columns : sequence of str
+    rows : sequence of sequences of str
+        As many cells in each row as there are columns.
+    note : str
+        May be empty.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class DataProcessing:
+    """How well estimates obey I(X;T_1) >= I(X;T_2) >= ..., which the true values do.
+
+    Parameters
+    ----------
+    num_pairs : int
+        Neighbouring layers compared, over all logged epochs.
+    num_violations : int
+        Pairs whose later layer is ahead by more than two standard errors of the
+        difference.
+    largest_excess : float
+        The farthest that a later layer is ahead, in nats; negative if none is.
+    """
+
+    num_pairs: int
+    num_violations: int
+    largest_excess: float
+
+
+def data_processing(results: Results) -> DataProcessing:
+    """The check that information does not grow from layer to layer.
+
+    Parameters
+    ----------
+    results : Results
+
+    Returns
+    -------
+    DataProcessing
+        The standard errors of two layers are taken as independent.
+    """
+    information = results.metrics["mutual_information"]
+    errors = results.metrics["standard_error"]
+    excess = information[:, 1:] - information[:, :-1]
+    allowed = 2 * np.hypot(errors[:, 1:], errors[:, :-1])
+    return DataProcessing(
+        num_pairs=excess.size,
+        num_violations=int((excess > allowed).sum()),
+        largest_excess=float(excess.max()) if excess.size else float("nan"),
+    )
+
+
+def write_report(
+    folder: RunFolder,
+    results: Results,
+    *,
+    title: str,
+    figures: Sequence[Figure],
+    comparison: Sequence[Table],
+    claims: Sequence[Claim],
+) -> None:
+    """Writes `report.html` of a finished run.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    results : Results
+        Of that run.
+    title : str
+        Heading of the page.
+    figures : sequence of Figure
+        Embedded in this order.
+    comparison : sequence of Table
+        Results beside published ones.
+    claims : sequence of Claim
+        Statements with what was measured.
+    """
+    config = folder.config()
+    parts = [
+        _paragraph(_opening(results)),
+        *(_figure(figure) for figure in figures),
+        _table(_claims_table(claims)),
+        *(_table(table) for table in comparison),
+        _table(_end_table(results)),
+        _table(_quality_table(results)),
+        _table(_settings_table(config["settings"])),
+        _table(_work_table(config, results)),
+    ]
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{html.escape(title)}</h1>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+    )
+    write_atomically(folder.report, page.encode())
+
+
+def _opening(results: Results) -> str:
+    """The outcome in a few sentences."""
+    last = {name: column[-1] for name, column in results.history.items()}
+    values = results.metrics["mutual_information"][-1]
+    errors = results.metrics["standard_error"][-1]
+    layers = ", ".join(
+        f"{value:.3f} ± {error:.3f}"
+        for value, error in zip(values, errors, strict=True)
+    )
+    return (
+        f"At epoch {results.epochs[-1]} the network classifies "
+        f"{100 * last['train_accuracy']:.2f} % of the training and "
+        f"{100 * last['test_accuracy']:.2f} % of the test inputs correctly (noise "
+        f"off). I(X;T_l) of its hidden layers, first to last: {layers} nats. Epochs "
+        "count from 0: epoch e is the state after e + 1 passes over the training "
+        "inputs. Information is in nats throughout; ± is one standard error; the "
+        "bracket [lower, upper] holds the bias of the estimate, on average over "
+        "repetitions, and does not include the standard error."
+    )
+
+
+def _claims_table(claims: Sequence[Claim]) -> Table:
+    """Statements, what was measured, and whether they hold."""
+    verdicts = {True: "yes", False: "no", None: "not judged"}
+    return Table(
+        "What a reproduction must show",
+        ["statement", "measured", "holds"],
+        [[claim.statement, claim.measured, verdicts[claim.holds]] for claim in claims],
+    )
+
+
+def _end_table(results: Results) -> Table:
+    """Every layer at the last epoch."""
+    last = {name: column[-1] for name, column in results.metrics.items()}
+    rows = []
+    for layer in range(results.num_layers):
+        row = {name: column[layer] for name, column in last.items()}
+        rows.append(
+            [
+                f"{layer + 1}",
+                f"{row['mutual_information']:.4f} ± {row['standard_error']:.4f}",
+                f"[{row['lower']:.4f}, {row['upper']:.4f}]",
+                f"{row['label_information']:.4f} ± {row['label_standard_error']:.4f}",
+                f"[{row['label_lower']:.4f}, {row['label_upper']:.4f}]",
+                f"{row['num_proposals']:.0f}",
+                f"{row['effective_sample_size']:.3f} / "
+                f"{row['effective_sample_size_low']:.3f}",
+            ]
+        )
+    return Table(
+        f"All layers at epoch {results.epochs[-1]} (nats)",
+        ["layer", "I(X;T)", "bracket", "I(Y;T)", "bracket", "proposals", "ESS"],
+        rows,
+        "ESS: effective sample size of the importance weights as a share of the "
+        "proposals, mean / 5 % quantile over the queries. Near 1 the proposals fit; "
+        "near 0 the bracket is wide.",
+    )
+
+
+def _quality_table(results: Results) -> Table:
+    """How good the measurement was over the whole run."""
+    metrics = results.metrics
+    check = data_processing(results)
+    width = metrics["upper"] - metrics["lower"]
+    return Table(
+        "Quality of the measurement, all logged epochs and layers",
+        ["check", "value"],
+        [
+            [
+                "pairs of neighbouring layers that break I(X;T_l) >= I(X;T_l+1) by "
+                "more than two standard errors",
+                f"{check.num_violations} of {check.num_pairs}",
+            ],
+            [
+                "farthest that a later layer is ahead (nats; negative: never)",
+                f"{check.largest_excess:.4f}",
+            ],
+            [
+                "largest standard error of I(X;T_l) (nats)",
+                _largest(metrics["standard_error"], results),
+            ],
+            ["widest bracket of I(X;T_l) (nats)", _largest(width, results)],
+            [
+                "smallest effective sample size, mean over queries",
+                f"{metrics['effective_sample_size'].min():.3f}",
+            ],
+        ],
+    )
+
+
+def _largest(values: np.ndarray, results: Results) -> str:
+    """The largest of (k, L) values and where it is."""
+    at, layer = np.unravel_index(values.argmax(), values.shape)
+    return f"{values.max():.4f} (layer {layer + 1}, epoch {results.epochs[at]})"
+
+
+def _settings_table(settings: dict[str, object]) -> Table:
+    """The settings of the run."""
+    rows = [[name, str(value)] for name, value in settings.items()]
+    return Table("Settings", ["name", "value"], rows)
+
+
+def _work_table(config: dict[str, object], results: Results) -> Table:
+    """What was run, on what, and how long it took."""
+    import torch
+
+    last = {name: column[-1] for name, column in results.history.items()}
+    training, tracking = last["training_seconds"], last["tracking_seconds"]
+    num_logs = len(results.epochs)
+    return Table(
+        "What was run",
+        ["what", "value"],
+        [
+            ["experiment", str(config["experiment"])],
+            [
+                "logged epochs",
+                f"{num_logs}, {results.epochs[0]} to {results.epochs[-1]}",
+            ],
+            ["time in training", f"{duration(training)} ({training:.1f} s)"],
+            [
+                "time in tracking",
+                f"{duration(tracking)} ({tracking:.1f} s, {tracking / num_logs:.2f} s "
+                "per logged epoch)",
+            ],
+            [
+                "versions",
+                f"noisyflow {config['noisyflow']}, Python {platform.python_version()}, "
+                f"torch {torch.__version__}, NumPy {np.__version__}",
+            ],
+        ],
+    )
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"
+
+
+def _figure(figure: Figure) -> str:
+    """A picture, embedded."""
+    data = base64.b64encode(figure.path.read_bytes()).decode()
+    name = html.escape(figure.path.stem)
+    return (
+        f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
+    )
+
+
+def _table(table: Table) -> str:
+    """A heading, the table and its note."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
+    body = "\n".join(
+        "<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in table.rows
+    )
+    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
+    return (
+        f"<h2>{html.escape(table.title)}</h2>\n<table>\n<tr>{head}</tr>\n{body}\n"
+        f"</table>\n{note}"
+    )
+
+
+def _cell(text: str) -> str:
+    """A cell; the words yes and no are coloured."""
+    style = f' class="{text}"' if text in ("yes", "no") else ""
+    return f"<td{style}>{html.escape(text)}</td>"
