@@ -26,7 +26,7 @@ class Pool:
     other draws of the own input stand in for the own one, so every input keeps its
     weight. Sampled inputs: the whole own input is left out of every mixture that is to
     stand for the population. Either way the left-out mixture is unbiased for the
-    density and independent of the query, so that its cross-entropy is at least the entropy.
+    density and independent of the query, so its cross-entropy is at least the entropy.
     """
 
     def __init__(
@@ -95,7 +95,11 @@ class Pool:
         """own_center, inner, outer and rest of `mixture_block_log_sums`, in float64."""
         if not self.is_deterministic:
             sums = mixture_block_log_sums(
-                *(points, self.centers, self.noise_std, own, self.blocks),
+                points,
+                self.centers,
+                self.noise_std,
+                own,
+                self.blocks,
                 outer_offsets=self.groups,
                 weights=self._weights,
             )
@@ -103,7 +107,10 @@ class Pool:
         # Blocks of one center: the kernel need split by label only, if by anything.
         whole = np.array([0, len(self.centers)])
         sums = mixture_block_log_sums(
-            *(points, self.centers, self.noise_std, own),
+            points,
+            self.centers,
+            self.noise_std,
+            own,
             self.groups if self.has_labels else whole,
             include_rest=self.has_labels,
         )

@@ -49,7 +49,7 @@ class Estimate:
     def __str__(self) -> str:
         digits = 4
         if 0 < self.standard_error < math.inf:  # two digits of the error, at least four
-            digits = min(max(4, 1 - math.floor(math.log10(self.standard_error))), 15)
+            digits = min(max(4, 1 - math.floor(math.log10(self.standard_error))), 10)
         return (
             f"{self.value:.{digits}f} nats"
             f" +- {self.standard_error:.{digits}f} (standard error),"

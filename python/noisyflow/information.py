@@ -123,7 +123,11 @@ def entropy(
 
     def evaluate(points: Points, own: Indices) -> QueryTerms:
         sums = mixture_block_log_sums(
-            *(points, centers, noise_std, own, one_block),
+            points,
+            centers,
+            noise_std,
+            own,
+            one_block,
             weights=weights,
             include_rest=False,
         )
@@ -450,7 +454,7 @@ def _estimate(
         standard_error=standard_error,
         lower=min(max(lower, floor), ceiling),
         upper=min(max(upper, floor), ceiling),
-        isolated=float(probabilities @ averages.isolated),
+        isolated=min(float(probabilities @ averages.isolated), 1.0),
         num_pairs=num_pairs,
     )
 

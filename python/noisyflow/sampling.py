@@ -83,9 +83,15 @@ def average_over_noise(
             control = (
                 0.5 * (noise.astype(np.float64) ** 2).sum(axis=2) - d / 2
             ).ravel()
-            rows = (
-                *(value, terms.lower_gap, terms.upper_gap, terms.isolated, control),
-                *(value**2, value * control, control**2),
+            rows = (  # in the order of NoiseAverages
+                value,
+                terms.lower_gap,
+                terms.upper_gap,
+                terms.isolated,
+                control,
+                value**2,
+                value * control,
+                control**2,
             )
             for total, row in zip(sums, rows, strict=True):
                 total[part] += (

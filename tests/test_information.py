@@ -1,0 +1,920 @@
+"""Estimates against exact answers, laws of the subject, honest errors, bad input.
+
+Tolerances: k standard errors with the seed fixed, k stated; 1e-9 for what is exact up
+to rounding. Where the standard error itself is on trial, the spread over repetitions is
+the reference.
+"""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import oracles
+from noisyflow import sampling
+from noisyflow.estimate import Estimate, UndersampledWarning
+from noisyflow.information import (
+    conditional_entropy,
+    entropy,
+    entropy_bounds,
+    mutual_information,
+)
+
+ROUNDING = 1e-9
+
+
+def assert_bracketed(estimate, exact, num_errors=4):
+    """The exact value lies in the bracket, widened by standard errors."""
+    margin = num_errors * estimate.standard_error
+    assert estimate.lower - margin <= exact <= estimate.upper + margin
+
+
+# ---------------------------------------------------------------- oracles themselves
+
+
+@pytest.mark.parametrize(
+    ("levels", "noise_std", "information"),
+    [
+        # Binary-input Gaussian channel at Es/N0 = 0 dB: 0.7214515908 bit.
+        ((-1, 1), 0.5**0.5, 0.721451590790 * np.log(2)),
+        # The same channel carries half a bit at noise 0.9786945 (Es/N0 = -2.823 dB).
+        ((-1, 1), 0.9786945, 0.5 * np.log(2)),
+        # Four levels far apart; at high noise I tends to var(S) / (2 noise_std^2).
+        ((-3, -1, 1, 3), 0.1, np.log(4)),
+        ((-3, -1, 1, 3), 1000.0, 5 / 2e6),
+    ],
+)
+def test_oracle_agrees_with_the_literature(levels, noise_std, information):
+    computed = oracles.mixture_entropy_1d(levels, noise_std)
+    computed -= oracles.noise_entropy(1, noise_std)
+    assert computed == pytest.approx(information, abs=5e-7)  # seven digits are known
+
+
+# ---------------------------------------------------------------- entropy, exact values
+
+
+@pytest.mark.parametrize("source", oracles.sources(), ids=str)
+@pytest.mark.filterwarnings("ignore::noisyflow.estimate.UndersampledWarning")
+def test_bracket_of_entropy_holds_the_exact_value(source):
+    centers = source.sample(np.random.default_rng(1), 2000)
+    estimate = entropy(centers, source.noise_std)
+    assert_bracketed(estimate, source.entropy)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        oracles.gaussian(1, 1.0, 0.5),
+        oracles.gaussian(3, 1.0, 2.0),
+        oracles.four_pam(1, 0.5),
+        oracles.uniform_cube(2, 1.0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_entropy_without_much_bias_is_within_four_standard_errors(source, dtype):
+    centers = source.sample(np.random.default_rng(2), 4000).astype(dtype)
+    estimate = entropy(centers, source.noise_std)
+    assert estimate.upper - estimate.lower < estimate.standard_error
+    assert abs(estimate.value - source.entropy) <= 4 * estimate.standard_error
+
+
+@pytest.mark.parametrize("noise_std", [0.3, 0.7, 1.5])
+@pytest.mark.parametrize("d", [1, 2, 4, 8, 10])
+def test_entropy_of_a_population_has_monte_carlo_error_only(d, noise_std):
+    estimate = entropy(oracles.cube_corners(d), noise_std, population=True)
+    exact = oracles.bpsk_cube(d, noise_std).entropy
+    assert abs(estimate.value - exact) <= 4 * estimate.standard_error
+    # |grad log g| <= |z| / noise_std on average, so Var <= d / queries (Poincare).
+    assert estimate.standard_error <= 1.1 * np.sqrt(d / 10_000)
+    assert estimate.lower == estimate.value == estimate.upper
+
+
+def test_entropy_of_weighted_levels_agrees_with_quadrature():
+    levels, weights = np.array([-1.0, 0.0, 2.0]), np.array([0.6, 0.1, 0.3])
+    exact = oracles.mixture_entropy_1d(levels, 0.4, weights)
+    estimate = entropy(levels[:, None], 0.4, weights=weights, population=True)
+    assert 0 < estimate.standard_error < 0.02
+    assert abs(estimate.value - exact) <= 4 * estimate.standard_error
+
+
+def test_a_weight_of_zero_removes_its_center():
+    centers = np.array([[0.0], [5.0], [1.0]])
+    with_zero = entropy(centers, 0.5, weights=np.array([0.5, 0.0, 0.5]), seed=3)
+    without = entropy(centers[[0, 2]], 0.5, weights=np.array([0.5, 0.5]), seed=3)
+    assert with_zero == without
+
+
+@pytest.mark.parametrize("d", [1, 3, 10])
+@pytest.mark.parametrize("noise_std", [0.005, 1.0, 40.0])
+def test_entropy_of_one_center_is_that_of_one_gaussian(d, noise_std):
+    estimate = entropy(np.ones((1, d)), noise_std, population=True)
+    assert estimate.value == pytest.approx(
+        oracles.noise_entropy(d, noise_std), abs=ROUNDING
+    )
+    assert estimate.standard_error < ROUNDING
+
+
+@pytest.mark.parametrize("d", [1, 3, 10])
+def test_entropy_of_coincident_centers_is_that_of_one_gaussian(d):
+    estimate = entropy(np.full((20, d), 0.3), 0.1)
+    exact = oracles.noise_entropy(d, 0.1)
+    for value in (estimate.value, estimate.lower, estimate.upper):
+        assert value == pytest.approx(exact, abs=ROUNDING)
+    assert estimate.isolated == 0
+
+
+@pytest.mark.parametrize("d", [1, 3, 10])
+def test_entropy_of_far_centers_adds_the_log_of_their_number(d):
+    centers = 1e3 * np.arange(7.0)[:, None] * np.ones(d)
+    estimate = entropy(centers, 0.1, population=True)
+    exact = oracles.noise_entropy(d, 0.1) + np.log(7)
+    assert estimate.value == pytest.approx(exact, abs=1e-7)
+    assert estimate.isolated == pytest.approx(1)
+
+
+def test_upper_end_stays_finite_when_every_center_is_isolated():
+    centers = 1e6 * np.arange(6.0)[:, None]
+    with pytest.warns(UndersampledWarning):
+        estimate = entropy(centers, 0.01)
+    # The nearest other center is 1e8 noise standard deviations away.
+    assert estimate.upper == pytest.approx(0.5 * 1e16, rel=1e-6)
+
+
+# ---------------------------------------------------------------- networks
+
+
+@pytest.fixture(scope="module")
+def linear_network():
+    generator = np.random.default_rng(5)
+    return oracles.LinearGaussianNetwork(
+        generator.standard_normal((3, 2)), generator.standard_normal((2, 3)), 0.5
+    )
+
+
+def test_conditional_entropy_of_a_linear_network(linear_network):
+    samples = linear_network.samples(np.random.default_rng(6), 300, 40)
+    estimate = conditional_entropy(samples, linear_network.noise_std)
+    assert_bracketed(estimate, linear_network.conditional_entropy)
+    assert estimate.upper - estimate.lower < 0.2
+
+
+def test_information_of_a_linear_network_with_sampled_inputs(linear_network):
+    samples = linear_network.samples(np.random.default_rng(6), 300, 40)
+    estimate = mutual_information(
+        samples, linear_network.noise_std, inputs="sampled", num_noise_draws=1
+    )
+    assert_bracketed(estimate, linear_network.information)
+    assert estimate.upper - estimate.lower < 0.3
+
+
+def test_information_may_exceed_the_log_of_the_sampled_inputs():
+    """I(X; X + Z) = (d/2) log(1 + 1/noise_std^2) for X ~ N(0, I): no cap at log m."""
+    samples = np.random.default_rng(0).standard_normal((20, 1, 2))
+    estimate = mutual_information(samples, 0.2, inputs="sampled")
+    assert estimate.value <= np.log(20) < np.log(1 + 1 / 0.2**2) <= estimate.upper
+
+
+def test_deterministic_representation_has_the_entropy_of_its_noise():
+    samples = np.random.default_rng(0).standard_normal((5, 1, 3))
+    estimate = conditional_entropy(samples, 0.2)
+    exact = oracles.noise_entropy(3, 0.2)
+    assert (estimate.lower, estimate.upper) == (estimate.value, estimate.value)
+    assert estimate.value == pytest.approx(exact, abs=ROUNDING)
+    assert (estimate.standard_error, estimate.num_pairs) == (0, 0)
+
+
+def test_information_of_a_deterministic_representation_is_that_of_a_known_mixture():
+    corners = oracles.cube_corners(3)
+    estimate = mutual_information(corners[:, None, :], 0.7)
+    exact = oracles.bpsk_cube(3, 0.7).entropy - oracles.noise_entropy(3, 0.7)
+    assert abs(estimate.value - exact) <= 4 * estimate.standard_error
+    assert 0 < estimate.standard_error < 0.02
+    assert estimate.lower == estimate.value == estimate.upper
+
+
+def test_information_of_labels_counts_what_distinguishes_them():
+    """Label = sign of the first of three coordinates: one binary channel, not three."""
+    corners = oracles.cube_corners(3)
+    estimate = mutual_information(corners[:, None, :], 0.7, labels=corners[:, 0] > 0)
+    exact = oracles.bpsk_cube(1, 0.7).entropy - oracles.noise_entropy(1, 0.7)
+    assert abs(estimate.value - exact) <= 4 * estimate.standard_error
+    assert 0 < estimate.standard_error < 0.02
+
+
+def test_information_of_separate_blocks_is_exactly_the_log_of_their_number():
+    generator = np.random.default_rng(0)
+    samples = 100 * np.arange(5.0)[:, None, None] + generator.normal(size=(5, 4, 2))
+    labels = ["a", "b", "a", "b", "b"]
+    for_inputs = mutual_information(samples, 1.0)
+    for_labels = mutual_information(samples, 1.0, labels=labels)
+    assert for_inputs.value == pytest.approx(np.log(5), abs=ROUNDING)
+    assert for_labels.value == pytest.approx(
+        -0.4 * np.log(0.4) - 0.6 * np.log(0.6), abs=ROUNDING
+    )
+
+
+def test_information_does_not_grow_along_noisy_layers():
+    network, inputs = oracles.TanhNetwork(1.0, 1.5, 0.1), np.linspace(-1, 1, 8)
+    first = np.tanh(network.first * inputs).reshape(-1, 1, 1)
+    second = network.samples(np.random.default_rng(0), inputs, 100)
+    known = mutual_information(first, network.noise_std)
+    estimate = mutual_information(second, network.noise_std)
+    errors = np.hypot(known.standard_error, estimate.standard_error)
+    assert estimate.value < known.value + 2 * errors
+
+
+# ---------------------------------------------------------------- what is left out
+
+
+BLOCKS = [
+    np.array(block)[:, None]
+    for block in ([0.0, 0.5, 0.6], [-0.4, 0.1], [1.0, 0.7, 1.1, 0.2], [0.3, -0.2])
+]
+EQUAL_BLOCKS = [block[:2] for block in BLOCKS]
+SINGLE_DRAWS = [block[:1] for block in BLOCKS]
+
+
+def assert_agrees_with_quadrature(estimate, exact, ceiling, num_queries):
+    # Queries of short blocks weigh up to 3/2 of the mean: twice the variance suffices.
+    error = 4 * exact.query_std * np.sqrt(2 / num_queries)
+    assert abs(estimate.value - min(exact.value, ceiling)) <= error
+    assert abs(estimate.lower - min(exact.lower, ceiling)) <= error
+    assert abs(estimate.upper - min(exact.upper, ceiling)) <= error
+
+
+@pytest.mark.parametrize(
+    ("blocks", "labels", "inputs", "ceiling"),
+    [
+        (BLOCKS, None, "fixed", np.log(4)),
+        (BLOCKS, None, "sampled", np.inf),
+        (BLOCKS, [0, 1, 0, 1], "fixed", np.log(2)),
+        (BLOCKS, [0, 1, 0, 1], "sampled", np.log(2)),
+        (BLOCKS, [1, 0, 0, 0], "fixed", np.log(4) - 0.75 * np.log(3)),
+        (BLOCKS, [1, 1, 1, 1], "fixed", 0.0),
+        (EQUAL_BLOCKS, [1, 0, 0, 1], "fixed", np.log(2)),
+        (EQUAL_BLOCKS, None, "sampled", np.inf),
+        (SINGLE_DRAWS, [0, 1, 0, 1], "sampled", np.log(2)),
+    ],
+)
+def test_information_and_its_bracket_agree_with_quadrature(
+    blocks, labels, inputs, ceiling
+):
+    """The rules of leaving out, taken literally: oracles.bracket_1d."""
+    estimate = mutual_information(
+        blocks, 0.4, labels=labels, inputs=inputs, num_noise_draws=4000
+    )
+    exact = oracles.bracket_1d(
+        blocks, 0.4, "mutual_information", labels=labels, inputs=inputs
+    )
+    exact = dataclasses.replace(
+        exact, value=max(exact.value, 0), lower=max(exact.lower, 0)
+    )
+    num_queries = 4000 * sum(len(block) for block in blocks)
+    assert_agrees_with_quadrature(estimate, exact, ceiling, num_queries)
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, EQUAL_BLOCKS], ids=["unequal", "equal"])
+def test_conditional_entropy_and_its_bracket_agree_with_quadrature(blocks):
+    estimate = conditional_entropy(blocks, 0.4, num_noise_draws=4000)
+    exact = oracles.bracket_1d(blocks, 0.4, "conditional_entropy")
+    num_queries = 4000 * sum(len(block) for block in blocks)
+    assert_agrees_with_quadrature(estimate, exact, np.inf, num_queries)
+
+
+def test_entropy_and_its_bracket_agree_with_quadrature():
+    centers = np.concatenate(BLOCKS)
+    estimate = entropy(centers, 0.4, num_noise_draws=4000)
+    exact = oracles.bracket_1d([centers], 0.4, "entropy")
+    assert_agrees_with_quadrature(estimate, exact, np.inf, 4000 * len(centers))
+
+
+def test_a_label_with_one_sampled_input_has_no_lower_end_but_zero():
+    estimate = mutual_information(BLOCKS, 0.4, labels=[1, 0, 0, 0], inputs="sampled")
+    assert estimate.lower == 0
+    assert estimate.value > 0
+
+
+@pytest.mark.parametrize("num_draws", [2, 5])
+def test_brackets_enclose_the_information_of_fixed_inputs_on_average(num_draws):
+    network, inputs = oracles.TanhNetwork(1.0, 1.5, 0.3), np.linspace(-1, 1, 8)
+    exact = network.information(inputs)
+
+    def estimate(seed):
+        samples = network.samples(np.random.default_rng(seed), inputs, num_draws)
+        return mutual_information(samples, 0.3, num_noise_draws=20, seed=seed)
+
+    assert_bracketed_on_average(estimate, exact)
+
+
+@pytest.mark.parametrize("num_draws", [2, 5])
+def test_brackets_enclose_the_information_of_sampled_inputs_on_average(num_draws):
+    network = oracles.TanhNetwork(1.0, 1.5, 0.3)
+    # X uniform on [-1, 1], as the midpoints of 40 cells: 80 cells differ by 4e-5.
+    exact = network.information((np.arange(40) + 0.5) / 20 - 1)
+
+    def estimate(seed):
+        generator = np.random.default_rng(seed)
+        samples = network.samples(generator, generator.uniform(-1, 1, 20), num_draws)
+        return mutual_information(
+            samples, 0.3, inputs="sampled", num_noise_draws=8, seed=seed
+        )
+
+    assert_bracketed_on_average(estimate, exact)
+
+
+def assert_bracketed_on_average(estimate, exact, num_repeats=150):
+    """E lower <= exact <= E upper, within 3 standard errors of the two means."""
+    estimates = [estimate(seed) for seed in range(num_repeats)]
+    lower = np.array([e.lower for e in estimates])
+    upper = np.array([e.upper for e in estimates])
+    assert lower.mean() - 3 * lower.std() / np.sqrt(num_repeats) <= exact
+    assert exact <= upper.mean() + 3 * upper.std() / np.sqrt(num_repeats)
+
+
+# ---------------------------------------------------------------- standard errors
+
+
+def spread_over_claim(estimate, num_repeats=100):
+    """Standard deviation over repetitions, in units of the standard error claimed."""
+    estimates = [
+        estimate(np.random.default_rng(seed), seed) for seed in range(num_repeats)
+    ]
+    values = np.array([e.value for e in estimates])
+    claims = np.array([e.standard_error for e in estimates])
+    return values.std(ddof=1) / np.sqrt((claims**2).mean())
+
+
+# The standard deviation of 100 normal values has itself a relative error of
+# 1 / sqrt(2 * 99) = 0.07; four of those.
+HONEST = (0.72, 1.28)
+
+WEIGHTS = np.where(np.arange(200) % 2 == 0, 1.0, 4.0) / 500
+INPUTS = np.linspace(-1, 1, 8)
+NETWORK = oracles.TanhNetwork(1.0, 1.5, 0.3)
+FAR_AND_NEAR = np.array([0.0, 0.1, 0.5, 3.0, 3.5, 9.0])[:, None]
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        pytest.param(
+            lambda generator, seed: entropy(
+                generator.normal(size=(200, 2)), 1.0, num_noise_draws=2, seed=seed
+            ),
+            id="entropy",
+        ),
+        pytest.param(
+            lambda generator, seed: entropy(
+                generator.normal(size=(200, 2)),
+                1.0,
+                weights=WEIGHTS,
+                num_noise_draws=2,
+                seed=seed,
+            ),
+            id="weighted entropy",
+        ),
+        pytest.param(
+            lambda generator, seed: entropy(
+                FAR_AND_NEAR, 1.0, population=True, num_noise_draws=100, seed=seed
+            ),
+            id="entropy of a population",
+        ),
+        pytest.param(
+            lambda generator, seed: conditional_entropy(
+                NETWORK.samples(generator, INPUTS, 40),
+                0.3,
+                num_noise_draws=1,
+                seed=seed,
+            ),
+            id="conditional entropy",
+        ),
+        pytest.param(
+            lambda generator, seed: mutual_information(
+                NETWORK.samples(generator, INPUTS, 40),
+                0.3,
+                num_noise_draws=1,
+                seed=seed,
+            ),
+            id="information, fixed inputs",
+        ),
+        pytest.param(
+            lambda generator, seed: mutual_information(
+                NETWORK.samples(generator, INPUTS, 40),
+                0.3,
+                labels=INPUTS > 0.3,
+                num_noise_draws=1,
+                seed=seed,
+            ),
+            id="label information, fixed inputs",
+        ),
+        pytest.param(
+            lambda generator, seed: mutual_information(
+                FAR_AND_NEAR[:, None, :], 1.0, num_noise_draws=100, seed=seed
+            ),
+            id="information of a known mixture",
+        ),
+        pytest.param(
+            lambda generator, seed: mutual_information(
+                NETWORK.samples(generator, generator.normal(size=60), 10),
+                0.3,
+                inputs="sampled",
+                num_noise_draws=1,
+                seed=seed,
+            ),
+            id="information, sampled inputs",
+        ),
+    ],
+)
+def test_standard_error_is_the_spread_over_repetitions(estimate):
+    assert HONEST[0] <= spread_over_claim(estimate) <= HONEST[1]
+
+
+def test_standard_error_of_sampled_labels_is_the_spread_over_repetitions():
+    def estimate(generator, seed):
+        x = generator.normal(size=80)
+        samples = NETWORK.samples(generator, x, 5)
+        return mutual_information(
+            samples, 0.3, labels=x > 0.3, inputs="sampled", num_noise_draws=1, seed=seed
+        )
+
+    assert HONEST[0] <= spread_over_claim(estimate) <= HONEST[1]
+
+
+def test_one_draw_per_center_of_a_population_overstates_the_error():
+    def estimate(generator, seed):
+        return entropy(
+            oracles.cube_corners(6),
+            0.5,
+            population=True,
+            num_noise_draws=1,
+            seed=seed,
+        )
+
+    assert spread_over_claim(estimate) <= HONEST[1]
+
+
+def test_control_variate_removes_the_noise_of_isolated_centers():
+    centers = 1e3 * np.arange(50.0)[:, None] * np.ones(8)
+    estimate = entropy(centers, 1.0, population=True, num_noise_draws=10)
+    # Without it: sqrt(d / 2 / queries) = 0.09.
+    assert estimate.standard_error < 1e-6
+
+
+# ---------------------------------------------------------------- laws
+
+
+def arrays(min_rows=1):
+    """Small center sets in one to three dimensions, coincident centers included."""
+    coordinate = st.integers(-8, 8).map(lambda k: k / 4)
+    shapes = st.tuples(st.integers(min_rows, 8), st.integers(1, 3))
+    return shapes.flatmap(
+        lambda shape: st.lists(
+            st.lists(coordinate, min_size=shape[1], max_size=shape[1]),
+            min_size=shape[0],
+            max_size=shape[0],
+        ).map(np.array)
+    )
+
+
+noise_stds = st.sampled_from([0.05, 0.3, 1.0, 4.0])
+law = settings(derandomize=True, deadline=None, max_examples=40, database=None)
+DRAWS = {"num_noise_draws": 200}
+
+
+def population_entropy(centers, noise_std, **options):
+    return entropy(centers, noise_std, population=True, **DRAWS, **options)
+
+
+def assert_equal_within_errors(a, b):
+    """Five standard errors: 40 examples a law, each one draw of the noise."""
+    margin = 5 * np.hypot(a.standard_error, b.standard_error) + ROUNDING
+    assert abs(a.value - b.value) <= margin
+
+
+@law
+@given(arrays(), noise_stds)
+def test_pairwise_bounds_bracket_every_estimate(centers, noise_std):
+    estimate = population_entropy(centers, noise_std)
+    bounds = entropy_bounds(centers, noise_std)
+    margin = 5 * estimate.standard_error + ROUNDING
+    assert bounds.lower - margin <= estimate.value <= bounds.upper + margin
+
+
+@law
+@given(arrays(), noise_stds)
+def test_information_lies_between_zero_and_the_log_of_the_inputs(centers, noise_std):
+    estimate = mutual_information(centers[:, None, :], noise_std, **DRAWS)
+    assert 0 <= estimate.lower <= estimate.value <= estimate.upper
+    assert estimate.upper <= np.log(len(centers))
+
+
+@law
+@given(arrays(min_rows=2), noise_stds)
+def test_information_is_at_most_that_of_a_gaussian_input(centers, noise_std):
+    """I <= (1/2) log det(I + cov / noise_std^2): the Gaussian maximises the entropy."""
+    estimate = mutual_information(centers[:, None, :], noise_std, **DRAWS)
+    covariance = np.atleast_2d(np.cov(centers.T, bias=True))
+    limit = (
+        0.5 * np.linalg.slogdet(np.eye(len(covariance)) + covariance / noise_std**2)[1]
+    )
+    assert estimate.value <= limit + 5 * estimate.standard_error + ROUNDING
+
+
+@law
+@given(arrays(), noise_stds)
+def test_information_of_labels_is_at_most_that_of_inputs(centers, noise_std):
+    samples = centers[:, None, :]
+    labels = np.arange(len(centers)) % 3
+    of_labels = mutual_information(samples, noise_std, labels=labels, **DRAWS)
+    of_inputs = mutual_information(samples, noise_std, **DRAWS)
+    margin = 5 * np.hypot(of_labels.standard_error, of_inputs.standard_error)
+    assert of_labels.value <= of_inputs.value + margin + ROUNDING
+
+
+@law
+@given(arrays(), noise_stds)
+def test_information_is_entropy_less_that_of_the_noise(centers, noise_std):
+    information = mutual_information(centers[:, None, :], noise_std, **DRAWS)
+    noise = oracles.noise_entropy(centers.shape[1], noise_std)
+    estimate = population_entropy(centers, noise_std)
+    estimate = dataclasses.replace(estimate, value=estimate.value - noise)
+    assert_equal_within_errors(information, estimate)
+
+
+@law
+@given(arrays(), noise_stds, st.randoms(use_true_random=False))
+def test_entropy_does_not_depend_on_the_order_of_centers(centers, noise_std, random):
+    order = list(range(len(centers)))
+    random.shuffle(order)
+    assert_equal_within_errors(
+        population_entropy(centers, noise_std),
+        population_entropy(centers[order], noise_std, seed=1),
+    )
+
+
+@law
+@given(arrays(), noise_stds)
+def test_entropy_does_not_depend_on_the_origin(centers, noise_std):
+    here = population_entropy(centers, noise_std)
+    there = population_entropy(centers + 16.0, noise_std)
+    assert there.value == pytest.approx(here.value, abs=ROUNDING)
+
+
+@law
+@given(arrays(), noise_stds)
+def test_entropy_does_not_depend_on_the_axes(centers, noise_std):
+    d = centers.shape[1]
+    rotation = np.linalg.qr(np.random.default_rng(d).standard_normal((d, d)))[0]
+    assert_equal_within_errors(
+        population_entropy(centers, noise_std),
+        population_entropy(centers @ rotation, noise_std, seed=1),
+    )
+
+
+@law
+@given(arrays(min_rows=2), noise_stds, st.sampled_from([-3.0, 0.01, 0.5, 100.0]))
+@pytest.mark.filterwarnings("ignore::noisyflow.estimate.UndersampledWarning")
+def test_scaling_adds_the_log_of_the_scale(centers, noise_std, scale):
+    """h(aT) = h(T) + d log |a|, for the estimate and its bracket."""
+    estimate = entropy(centers, noise_std, **DRAWS)
+    scaled = entropy(scale * centers, abs(scale) * noise_std, **DRAWS)
+    if scale < 0:  # not the mirrored noise, so equal up to Monte-Carlo error only
+        scaled = entropy(-scale * centers, abs(scale) * noise_std, **DRAWS)
+    shift = centers.shape[1] * np.log(abs(scale))
+    assert scaled.value == pytest.approx(estimate.value + shift, abs=ROUNDING)
+    assert scaled.upper == pytest.approx(estimate.upper + shift, rel=1e-9, abs=1e-9)
+    assert scaled.isolated == estimate.isolated
+
+
+@law
+@given(arrays(), noise_stds)
+def test_a_coordinate_of_noise_adds_its_own_entropy(centers, noise_std):
+    wider = np.column_stack([centers, np.zeros(len(centers))])
+    estimate = population_entropy(centers, noise_std)
+    noise = oracles.noise_entropy(1, noise_std)
+    estimate = dataclasses.replace(estimate, value=estimate.value + noise)
+    assert_equal_within_errors(estimate, population_entropy(wider, noise_std))
+
+
+@law
+@given(arrays(min_rows=2), noise_stds)
+def test_merging_coincident_centers_into_weights_changes_nothing(centers, noise_std):
+    merged, counts = np.unique(centers, axis=0, return_counts=True)
+    weights = counts / counts.sum()
+    assert_equal_within_errors(
+        population_entropy(centers, noise_std),
+        population_entropy(merged, noise_std, weights=weights, seed=1),
+    )
+    assert entropy_bounds(centers, noise_std) == pytest.approx(
+        entropy_bounds(merged, noise_std, weights=weights), abs=ROUNDING
+    )
+
+
+@pytest.mark.parametrize("inputs", ["fixed", "sampled"])
+def test_information_is_the_difference_of_the_two_entropies(inputs):
+    samples = NETWORK.samples(np.random.default_rng(0), INPUTS, 50)
+    information = mutual_information(samples, 0.3, inputs=inputs)
+    whole = entropy(samples.reshape(-1, 1), 0.3, population=True, num_noise_draws=50)
+    conditional = conditional_entropy(samples, 0.3, num_noise_draws=50)
+    # Same samples, so Monte-Carlo errors only: each query's log-ratio is at most log 8.
+    error = 4 * np.log(8) / np.sqrt(10_000) + 4 * whole.standard_error
+    difference = whole.value - conditional.value
+    assert information.value == pytest.approx(difference, abs=error)
+
+
+def test_labels_that_name_the_inputs_give_the_information_of_the_inputs():
+    of_inputs = mutual_information(BLOCKS, 0.4)
+    of_labels = mutual_information(BLOCKS, 0.4, labels=[3, 5, 7, 9])
+    assert of_labels.value == pytest.approx(of_inputs.value, abs=ROUNDING)
+    assert of_labels.lower == pytest.approx(of_inputs.lower, abs=ROUNDING)
+    assert of_labels.upper == pytest.approx(of_inputs.upper, abs=ROUNDING)
+
+
+# ---------------------------------------------------------------- arrays and seeds
+
+
+CALLS = [
+    pytest.param(lambda s, **o: entropy(s[:, 0], 0.5, **o), id="entropy"),
+    pytest.param(
+        lambda s, **o: conditional_entropy(s, 0.5, **o), id="conditional_entropy"
+    ),
+    pytest.param(
+        lambda s, **o: mutual_information(s, 0.5, **o), id="mutual_information"
+    ),
+]
+
+
+@pytest.fixture
+def samples():
+    return np.random.default_rng(0).standard_normal((6, 5, 2))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_seed_makes_the_estimate_reproducible_bit_for_bit(call, samples):
+    assert call(samples, seed=7) == call(samples, seed=7)
+    assert call(samples, seed=7).value != call(samples, seed=8).value
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_torch_tensors_give_the_same_estimate(call, samples, dtype):
+    torch = pytest.importorskip("torch")
+    samples = samples.astype(dtype)
+    assert call(torch.from_numpy(samples)) == call(samples)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_single_precision_agrees_with_double(call, samples):
+    # Other noise, so equal up to four standard errors of 10,000 queries each.
+    single = call(samples.astype(np.float32))
+    double = call(samples)
+    assert single.value != double.value
+    assert single.value == pytest.approx(double.value, abs=0.1)
+    assert single.upper == pytest.approx(double.upper, abs=0.3)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_memory_layout_changes_nothing(call, samples):
+    wide = np.zeros((6, 5, 4))
+    wide[:, :, ::2] = samples
+    assert call(wide[:, :, ::2]) == call(samples)
+    assert call(np.asfortranarray(samples)) == call(samples)
+
+
+@pytest.mark.parametrize("function", [conditional_entropy, mutual_information])
+def test_a_list_of_blocks_is_the_array_of_them(function, samples):
+    assert function(list(samples), 0.5) == function(samples, 0.5)
+
+
+@pytest.mark.parametrize("queries_per_call", [1, 7, 100])
+def test_every_draw_counts_once_however_the_work_is_cut(
+    monkeypatch, samples, queries_per_call
+):
+    whole = entropy(samples[:, 0], 0.5, num_noise_draws=400, population=True)
+    monkeypatch.setattr(sampling, "_QUERIES_PER_CALL", queries_per_call)
+    parts = entropy(samples[:, 0], 0.5, num_noise_draws=400, population=True)
+    assert parts.num_pairs == whole.num_pairs == 6 * 6 * 400
+    assert parts.standard_error == pytest.approx(whole.standard_error, rel=0.2)
+    assert_equal_within_errors(parts, whole)
+
+
+def test_default_draws_give_at_least_ten_thousand_queries(samples):
+    assert conditional_entropy(samples, 0.5).num_pairs == 334 * 6 * 5**2
+    assert entropy(samples[:, 0], 0.5).num_pairs == 1667 * 6**2
+
+
+# ---------------------------------------------------------------- warnings
+
+
+def test_entropy_warns_that_samples_are_too_few():
+    centers = np.random.default_rng(0).uniform(-1, 1, (500, 10))
+    with pytest.warns(
+        UndersampledWarning,
+        match=r"500 samples are too few for d = 10 at noise_std = 0.1",
+    ) as record:
+        estimate = entropy(centers, 0.1)
+    assert record[0].filename == __file__
+    assert estimate.isolated > 0.99
+    ceiling = np.log(500) + oracles.noise_entropy(10, 0.1)
+    assert estimate.value == pytest.approx(ceiling, abs=0.01)
+    assert estimate.upper - estimate.lower > 10
+
+
+def test_conditional_entropy_warns_that_draws_are_too_few():
+    samples = np.random.default_rng(0).uniform(-1, 1, (4, 20, 8))
+    with pytest.warns(UndersampledWarning, match="20 draws per input are too few"):
+        conditional_entropy(samples, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "words"),
+    [
+        ("fixed", None, "20 draws per input are too few"),
+        ("fixed", [0, 1, 0, 1], "20 draws per input are too few"),
+        ("sampled", None, "4 inputs are too few"),
+        ("sampled", [0, 1, 0, 1], "4 inputs are too few"),
+    ],
+)
+def test_information_warns_that_samples_are_too_few(inputs, labels, words):
+    samples = np.random.default_rng(0).uniform(-1, 1, (4, 20, 8))
+    with pytest.warns(UndersampledWarning, match=words):
+        estimate = mutual_information(samples, 0.1, inputs=inputs, labels=labels)
+    assert estimate.lower == 0
+
+
+def test_isolation_in_a_known_population_is_no_reason_to_warn():
+    centers = 100 * np.arange(8.0)[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert entropy(centers, 1.0, population=True).isolated == 1
+        assert mutual_information(centers[:, None], 1.0).isolated == 1
+        labels = np.arange(8)
+        assert mutual_information(centers[:, None], 1.0, labels=labels).isolated == 1
+
+
+def test_repeated_samples_of_far_points_are_not_isolated():
+    centers = np.repeat(100 * np.arange(8.0), 5)[:, None]
+    assert entropy(centers, 1.0).isolated == 0
+
+
+# ---------------------------------------------------------------- Estimate
+
+
+def test_printing_gives_one_line_with_units_and_both_errors():
+    assert str(Estimate(2.6210, 0.0031, 2.6180, 2.6402, 0.03, 10)) == (
+        "2.6210 nats +- 0.0031 (standard error),"
+        " bias bracket [2.6180, 2.6402], 3 % isolated"
+    )
+
+
+def test_printing_shows_two_digits_of_a_small_error():
+    line = str(Estimate(1.0, 0.0000234, 1.0, np.inf, 0.0, 10))
+    assert line.startswith("1.000000 nats +- 0.000023 (standard error),")
+    assert "[1.000000, inf]" in line
+
+
+def test_estimate_cannot_be_changed():
+    estimate = Estimate(1.0, 0.1, 0.9, 1.1, 0.0, 1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        estimate.value = 2.0
+
+
+# ---------------------------------------------------------------- bad input
+
+
+CENTERS = np.zeros((3, 2))
+SAMPLES = np.zeros((3, 2, 2))
+WITH_NAN = np.array([[0.0, np.nan]])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: entropy(np.zeros(3), 1.0), ValueError, r"centers .* \(3,\)"),
+        (lambda: entropy(np.zeros((0, 2)), 1.0), ValueError, "centers .* empty"),
+        (lambda: entropy(np.zeros((3, 0)), 1.0), ValueError, "centers .* empty"),
+        (lambda: entropy(CENTERS.astype(int), 1.0), TypeError, "centers .* int64"),
+        (lambda: entropy(CENTERS.astype(complex), 1.0), TypeError, "complex128"),
+        (lambda: entropy(CENTERS.astype(np.float16), 1.0), TypeError, "float16"),
+        (lambda: entropy("abc", 1.0), TypeError, "centers"),
+        (lambda: entropy(WITH_NAN, 1.0), ValueError, "centers .* nan"),
+        (lambda: entropy(np.full((2, 1), np.inf), 1.0), ValueError, "centers .* inf"),
+        (lambda: entropy(CENTERS[:1], 1.0), ValueError, "population=True"),
+        (lambda: entropy(CENTERS, 0.0), ValueError, "noise_std must be positive"),
+        (lambda: entropy(CENTERS, -0.1), ValueError, r"noise_std .* -0\.1"),
+        (lambda: entropy(CENTERS, np.nan), ValueError, "noise_std .* nan"),
+        (lambda: entropy(CENTERS, np.inf), ValueError, "noise_std .* inf"),
+        (lambda: entropy(CENTERS, "1"), TypeError, "noise_std .* str"),
+        (lambda: entropy(CENTERS, True), TypeError, "noise_std .* bool"),
+        (lambda: entropy(CENTERS, np.ones(1)), TypeError, "noise_std .* ndarray"),
+        (
+            lambda: entropy(CENTERS, 1.0, weights=np.array([0.5, 0.5])),
+            ValueError,
+            r"weights .* \(3,\)",
+        ),
+        (
+            lambda: entropy(CENTERS, 1.0, weights=np.array([0.5, 0.7, -0.2])),
+            ValueError,
+            r"weights .* -0\.2",
+        ),
+        (
+            lambda: entropy(CENTERS, 1.0, weights=np.array([0.5, 0.7, 0.2])),
+            ValueError,
+            r"weights must sum to 1, got .* 1\.4|1\.39",
+        ),
+        (
+            lambda: entropy(CENTERS, 1.0, weights=np.array([0.5, np.nan, 0.5])),
+            ValueError,
+            "weights .* nan",
+        ),
+        (
+            lambda: entropy(CENTERS, 1.0, weights=np.array([1, 0, 0])),
+            TypeError,
+            "weights .* int64",
+        ),
+        (
+            lambda: entropy(CENTERS, 1.0, num_noise_draws=0),
+            ValueError,
+            "num_noise_draws must be at least 1, got 0",
+        ),
+        (
+            lambda: entropy(CENTERS, 1.0, num_noise_draws=2.0),
+            TypeError,
+            "num_noise_draws .* float",
+        ),
+        (
+            lambda: entropy(CENTERS[:1], 1.0, num_noise_draws=1, population=True),
+            ValueError,
+            "num_noise_draws must be at least 2, got 1",
+        ),
+        (lambda: entropy(CENTERS, 1.0, seed=-1), ValueError, "seed .* -1"),
+        (lambda: entropy(CENTERS, 1.0, seed=0.5), TypeError, "seed .* float"),
+        (lambda: entropy_bounds(CENTERS, 0.0), ValueError, "noise_std"),
+        (lambda: entropy_bounds(WITH_NAN, 1.0), ValueError, "centers"),
+        (lambda: conditional_entropy(CENTERS, 1.0), ValueError, r"samples .* \(3, 2\)"),
+        (lambda: conditional_entropy(SAMPLES[:0], 1.0), ValueError, "samples .* empty"),
+        (lambda: conditional_entropy([], 1.0), ValueError, "samples .* empty list"),
+        (
+            lambda: conditional_entropy([CENTERS, CENTERS[:, :1]], 1.0),
+            ValueError,
+            r"samples .* 2 in samples\[0\] and 1 in samples\[1\]",
+        ),
+        (
+            lambda: conditional_entropy([CENTERS, CENTERS.astype(np.float32)], 1.0),
+            TypeError,
+            r"samples\[1\] .* float32",
+        ),
+        (
+            lambda: conditional_entropy([CENTERS, CENTERS[:1]], 1.0),
+            ValueError,
+            r"2 draws of every input.* got 1 in samples\[1\]",
+        ),
+        (
+            lambda: conditional_entropy([CENTERS, WITH_NAN], 1.0),
+            ValueError,
+            r"samples\[1\] .* nan",
+        ),
+        (
+            lambda: conditional_entropy(SAMPLES[:, :1], 1.0, seed="a"),
+            TypeError,
+            "seed .* str",
+        ),
+        (
+            lambda: mutual_information(SAMPLES * np.nan, 1.0),
+            ValueError,
+            "samples.* nan",
+        ),
+        (
+            lambda: mutual_information(SAMPLES.astype(int), 1.0),
+            TypeError,
+            "samples .* int64",
+        ),
+        (
+            lambda: mutual_information(SAMPLES, 1.0, labels=[0, 1]),
+            ValueError,
+            r"labels must have shape \(3,\).* \(2,\)",
+        ),
+        (
+            lambda: mutual_information(SAMPLES, 1.0, labels=[0.0, 1.0, 0.0]),
+            TypeError,
+            "labels .* float64",
+        ),
+        (
+            lambda: mutual_information(SAMPLES, 1.0, inputs="all"),
+            ValueError,
+            "inputs .* 'all'",
+        ),
+        (
+            lambda: mutual_information(SAMPLES[:1], 1.0, inputs="sampled"),
+            ValueError,
+            "samples must hold at least 2 inputs",
+        ),
+    ],
+)
+def test_bad_input_is_named_with_the_value_seen(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
