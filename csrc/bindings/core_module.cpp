@@ -151,6 +151,72 @@ int64_t first_nonfinite(const py::array_t<T>& array) {
   return -1;
 }
 
+using Doubles = py::array_t<double, py::array::c_style>;
+
+// Lower and upper (G, N) sides of log p(t_l | group), and effective sample sizes: see PathTask.
+py::tuple path_importance(const std::vector<Doubles>& weights, const std::vector<Doubles>& biases,
+                          int activation, double noise_std, const Doubles& first,
+                          const Doubles& points, const Indices& own, const Doubles& path,
+                          const Indices& groups, const Doubles& uniforms, const Doubles& normals,
+                          int num_threads) {
+  require(!weights.empty() && weights.size() == biases.size(), "one bias per weight matrix");
+  require(first.ndim() == 2 && first.shape(0) >= 1, "first must be (m, d_1)");
+  require(activation >= 0 && activation <= int(Activation::kLeakyRelu), "unknown activation");
+  require(std::isfinite(noise_std) && noise_std > 0, "noise_std must be positive");
+  std::vector<int64_t> dims{first.shape(1)};
+  std::vector<const double*> weight_data{nullptr}, bias_data{nullptr};
+  int64_t length = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    length += dims.back();
+    require(weights[i].ndim() == 2 && weights[i].shape(1) == dims.back() && biases[i].ndim() == 1 &&
+                biases[i].shape(0) == weights[i].shape(0),
+            "weights must chain: (d_i, d_(i-1)) with biases (d_i,)");
+    dims.push_back(weights[i].shape(0));
+    weight_data.push_back(weights[i].data());
+    bias_data.push_back(biases[i].data());
+  }
+  const int64_t d = dims.back();
+  require(groups.ndim() == 3 && groups.shape(2) == 2, "groups must be (G, N, 2)");
+  const int64_t G = groups.shape(0), N = groups.shape(1);
+  require(normals.ndim() == 3, "normals must be (N, K, L + d)");
+  const int64_t K = normals.shape(1);
+  require(K >= 4, "at least 4 proposals");
+  require(points.ndim() == 2 && points.shape(0) == N && points.shape(1) == d, "points (N, d)");
+  require(own.ndim() == 1 && own.shape(0) == N, "own (N,)");
+  require(path.ndim() == 2 && path.shape(0) == N && path.shape(1) == length, "path (N, L)");
+  require(uniforms.ndim() == 2 && uniforms.shape(0) == N && uniforms.shape(1) == K + 2,
+          "uniforms (N, K + 2)");
+  require(normals.shape(0) == N && normals.shape(2) == length + d, "normals (N, K, L + d)");
+  const int64_t m = first.shape(0);
+  for (int64_t g = 0; g < G; ++g)
+    for (int64_t i = 0; i < N; ++i) {
+      const int64_t* range = groups.data() + 2 * (g * N + i);
+      const int64_t j = own.data()[i];
+      require(0 <= range[0] && range[0] <= j && j < range[1] && range[1] <= m,
+              "a group must be a range of inputs that contains the own one");
+    }
+  Doubles lower({G, N}), upper({G, N}), effective({G, N});
+  const PathTask task{{int(dims.size()), dims.data(), weight_data.data(), bias_data.data(),
+                       Activation(activation), noise_std, first.data(), m},
+                      N,
+                      G,
+                      K,
+                      points.data(),
+                      own.data(),
+                      path.data(),
+                      groups.data(),
+                      uniforms.data(),
+                      normals.data(),
+                      lower.mutable_data(),
+                      upper.mutable_data(),
+                      effective.mutable_data()};
+  {
+    py::gil_scoped_release release;
+    run_path_task(task, num_threads);
+  }
+  return py::make_tuple(lower, upper, effective);
+}
+
 template <class T>
 void define(py::module_& m) {
   m.def("log_density", &log_density<T>, py::arg("points").noconvert(), py::arg("centers").noconvert(),
@@ -170,6 +236,10 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Compiled kernels of noisyflow; the public functions are in the package.";
   define<float>(m);
   define<double>(m);
+  m.def("path_importance", &path_importance, py::arg("weights"), py::arg("biases"),
+        py::arg("activation"), py::arg("noise_std"), py::arg("first"), py::arg("points"),
+        py::arg("own"), py::arg("path"), py::arg("groups"), py::arg("uniforms"),
+        py::arg("normals"), py::arg("num_threads"));
   m.def("available_targets", [] {
     std::vector<std::string> names;
     for (int i = 0; i < num_available_targets(); ++i) names.emplace_back(available_target(i).name);

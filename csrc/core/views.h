@@ -56,4 +56,36 @@ struct Task {
   T* out[kNumParts];
 };
 
+// What a hidden layer applies to its pre-activation.
+enum class Activation { kLinear = 0, kTanh = 1, kSigmoid = 2, kRelu = 3, kLeakyRelu = 4 };
+constexpr double kLeakySlope = 0.01;
+
+// Noisy layers 1 .. l of a multilayer perceptron, for the density of t_l = s_l + noise.
+// Of layer 1 only its clean output for every input is needed: first, (m, dims[0]).
+struct NoisyLayersView {
+  int num_layers;                // l >= 2
+  const int64_t* dims;           // (l,): widths of layers 1 .. l
+  const double* const* weights;  // (l,): weights[i] is (dims[i], dims[i-1]); weights[0] unused
+  const double* const* biases;   // (l,): biases[0] unused
+  Activation activation;
+  double noise_std;
+  const double* first;
+  int64_t m;
+};
+
+// Path importance sampling of log p(t_l | group of inputs), for N points and G groups each.
+struct PathTask {
+  NoisyLayersView layers;
+  int64_t num_points, num_groups, num_proposals;  // N, G, K >= 4
+  const double* points;    // (N, d_l)
+  const int64_t* own;      // (N,): the input that made each point
+  const double* path;      // (N, L): its noise in layers 1 .. l-1, in units of noise_std
+  const int64_t* groups;   // (G, N, 2): inputs [begin, end), containing own
+  const double* uniforms;  // (N, K + 2) in [0, 1)
+  const double* normals;   // (N, K, L + d_l)
+  double* lower;           // (G, N): E lower <= log p
+  double* upper;           // (G, N): E upper >= log p
+  double* effective;       // (G, N): effective sample size as a share of K
+};
+
 }  // namespace noisyflow

@@ -2,6 +2,7 @@
 
 #include "dispatch.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -106,6 +107,29 @@ void run_task(const Task<T>& task, int num_threads) {
     const int64_t first = index * step;
     const int64_t last = first + step < m ? first + step : m;
     kernel.evaluate(task, first, last, scratch[size_t(thread)].get());
+  });
+}
+
+void run_path_task(const PathTask& task, int num_threads) {
+  if (task.num_points == 0) return;
+  const PathKernel& kernel = active_target().path;
+  int64_t largest_group = 1;
+  for (int64_t i = 0; i < task.num_groups * task.num_points; ++i)
+    largest_group = std::max(largest_group, task.groups[2 * i + 1] - task.groups[2 * i]);
+
+  const Scratch linear = allocate(kernel.linear_bytes(task));
+  const int64_t bytes = kernel.scratch_bytes(task, largest_group);
+  std::vector<Scratch> scratch;
+  for (int thread = 0; thread < num_threads; ++thread) scratch.push_back(allocate(bytes));
+  const int64_t vectors = (task.layers.m + kernel.inputs_per_vector - 1) / kernel.inputs_per_vector;
+  parallel_for(vectors, num_threads, [&](int thread, int64_t vector) {
+    kernel.linearise(task, vector, linear.get(), scratch[size_t(thread)].get());
+  });
+  const int64_t step = kernel.points_per_chunk;
+  parallel_for((task.num_points + step - 1) / step, num_threads, [&](int thread, int64_t chunk) {
+    const int64_t last = std::min(task.num_points, (chunk + 1) * step);
+    kernel.evaluate(task, linear.get(), chunk * step, last, largest_group,
+                    scratch[size_t(thread)].get());
   });
 }
 

@@ -15,10 +15,22 @@ struct KernelChoice {
   int group;              // points that share a vector
 };
 
+// Path importance on one target: linearise vectors of inputs, then evaluate chunks of points.
+struct PathKernel {
+  int64_t (*scratch_bytes)(const PathTask& task, int64_t largest_group);  // per thread
+  int64_t (*linear_bytes)(const PathTask& task);
+  int inputs_per_vector;
+  int points_per_chunk;
+  void (*linearise)(const PathTask& task, int64_t vector, void* linear, void* scratch);
+  void (*evaluate)(const PathTask& task, const void* linear, int64_t first, int64_t last,
+                   int64_t largest_group, void* scratch);
+};
+
 struct KernelTable {
   const char* name;
   KernelChoice<float> (*choose_f32)(int64_t d);
   KernelChoice<double> (*choose_f64)(int64_t d);
+  PathKernel path;
 };
 
 KernelTable kernels_baseline();
@@ -38,5 +50,7 @@ void force_target(const char* name);
 // Evaluates all points of the task on at most num_threads threads.
 template <class T>
 void run_task(const Task<T>& task, int num_threads);
+
+void run_path_task(const PathTask& task, int num_threads);
 
 }  // namespace noisyflow

@@ -1,10 +1,11 @@
-// The loops of log_density-inl.h, compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq.
+// The loops of the *-inl.h files, compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq.
 // Called only after dispatch.cpp has seen that the CPU has them.
 #define NOISYFLOW_TARGET avx512
 #include "log_density-inl.h"
+#include "path_importance-inl.h"
 
 namespace noisyflow {
 KernelTable kernels_avx512() {
-  return {"avx512", &avx512::choose_kernel<float>, &avx512::choose_kernel<double>};
+  return {"avx512", &avx512::choose_kernel<float>, &avx512::choose_kernel<double>, avx512::path_kernel()};
 }
 }  // namespace noisyflow

@@ -1,10 +1,11 @@
-// The loops of log_density-inl.h, compiled for any CPU.
+// The loops of the *-inl.h files, compiled for any CPU.
 // Always there; all that a CPU without AVX2 has.
 #define NOISYFLOW_TARGET baseline
 #include "log_density-inl.h"
+#include "path_importance-inl.h"
 
 namespace noisyflow {
 KernelTable kernels_baseline() {
-  return {"baseline", &baseline::choose_kernel<float>, &baseline::choose_kernel<double>};
+  return {"baseline", &baseline::choose_kernel<float>, &baseline::choose_kernel<double>, baseline::path_kernel()};
 }
 }  // namespace noisyflow

@@ -25,6 +25,20 @@ def block_log_sums(
     num_threads: int,
 ) -> tuple[Floats, Floats, Floats, Floats]: ...
 def first_nonfinite(array: Floats) -> int: ...
+def path_importance(
+    weights: list[NDArray[np.float64]],
+    biases: list[NDArray[np.float64]],
+    activation: int,
+    noise_std: float,
+    first: NDArray[np.float64],
+    points: NDArray[np.float64],
+    own: Indices,
+    path: NDArray[np.float64],
+    groups: Indices,
+    uniforms: NDArray[np.float64],
+    normals: NDArray[np.float64],
+    num_threads: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
 def available_targets() -> list[str]: ...
 def active_target() -> str: ...
 def force_target(name: str | None) -> None: ...

@@ -1,0 +1,237 @@
+"""Information of a known noisy network, enclosed from both sides by path importance sampling.
+
+The density of a layer behind other noisy layers is an integral over their noise,
+p(t | x) = E_z[ N(t; S(x, z), noise_std^2 I) ]. A plug-in over noise replicas needs their
+number exponential in the width; here the network is known, so the noise paths that matter are found
+(posterior mode) and weighted exactly. The path that made t is known too, an exact sample of the
+posterior: averages without and with it enclose log p in expectation. The same holds for
+p(t) and p(t | label), the input being one more latent variable.
+
+The kernel is csrc/cpu/path_importance-inl.h, its specification `_reference.path_importance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisyflow import _arrays, _core
+from noisyflow.runtime import num_threads
+
+Doubles = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+# The order of `Activation` in csrc/core/views.h.
+ACTIVATIONS = ("linear", "tanh", "sigmoid", "relu", "leaky_relu")
+_LEAKY_SLOPE = 0.01
+
+# Random numbers are drawn for this many points at a time: 100 MB at 64 proposals.
+_POINTS_AT_A_TIME = 1024
+_FEWEST_PROPOSALS = 4
+
+
+class LogDensityBracket(NamedTuple):
+    """Both sides of log-densities, E lower <= log p <= E upper, in nats."""
+
+    lower: Doubles
+    upper: Doubles
+    effective_sample_size: Doubles
+
+
+@dataclass(frozen=True)
+class NoisyLayers:
+    """The hidden layers of a noisy multilayer perceptron, as plain arrays.
+
+    T_l = S_l + Z_l, S_l = activation(W_l T_{l-1} + b_l), Z_l ~ N(0, noise_std^2 I).
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        float32 or float64, NumPy arrays or CPU torch tensors; kept in float64.
+    biases : sequence of (d_l,) arrays
+    activation : {"linear", "tanh", "sigmoid", "relu", "leaky_relu"}
+        Applied in every layer; leaky_relu has slope 0.01 below zero.
+    noise_std : float
+        Standard deviation of the noise of every layer, in the units of the activations.
+        Positive. (beta in Goldfeld et al. 2019.)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not chain, a value is not finite, or an argument is out of range.
+    """
+
+    weights: Sequence[Any]
+    biases: Sequence[Any]
+    activation: str
+    noise_std: float
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}, "
+                f"got {self.activation!r}"
+            )
+        if len(self.weights) != len(self.biases) or not self.weights:
+            raise ValueError(
+                "weights and biases must hold one array for every layer, at least one, "
+                f"got {len(self.weights)} and {len(self.biases)}"
+            )
+        weights = [
+            _as_doubles(_arrays.as_matrix(f"weights[{i}]", w))
+            for i, w in enumerate(self.weights)
+        ]
+        biases = []
+        for i, (w, b) in enumerate(zip(weights, self.biases, strict=True)):
+            bias = _arrays.to_numpy(f"biases[{i}]", b)
+            if bias.shape != (len(w),):
+                raise ValueError(
+                    f"biases[{i}] must have shape ({len(w)},), as weights[{i}] has "
+                    f"shape {w.shape}, got {bias.shape}"
+                )
+            _arrays.check_finite(f"biases[{i}]", np.ascontiguousarray(bias)[None, :])
+            biases.append(_as_doubles(bias))
+            if i > 0 and w.shape[1] != len(weights[i - 1]):
+                raise ValueError(
+                    f"weights[{i}] must have {len(weights[i - 1])} columns, the width "
+                    f"of the layer before, got shape {w.shape}"
+                )
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "biases", biases)
+        object.__setattr__(self, "noise_std", _arrays.check_noise_std(self.noise_std))
+
+    @property
+    def widths(self) -> list[int]:
+        """(d_1, ..., d_L), the widths of the hidden layers."""
+        return [len(w) for w in self.weights]
+
+    def activate(self, values: Doubles) -> Doubles:
+        """The activation, elementwise."""
+        match self.activation:
+            case "linear":
+                return values
+            case "tanh":
+                return np.asarray(np.tanh(values))
+            case "sigmoid":
+                return np.asarray(0.5 + 0.5 * np.tanh(0.5 * values))
+            case "relu":
+                return np.maximum(values, 0.0)
+            case _:
+                return np.where(values < 0, _LEAKY_SLOPE * values, values)
+
+    def clean_outputs(
+        self, inputs: Doubles, noise: Doubles, *, last: int | None = None
+    ) -> list[Doubles]:
+        """S_1 .. S_last along noise paths; all hidden layers by default.
+
+        Parameters
+        ----------
+        inputs : (N, d_0) array
+        noise : (N, d_1 + ... + d_{L-1}) array or wider
+            Standard normal noise of the layers, one after another, in units of
+            noise_std; columns beyond the layer before the last are not used.
+
+        Returns
+        -------
+        list of (N, d_l) arrays
+        """
+        outputs: list[Doubles] = []
+        current = inputs
+        column = 0
+        for w, b in list(zip(self.weights, self.biases, strict=True))[:last]:
+            if outputs:
+                width = outputs[-1].shape[1]
+                current = (
+                    outputs[-1] + self.noise_std * noise[:, column : column + width]
+                )
+                column += width
+            outputs.append(self.activate(current @ w.T + b))
+        return outputs
+
+
+def _as_doubles(array: NDArray[Any]) -> Doubles:
+    return np.ascontiguousarray(array, np.float64)
+
+
+def path_log_densities(
+    layers: NoisyLayers,
+    layer: int,
+    inputs: Doubles,
+    points: Doubles,
+    own: Indices,
+    path: Doubles,
+    groups: Indices,
+    *,
+    num_proposals: int,
+    generator: np.random.Generator,
+) -> LogDensityBracket:
+    """Both sides of log p(t_l | X in group) at points whose noise path is known, in nats.
+
+    X is uniform over a group of inputs: one input gives log p(t | x), all inputs
+    log p(t).
+
+    Parameters
+    ----------
+    layers : NoisyLayers
+    layer : int
+        l, from 2: layer 1 is a known mixture, see `mixture_log_density`.
+    inputs : (m, d_0) array
+        All inputs; groups are ranges of their rows.
+    points : (N, d_l) array
+        t_l, with noise, as the network produced it
+    own : (N,) integer array
+        from these rows of `inputs`
+    path : (N, d_1 + ... + d_{l-1}) array
+        by this noise of the earlier layers, in units of noise_std.
+    groups : (G, N, 2) integer array
+        First and one past the last input of every group; each contains the own input.
+    num_proposals : int
+        K, at least 4. The bracket closes like 1/K, and the cost grows like K.
+    generator : numpy.random.Generator
+        Source of the proposals; shared by the groups, so that their differences have
+        less noise.
+
+    Returns
+    -------
+    LogDensityBracket
+        `lower`, `upper` and `effective_sample_size` (a share of K), each (G, N).
+
+    Notes
+    -----
+    Cost per point: O(m d_l^2) to find likely inputs, and K or more evaluations of the
+    network, its Jacobian and a d_l x d_l factorisation. float64 throughout. A poor
+    proposal makes the bracket wide, not wrong.
+
+    Sources: Burda, Grosse, Salakhutdinov (2016), "Importance Weighted Autoencoders"
+    (lower side); Sobolev and Vetrov (2019), "Importance Weighted Hierarchical
+    Variational Inference" (upper side).
+    """
+    first = layers.activate(inputs @ layers.weights[0].T + layers.biases[0])
+    num_points, width = path.shape[0], path.shape[1] + points.shape[1]
+    parts = []
+    for start in range(0, num_points, _POINTS_AT_A_TIME):
+        some = slice(start, min(start + _POINTS_AT_A_TIME, num_points))
+        count = some.stop - some.start
+        parts.append(
+            _core.path_importance(
+                list(layers.weights[1:layer]),
+                list(layers.biases[1:layer]),
+                ACTIVATIONS.index(layers.activation),
+                layers.noise_std,
+                first,
+                np.ascontiguousarray(points[some]),
+                np.ascontiguousarray(own[some]),
+                np.ascontiguousarray(path[some]),
+                np.ascontiguousarray(groups[:, some]),
+                generator.random((count, num_proposals + 2)),
+                generator.standard_normal((count, num_proposals, width)),
+                num_threads(),
+            )
+        )
+    return LogDensityBracket(
+        *(np.concatenate(side, axis=1) for side in zip(*parts, strict=True))
+    )
