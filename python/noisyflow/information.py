@@ -240,8 +240,9 @@ def conditional_entropy(
     Estimate
         `value` and `lower` are the mean plug-in, `upper` the mean leave-one-out
         estimate, E lower <= h(T | X) <= E upper. The inputs count as fixed:
-        `standard_error` holds the error of the draws and of the noise. One draw per
-        input: exactly (d/2) log(2 pi e noise_std^2), without error.
+        `standard_error` holds the error of the draws and of the noise (fewer than 10
+        draws of an input: an error that is too large, from the spread between inputs).
+        One draw per input: exactly (d/2) log(2 pi e noise_std^2), without error.
 
     Raises
     ------
@@ -356,6 +357,8 @@ def mutual_information(
         within [0, inf), or [0, log(number of labels)]; the information of a larger
         population may exceed the log of the number of inputs drawn from it. Fixed
         inputs with one draw each are a known mixture: no bias, the bracket closes.
+        `standard_error`, fixed inputs: of the draws and the noise, as in
+        `conditional_entropy`; sampled inputs: of the inputs as well.
         `isolated` counts the queries whose conditional mixture (for sampled inputs also
         whose pooled mixture) holds nothing near but what would be left out.
 
