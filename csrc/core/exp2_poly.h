@@ -1,5 +1,7 @@
-// 2^-x over vector lanes: relative error at most 2.0e-7 (float) and 4e-16 (double), both
-// including rounding, for -40 <= -x <= kClamp (tests/cpp/test_core.cpp measures it).
+// 2^-x over vector lanes, -40 <= x <= kClamp: relative error at most 2.7e-7 (float) and 5e-16
+// (double) for |x| <= 1, where terms matter; beyond, without FMA, plus the rounding of x itself.
+// In float: minimax 7.5e-8, rounding of the leading coefficient 4.8e-8, of the last Horner step
+// 6.0e-8 (8.1e-8 without FMA), of f 4.1e-8 (without FMA). tests/cpp/test_core.cpp measures it.
 //
 // Adding a magic number leaves the nearest integer k in the low mantissa bits, already biased, so
 // one shift makes 2^k; a minimax polynomial (Remez, relative error 7.5e-8 at degree 5, 3.1e-18 at

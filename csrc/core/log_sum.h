@@ -21,17 +21,17 @@ struct LogSum {
 
   // Lowers the offset to `target`, keeping the value. A sum without any term keeps nothing.
   void rebase(double target) {
-    sum = isinf(offset) ? 0 : sum * exp2(target - offset);
+    sum = offset == INFINITY ? 0 : sum * exp2(target - offset);
     offset = target;
   }
 
   void merge(LogSum other) {
-    if (isinf(other.offset)) return;  // empty: inf - inf below would be NaN
+    if (other.offset == INFINITY) return;  // empty: inf - inf below would be NaN
     if (other.offset < offset) rebase(other.offset);
     sum += other.sum * exp2(offset - other.offset);
   }
 
-  double log2_value() const { return isinf(offset) ? -INFINITY : log2(sum) - offset; }
+  double log2_value() const { return offset == INFINITY ? -INFINITY : log2(sum) - offset; }
 };
 
 }  // namespace NOISYFLOW_TARGET

@@ -177,7 +177,7 @@ void add_tile(const T* points, const MixtureView<T>& mixture, int64_t begin, int
 // memberships: one per lane. Adds to parts[kInner], [kOuter], [kRest] and to own, each Q vectors.
 template <class T, int Q>
 void add_mixed(const T* points, const MixtureView<T>& mixture, int64_t begin, int64_t end, T scale,
-               const Membership* membership, LaneSums<T, Q>* parts) {
+               const Membership* membership, bool include_rest, LaneSums<T, Q>* parts) {
   using Scalar = typename Simd<T>::Scalar;
   for (int q = 0; q < Q; ++q) {
     Int<T> own, inner_begin, inner_end, outer_begin, outer_end;
@@ -202,7 +202,8 @@ void add_mixed(const T* points, const MixtureView<T>& mixture, int64_t begin, in
       const Int<T> is_outer = (index >= outer_begin) & (index < outer_end);
       const Int<T> chosen[kNumParts] = {is_inner & ~is_own, is_outer & ~is_inner, ~is_outer, is_own};
       for (int part = 0; part < kNumParts; ++part) {
-        if (!any<T>(chosen[part])) continue;
+        const bool beyond = part == kOuter || part == kRest;
+        if ((beyond && !include_rest) || !any<T>(chosen[part])) continue;
         LaneSums<T, Q>& sums = parts[part];
         const Vec<T> distance = chosen[part] ? s : broadcast<T>(T(INFINITY));
         Vec<T> base = load<T>(sums.offset + q * kLanes<T>);
@@ -331,7 +332,8 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
         if (from >= to) continue;
         LaneSums<T, Q>* parts = sums + g * num_parts;
         if (segment.part == kNumParts)
-          add_mixed<T, Q>(points, mixture, from, to, scale, members + g * kGroup, parts);
+          add_mixed<T, Q>(points, mixture, from, to, scale, members + g * kGroup,
+                          task.include_rest, parts);
         else
           add_tile<T, D, Q, C>(points, mixture, from, to, scale, parts[segment.part]);
       }

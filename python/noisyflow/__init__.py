@@ -1,9 +1,9 @@
-"""noisyflow: how information flows through noisy neural networks, measured with error bars."""
+"""How information flows through noisy neural networks, with error bars."""
 
 from __future__ import annotations
 
 try:
-    from noisyflow import _core
+    from noisyflow import _core as _core
 except ImportError as error:  # pragma: no cover - a broken installation
     raise ImportError(
         "the compiled part of noisyflow is missing or was built for another Python; "

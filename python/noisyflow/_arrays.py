@@ -1,8 +1,8 @@
-"""NumPy or torch? Shapes, dtypes, devices: what every public function checks at its door.
+"""NumPy or torch? Shapes, dtypes, devices: what public functions check at their door.
 
 Arrays come in as NumPy arrays or CPU torch tensors and leave as NumPy views of the same
-memory; `same_library` turns results back. torch is never imported here: a tensor can only
-exist if the caller has imported it.
+memory; `same_library` turns results back. torch is never imported here: a tensor can
+only exist if the caller has imported it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def is_tensor(value: object) -> bool:
 
 
 def to_numpy(name: str, value: Any) -> NDArray[Any]:
-    """A NumPy view of an array or CPU tensor, of any shape and a float32 or float64 dtype."""
+    """A NumPy view of a float32 or float64 array or CPU tensor of any shape."""
     if is_tensor(value):
         if value.device.type != "cpu":
             raise ValueError(
@@ -54,16 +54,14 @@ def to_numpy(name: str, value: Any) -> NDArray[Any]:
         try:
             array = np.asarray(value)
         except ValueError as error:
-            raise ValueError(
-                f"{name} must be an array of numbers: {error}"
-            ) from error
+            raise ValueError(f"{name} must be an array of numbers: {error}") from error
     if array.dtype not in _NOISE_RANGE:
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
     return array
 
 
 def check_finite(name: str, array: Floats) -> None:
-    """Raises ValueError at the first NaN or infinity of a 2-d array with contiguous rows."""
+    """Raises ValueError at the first NaN or infinity; (n, d), contiguous rows."""
     index = _core.first_nonfinite(array)
     if index >= 0:
         row, column = divmod(index, array.shape[1])
@@ -73,7 +71,7 @@ def check_finite(name: str, array: Floats) -> None:
 
 
 def as_matrix(name: str, value: Any, *, allow_empty: bool = False) -> Floats:
-    """A finite (n, d) array with contiguous rows; copied only if its layout needs it."""
+    """A finite (n, d) array with contiguous rows, copied only if it must be."""
     array = to_numpy(name, value)
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (n, d), got shape {array.shape}")

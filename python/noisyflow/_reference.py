@@ -1,8 +1,8 @@
 """The specification: what every kernel computes, in plain NumPy and float64.
 
-Kernels are optimisations of these functions and are tested against them. Nothing here is
-fast, and memory is O(m n d). The one rule: direct differences, never |x|^2 + |y|^2 - 2 x.y,
-which loses all digits at small noise.
+Kernels are optimisations of these functions and are tested against them. Nothing here
+is fast, and memory is O(m n d). The one rule: direct differences, never |x|^2 + |y|^2 -
+2 x.y, which loses all digits at small noise.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _log_sum_exp(terms: Array, where: NDArray[np.bool_]) -> Array:
 def mixture_log_density(
     points: Array, centers: Array, noise_std: float, weights: Array | None = None
 ) -> Array:
-    """log sum_j w_j N(x_i; y_j, noise_std^2 I), (m,), nats; uniform weights by default."""
+    """log sum_j w_j N(x_i; y_j, noise_std^2 I), (m,), nats; w_j = 1/n by default."""
     terms = _log_terms(points, centers, noise_std, weights)
     return _log_sum_exp(terms, np.ones(terms.shape, bool))
 
@@ -72,7 +72,8 @@ def mixture_block_log_sums(
     """The mixture's sum at each point, split by the point's own block of centers.
 
     Block b holds the centers offsets[b] .. offsets[b+1]-1; outer blocks are unions of
-    consecutive blocks, by default the same blocks. Point i belongs to center own[i], and
+    consecutive blocks, by default the same blocks. Point i belongs to center own[i],
+    and
 
         own_center[i] = log of that center's term,
         inner[i]      = log sum over the other centers of its block,
@@ -96,3 +97,191 @@ def mixture_block_log_sums(
         outer=_log_sum_exp(terms, is_outer & ~is_inner),
         rest=_log_sum_exp(terms, ~is_outer),
     )
+
+
+# -- path importance -----------------------------------------------------------------
+
+
+class _Network(NamedTuple):
+    """Layers 2 .. l, given S_1; `slope` is the derivative, from the output."""
+
+    weights: list[Array]
+    biases: list[Array]
+    activation: str
+    noise_std: float
+
+    def activate(self, values: Array) -> Array:
+        outputs: dict[str, Array] = {
+            "linear": values,
+            "tanh": np.tanh(values),
+            "sigmoid": 1 / (1 + np.exp(-values)),
+            "relu": np.maximum(values, 0),
+            "leaky_relu": np.where(values < 0, 0.01 * values, values),
+        }
+        return outputs[self.activation]
+
+    def slope(self, output: Array) -> Array:
+        slopes: dict[str, Array] = {
+            "linear": np.ones_like(output),
+            "tanh": 1 - output**2,
+            "sigmoid": output * (1 - output),
+            "relu": (output > 0).astype(float),
+            "leaky_relu": np.where(output > 0, 1.0, 0.01),
+        }
+        return slopes[self.activation]
+
+    def linearise(self, first: Array, z: Array) -> tuple[Array, Array]:
+        """S_l (d,) at noise path z (L,), and its Jacobian (d, L) per noise_std."""
+        output = first
+        jacobian = np.zeros((len(first), 0))
+        for w, b in zip(self.weights, self.biases, strict=True):
+            width, seen = len(output), jacobian.shape[1]
+            hidden = output + self.noise_std * z[seen : seen + width]
+            jacobian = np.hstack([jacobian, np.eye(width)])
+            output = self.activate(w @ hidden + b)
+            jacobian = self.slope(output)[:, None] * (w @ jacobian)
+        return output, jacobian
+
+    def find_proposal(self, first: Array, y: Array) -> tuple[Array, Array, Array]:
+        """Mean, J and G = I + J J' of the Gaussian proposal for z given x and y.
+
+        Gauss-Newton on |y - S(z)|^2 / noise_std^2 + |z|^2 from z = 0. A step that does
+        not improve is halved; a step shorter than 0.03 is the last.
+        """
+        num_steps, converged = 6, 1e-3
+        length = sum(w.shape[1] for w in self.weights)
+        best, trial, step = np.zeros(length), np.zeros(length), np.zeros(length)
+        least = np.inf
+        for _ in range(num_steps):
+            output, jacobian = self.linearise(first, trial)
+            residual = (y - output) / self.noise_std
+            g = np.eye(len(y)) + jacobian @ jacobian.T
+            target = jacobian.T @ np.linalg.solve(g, residual + jacobian @ trial)
+            objective = residual @ residual + trial @ trial
+            if objective <= least:
+                best, step, least = trial, target - trial, objective
+                if step @ step < converged:
+                    return target, jacobian, g
+            else:
+                step = 0.5 * step
+            trial = best + step
+        _, jacobian = self.linearise(first, best)
+        return best, jacobian, np.eye(len(y)) + jacobian @ jacobian.T
+
+    def log_densities(
+        self, first: Array, y: Array, z: Array, proposal: tuple[Array, Array, Array]
+    ) -> tuple[float, float, float]:
+        """Of prior, prior x likelihood, and proposal at z, without (2 pi)^(-L/2)."""
+        mean, jacobian, g = proposal
+        output, _ = self.linearise(first, z)
+        residual = (y - output) / self.noise_std
+        prior = -0.5 * z @ z
+        normaliser = 0.5 * len(y) * np.log(2 * np.pi * self.noise_std**2)
+        delta = z - mean
+        along = jacobian @ delta
+        gaussian = 0.5 * np.linalg.slogdet(g)[1] - 0.5 * (delta @ delta + along @ along)
+        return prior, prior - 0.5 * residual @ residual - normaliser, gaussian
+
+
+def path_importance(
+    weights: list[Array],
+    biases: list[Array],
+    activation: str,
+    noise_std: float,
+    first: Array,
+    points: Array,
+    own: NDArray[np.integer],
+    path: Array,
+    groups: NDArray[np.integer],
+    uniforms: Array,
+    normals: Array,
+) -> tuple[Array, Array, Array]:
+    """Both sides of log p(t_l | X in group), and effective sample sizes, each (G, N).
+
+    weights, biases: of layers 2 .. l. first (m, d_1): S_1 of all inputs. points (N,
+    d_l): made by input own[i] and the noise path[i] (L,). groups (G, N, 2): ranges of
+    inputs. uniforms (N, K + 2), normals (N, K, L + d_l): the proposals' randomness. The
+    estimator is described in docs/design.md; K proposals are strata whose mixture is
+    the density that a weight is divided by.
+    """
+    network = _Network(weights, biases, activation, noise_std)
+    m, k_all = len(first), normals.shape[1]
+    length = path.shape[1]
+    num_uniform, num_prior = max(1, k_all // 16), max(1, k_all // 8)
+    num_likely = k_all - num_uniform - num_prior
+    linear = [network.linearise(row, np.zeros(length)) for row in first]
+    gram = [np.eye(points.shape[1]) + j @ j.T for _, j in linear]
+    shape = groups.shape[:2]
+    lower, upper, effective = np.empty(shape), np.empty(shape), np.empty(shape)
+    for g, i in np.ndindex(shape):
+        y, (begin, end) = points[i], groups[g, i]
+        size = end - begin
+        log_r = np.full(m, -np.inf)
+        for x in range(begin, end):
+            white = (y - linear[x][0]) / noise_std
+            log_r[x] = -0.5 * white @ np.linalg.solve(gram[x], white)
+            log_r[x] -= 0.5 * np.linalg.slogdet(gram[x])[1]
+        r = np.exp(log_r - log_r.max())
+        r /= r.sum()
+        cumulative = np.concatenate([[0.0], np.cumsum(r)])
+
+        def at_quantile(
+            u: float, cumulative: Array = cumulative, begin: int = begin, end: int = end
+        ) -> int:
+            x = int(np.searchsorted(cumulative, u, side="right")) - 1
+            return min(max(x, begin), end - 1)
+
+        def weigh(
+            x: int,
+            z: Array,
+            proposal: tuple[Array, Array, Array],
+            y: Array = y,
+            r: Array = r,
+            size: int = size,
+        ) -> tuple[float, Array]:
+            """Log-weight of (x, z), and K times the density of each kind of strata."""
+            prior, target, gaussian = network.log_densities(first[x], y, z, proposal)
+            kinds = np.exp(np.array([gaussian, gaussian, prior]))
+            kinds *= [num_likely * r[x], num_uniform / size, num_prior * r[x]]
+            return target - np.log(size) - np.log(kinds.sum() / k_all), kinds
+
+        log_weights = np.empty(k_all)
+        for k in range(k_all):
+            e, u = normals[i, k, :length], normals[i, k, length:]
+            safe = k - num_likely
+            if safe < 0:
+                x = at_quantile((k + uniforms[i, k]) / num_likely)
+            elif safe < num_uniform:
+                x = begin + int((safe + uniforms[i, k]) / num_uniform * size)
+            else:
+                x = at_quantile((safe - num_uniform + uniforms[i, k]) / num_prior)
+            proposal = network.find_proposal(first[x], y)
+            if safe < num_uniform:
+                mean, jacobian, gramian = proposal
+                correction = np.linalg.solve(gramian, jacobian @ e + u)
+                z = mean + e - jacobian.T @ correction
+            else:
+                z = e
+            log_weights[k] = weigh(x, z, proposal)[0]
+        top = log_weights.max()
+        w = np.exp(log_weights - top)
+        lower[g, i] = top + np.log(w.mean())
+        effective[g, i] = w.sum() ** 2 / (w**2).sum() / k_all
+
+        # The path that made y replaces one stratum, chosen by its share of the mixture
+        # there.
+        x = int(own[i])
+        proposal = network.find_proposal(first[x], y)
+        own_log_weight, kinds = weigh(x, path[i], proposal)
+        kind = int(np.searchsorted(np.cumsum(kinds), uniforms[i, k_all] * kinds.sum()))
+        u = uniforms[i, k_all + 1]
+        if kind == 1:
+            at = num_likely + int((x - begin + u) / size * num_uniform)
+        else:
+            count = num_likely if kind == 0 else num_prior
+            at = min(int((cumulative[x] + u * r[x]) * count), count - 1)
+            at += 0 if kind == 0 else num_likely + num_uniform
+        log_weights[at] = own_log_weight
+        top = log_weights.max()
+        upper[g, i] = top + np.log(np.exp(log_weights - top).mean())
+    return lower, upper, effective

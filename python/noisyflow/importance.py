@@ -1,13 +1,15 @@
-"""Information of a known noisy network, enclosed from both sides by path importance sampling.
+"""Log-densities of a known noisy network, enclosed from both sides.
 
 The density of a layer behind other noisy layers is an integral over their noise,
-p(t | x) = E_z[ N(t; S(x, z), noise_std^2 I) ]. A plug-in over noise replicas needs their
-number exponential in the width; here the network is known, so the noise paths that matter are found
-(posterior mode) and weighted exactly. The path that made t is known too, an exact sample of the
-posterior: averages without and with it enclose log p in expectation. The same holds for
-p(t) and p(t | label), the input being one more latent variable.
+p(t | x) = E_z[ N(t; S(x, z), noise_std^2 I) ]. A plug-in over noise replicas needs
+their number exponential in the width; here the network is known, so the noise paths
+that matter are found (posterior mode) and weighted exactly. The path that made t is
+known too, an exact sample of the posterior: averages without and with it enclose log p
+in expectation. The same holds for p(t) and p(t | label), the input being one more
+latent variable.
 
-The kernel is csrc/cpu/path_importance-inl.h, its specification `_reference.path_importance`.
+The kernel is csrc/cpu/path_importance-inl.h, its specification
+`_reference.path_importance`.
 """
 
 from __future__ import annotations
@@ -169,7 +171,7 @@ def path_log_densities(
     num_proposals: int,
     generator: np.random.Generator,
 ) -> LogDensityBracket:
-    """Both sides of log p(t_l | X in group) at points whose noise path is known, in nats.
+    """Both sides of log p(t_l | X in group) where the noise path is known, in nats.
 
     X is uniform over a group of inputs: one input gives log p(t | x), all inputs
     log p(t).

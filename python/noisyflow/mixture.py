@@ -1,4 +1,4 @@
-"""Log-densities of isotropic Gaussian mixtures: the sums over all pairs that everything needs."""
+"""Log-densities of isotropic Gaussian mixtures: sums over all pairs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _checked(
 def mixture_log_density(
     points: Any, centers: Any, noise_std: float, *, weights: Any = None
 ) -> Any:
-    """Log-density of an isotropic Gaussian mixture, log sum_j w_j N(x_i; y_j, noise_std^2 I).
+    """Log-density of a Gaussian mixture, log sum_j w_j N(x_i; y_j, noise_std^2 I).
 
     Parameters
     ----------
@@ -58,16 +58,16 @@ def mixture_log_density(
     Returns
     -------
     (m,) array
-        In nats; same library and dtype as `points`. Finite even where the density itself
-        would underflow.
+        In nats; same library and dtype as `points`. Finite even where the density
+        itself would underflow.
 
     Raises
     ------
     TypeError
         If an array is not float32 or float64, or library or dtype differ.
     ValueError
-        If shapes disagree, a value is not finite, `noise_std` is not positive, `weights`
-        do not sum to 1, or distances overflow the dtype.
+        If shapes disagree, a value is not finite, `noise_std` is not positive,
+        `weights` do not sum to 1, or distances overflow the dtype.
 
     Notes
     -----
@@ -75,7 +75,8 @@ def mixture_log_density(
     nothing cancels at small noise. Error: 1e-4 nats in float32 at noise_std = 0.005 for
     data in [-1, 1]^10. Deterministic; the number of threads does not change the result.
 
-    Source: Goldfeld et al. (2019), "Estimating Information Flow in Deep Neural Networks".
+    Source: Goldfeld et al. (2019), "Estimating Information Flow in Deep Neural
+    Networks".
 
     Examples
     --------
@@ -101,16 +102,16 @@ def mixture_block_log_sums(
     weights: Any = None,
     include_rest: bool = True,
 ) -> BlockLogSums:
-    """The mixture's sum at each point, split by the point's own block of centers, in one pass.
+    """The mixture's sum at each point, split by its own block of centers, in one pass.
 
-    Everything a plug-in or leave-one-out estimate needs comes from these four parts; their
-    log-sum-exp is `mixture_log_density`.
+    Everything a plug-in or leave-one-out estimate needs comes from these four parts;
+    their log-sum-exp is `mixture_log_density`.
 
     Parameters
     ----------
     points : (m, d) array
-        Where to evaluate. NumPy array or CPU torch tensor, float32 or float64. Fastest if
-        neighbouring points have neighbouring own centers.
+        Where to evaluate. NumPy array or CPU torch tensor, float32 or float64. Fastest
+        if neighbouring points have neighbouring own centers.
     centers : (n, d) array
         Component means, block after block; same library and dtype as `points`.
     noise_std : float
@@ -118,21 +119,23 @@ def mixture_block_log_sums(
     own : (m,) integer array
         Index of the center that each point belongs to.
     offsets : (b + 1,) integer array
-        Block k holds the centers offsets[k] .. offsets[k + 1] - 1: increasing, from 0 to n.
+        Block k holds the centers offsets[k] .. offsets[k + 1] - 1: increasing, from 0
+        to n.
     outer_offsets : (c + 1,) integer array, optional
-        The same for outer blocks, each a union of consecutive blocks (inputs within labels,
-        say). The blocks themselves by default.
+        The same for outer blocks, each a union of consecutive blocks (inputs within
+        labels, say). The blocks themselves by default.
     weights : (n,) array, optional
         Component weights, not negative, summing to 1. Uniform by default.
     include_rest : bool
-        False leaves out everything beyond a point's own block: `outer` and `rest` are -inf.
+        False leaves out everything beyond a point's own block: `outer` and `rest` are
+        -inf.
 
     Returns
     -------
     BlockLogSums
-        own_center: log of the own center's term; inner: log sum over the other centers of
-        its block; outer: over its outer block without its block; rest: over all others.
-        Each (m,), nats, same library and dtype as `points`.
+        own_center: log of the own center's term; inner: log sum over the other centers
+        of its block; outer: over its outer block without its block; rest: over all
+        others. Each (m,), nats, same library and dtype as `points`.
 
     Raises
     ------
@@ -161,8 +164,8 @@ def mixture_block_log_sums(
         outer = _offsets("outer_offsets", outer_offsets, len(y))
         if not np.isin(outer, inner).all():
             raise ValueError(
-                "outer_offsets must be a subset of offsets, so that an outer block is a "
-                f"union of blocks, got {outer[~np.isin(outer, inner)][0]}"
+                "outer_offsets must be a subset of offsets, so that an outer block "
+                f"is a union of blocks, got {outer[~np.isin(outer, inner)][0]}"
             )
     parts = _core.block_log_sums(
         x, y, beta, members, inner, outer, w, include_rest, num_threads()

@@ -60,14 +60,14 @@ def available_cpu_targets() -> list[str]:
 def cpu_target() -> str:
     """The CPU target in use.
 
-    Forced by `set_cpu_target` or the environment variable NOISYFLOW_CPU_TARGET, else the
-    best available. Raises ValueError if the variable names a target this CPU lacks.
+    Forced by `set_cpu_target` or the environment variable NOISYFLOW_CPU_TARGET, else
+    the best available. Raises ValueError if the variable names a target this CPU lacks.
     """
     return _core.active_target()
 
 
 def set_cpu_target(name: str | None) -> None:
-    """Forces a CPU target, for tests and comparisons; None returns to the automatic choice.
+    """Forces a CPU target; None returns to the automatic choice.
 
     Raises
     ------

@@ -1,9 +1,10 @@
 """The information in every hidden layer of a noisy network, measured while it trains.
 
 Two methods. Path importance needs a network whose layers are known (`nn.NoisyMLP`) and
-encloses I(X;T_l) and I(Y;T_l) from both sides at a cost that does not grow exponentially
-with the width. Sample propagation, the papers' estimator, needs only samples of S_l and
-works for any network that can yield them; compare both where both apply.
+encloses I(X;T_l) and I(Y;T_l) from both sides at a cost that does not grow
+exponentially with the width. Sample propagation, the papers' estimator, needs only
+samples of S_l and works for any network that can yield them; compare both where both
+apply.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class LayerInformation:
         per input (sample propagation); 0 where the layer is a known mixture.
     effective_sample_size, effective_sample_size_low : float
         Mean and 5 % quantile over the points of the smaller of the shares of
-        `num_proposals` that carry weight, in (0, 1]. Low: the proposal is poor there, and the
-        bracket wide. 1 where nothing is proposed.
+        `num_proposals` that carry weight, in (0, 1]. Low: the proposal is poor there,
+        and the bracket wide. 1 where nothing is proposed.
     """
 
     layer: int
@@ -72,7 +73,7 @@ class LayerInformation:
 
 
 class InformationTracker:
-    """Measures I(X;T_l) and I(Y;T_l) of every hidden layer, at the epochs it is asked for.
+    """I(X;T_l) and I(Y;T_l) of every hidden layer, at the epochs it is asked for.
 
     Parameters
     ----------
@@ -83,8 +84,9 @@ class InformationTracker:
     labels : (m,) array of integers, optional
         The label Y of every input.
     method : {"path-importance", "sample-propagation"}, optional
-        Path importance by default where the network's layers are known (`hidden_layers`,
-        `activation` and `noise_std`, as `NoisyMLP` has them), else sample propagation.
+        Path importance by default where the network's layers are known
+        (`hidden_layers`, `activation` and `noise_std`, as `NoisyMLP` has them), else
+        sample propagation.
     seed : int
         Randomness depends on `seed` and the epoch alone.
     standard_error, bracket_width : float
@@ -99,15 +101,16 @@ class InformationTracker:
     Raises
     ------
     TypeError, ValueError
-        If an argument has the wrong type, shape or range, or the method does not fit the network.
+        If an argument has the wrong type, shape or range, or the method does not fit
+        the network.
 
     Notes
     -----
     Path importance: the noise paths of one forward pass serve all layers, so that
-    differences between layers have less error than the layers. Every input is used once before any
-    is used twice. Layer 1 is a known mixture and has no bias. Cost per round and layer:
-    see `importance.path_log_densities`. Values lie within [0, log m] and [0, H(Y)],
-    where the truth is known to be.
+    differences between layers have less error than the layers. Every input is used once
+    before any is used twice. Layer 1 is a known mixture and has no bias. Cost per round
+    and layer: see `importance.path_log_densities`. Values lie within [0, log m] and [0,
+    H(Y)], where the truth is known to be.
     """
 
     def __init__(
@@ -160,7 +163,8 @@ class InformationTracker:
             return self._by_sample_propagation(epoch)
         return self._by_path_importance(epoch)
 
-    # -- path importance -----------------------------------------------------------------
+    # -- path importance
+    # -----------------------------------------------------------------
 
     def _by_path_importance(self, epoch: int) -> list[LayerInformation]:
         layers = _layers_of(self._network)
@@ -209,7 +213,8 @@ class InformationTracker:
                 return result
             num_proposals *= 4
 
-    # -- sample propagation --------------------------------------------------------------
+    # -- sample propagation
+    # --------------------------------------------------------------
 
     def _by_sample_propagation(self, epoch: int) -> list[LayerInformation]:
         draw_seed, query_seed = np.random.SeedSequence(
@@ -270,7 +275,7 @@ class _Paths:
         self.ends = np.cumsum(widths)
 
     def path(self, layer: int) -> Doubles:
-        """The noise of the layers before, (N, d_1 + ... + d_{l-1}), units of noise_std."""
+        """Noise of the layers before, (N, d_1 + ... + d_{l-1}), in noise_std."""
         return self.noise[:, : self.ends[layer - 2]] if layer > 1 else self.noise[:, :0]
 
     def points(self, layer: int) -> Doubles:
@@ -282,7 +287,7 @@ class _Paths:
 
 @dataclass(frozen=True)
 class _PointInformation:
-    """log p(t | x) - log p(t) at points, from both sides; the same for the label; (N,)."""
+    """Both sides of log p(t | x) - log p(t), and of log p(t | y) - log p(t); (N,)."""
 
     lower: Doubles
     upper: Doubles
@@ -347,7 +352,7 @@ class _PointInformation:
 
 
 def _standard_error(lower: Doubles, upper: Doubles) -> float:
-    """Of the mean of the midpoints. Inputs used once each make it a little too large."""
+    """Of the mean midpoint; a little too large where every input is used once."""
     return float(np.std(0.5 * (lower + upper), ddof=1) / math.sqrt(len(lower)))
 
 
@@ -466,7 +471,7 @@ def _choose_method(method: Any, network: Any) -> Method:
         )
     if method == "path-importance" and not is_known:
         raise TypeError(
-            "network must have hidden_layers, activation and noise_std, as NoisyMLP has, "
+            "network must have hidden_layers, activation and noise_std (NoisyMLP has) "
             f'for method="path-importance", got {type(network).__name__}; '
             'choose method="sample-propagation"'
         )

@@ -1,0 +1,342 @@
+"""Kernels against the reference, over CPU targets, dtypes and awkward shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from noisyflow import (
+    _reference,
+    mixture_block_log_sums,
+    mixture_log_density,
+    runtime,
+)
+
+# Around a register block (12 and 4 centers), a vector (16, 8, 4 lanes) and a tile
+# (512).
+NUM_CENTERS = [1, 3, 4, 5, 11, 12, 13, 511, 512, 513]
+NUM_POINTS = [0, 1, 7, 8, 15, 16, 17, 33]
+DIMS = [1, 2, 3, 7, 10, 11, 64, 1000]
+NOISE_STDS = [0.005, 0.3, 3.0]
+
+
+def make_mixture(
+    rng: np.random.Generator, m: int, n: int, d: int, noise_std: float, dtype: Any
+) -> tuple[Any, Any, Any]:
+    """Points around centers uniform on [-1, 1]^d, and their own centers in order."""
+    centers = rng.uniform(-1, 1, (n, d)).astype(dtype)
+    own = np.sort(rng.integers(0, n, m))
+    points = centers[own] + noise_std * rng.standard_normal((m, d))
+    return points.astype(dtype), centers, own
+
+
+def allowed_error(
+    exact: Any, points: Any, centers: Any, noise_std: float, dtype: Any
+) -> float:
+    """A bound from the order of operations, in units of u = eps / 2.
+
+    A squared distance carries at most d + 4 roundings, relative to itself (differences
+    of near points are exact); the terms that matter have exponents at most the
+    smallest, plus log(n / u). A tile's sum has 128 additions in a row, the exponential
+    5 u, and the result is rounded once.
+    """
+    u = np.finfo(dtype).eps / 2
+    (n, d) = centers.shape
+    squares = ((points[:, None, :].astype(float) - centers) ** 2).sum(axis=2)
+    smallest = (squares / (2 * noise_std**2)).min(axis=1).max()
+    exponent = smallest + np.log(n / u)
+    sums = min(n, 128) + 5
+    return float(u * ((d + 4) * exponent + sums + np.abs(exact).max()))
+
+
+@pytest.mark.parametrize("d", DIMS)
+def test_error_is_within_the_rounding_of_its_operations(
+    d: int, dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    for n in NUM_CENTERS if d < 64 else [1, 12, 33]:
+        for m in NUM_POINTS if d < 64 else [1, 17]:
+            for noise_std in NOISE_STDS:
+                points, centers, _ = make_mixture(rng, m, n, d, noise_std, dtype)
+                ours = mixture_log_density(points, centers, noise_std)
+                assert ours.dtype == dtype
+                assert ours.shape == (m,)
+                if m == 0:
+                    continue
+                exact = _reference.mixture_log_density(points, centers, noise_std)
+                allowed = allowed_error(exact, points, centers, noise_std, dtype)
+                assert np.abs(ours - exact).max() <= allowed, (n, m, noise_std)
+
+
+def test_error_at_noise_0_005_in_ten_dimensions_is_below_1e_4_nats(
+    cpu_target: str, rng: np.random.Generator
+) -> None:
+    points, centers, _ = make_mixture(rng, 300, 4000, 10, 0.005, np.float32)
+    exact = _reference.mixture_log_density(points, centers, 0.005)
+    assert np.abs(mixture_log_density(points, centers, 0.005) - exact).max() <= 1e-4
+
+
+def test_points_far_from_every_center_lose_no_relative_accuracy(
+    dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    centers = rng.uniform(-1, 1, (100, 3)).astype(dtype)
+    points = (1000 * rng.standard_normal((50, 3))).astype(dtype)
+    exact = _reference.mixture_log_density(points, centers, 0.01)
+    ours = mixture_log_density(points, centers, 0.01)
+    assert np.isfinite(ours).all()
+    assert (np.abs(ours / exact - 1) <= 8 * np.finfo(dtype).eps).all()
+
+
+@pytest.mark.parametrize("d", [1, 3, 12])
+def test_an_approaching_sequence_of_centers_overflows_nothing(
+    d: int, dtype: Any, cpu_target: str
+) -> None:
+    """Each center is nearer than all before: the offset moves again and again."""
+    steps = np.linspace(30, 0, 600)[:, None]
+    centers = np.repeat(steps, d, axis=1).astype(dtype)
+    points = np.zeros((20, d), dtype)
+    exact = _reference.mixture_log_density(points, centers, 0.05)
+    ours = mixture_log_density(points, centers, 0.05)
+    assert np.abs(ours - exact).max() <= 100 * np.finfo(dtype).eps
+
+
+def test_weights_enter_the_sum(
+    dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    for d in (1, 3, 12):
+        for n in (2, 13, 300):
+            points, centers, _ = make_mixture(rng, 40, n, d, 0.2, dtype)
+            weights = rng.random(n)
+            weights[rng.random(n) < 0.3] = 0
+            weights[-1] = 1
+            weights = (weights / weights.sum()).astype(dtype)
+            exact = _reference.mixture_log_density(points, centers, 0.2, weights)
+            ours = mixture_log_density(points, centers, 0.2, weights=weights)
+            scale = max(1.0, np.abs(exact).max())
+            assert np.abs(ours - exact).max() <= 30 * np.finfo(dtype).eps * scale
+
+
+def test_a_center_of_weight_zero_counts_for_nothing(
+    dtype: Any, cpu_target: str
+) -> None:
+    centers = np.array([[0.0], [100.0]], dtype)
+    weights = np.array([0.0, 1.0], dtype)
+    near_the_absent_one = np.zeros((1, 1), dtype)
+    ours = mixture_log_density(near_the_absent_one, centers, 0.1, weights=weights)
+    exact = -0.5 * 1000.0**2 - 0.5 * np.log(2 * np.pi * 0.01)
+    assert abs(ours[0] / exact - 1) <= 8 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("d", [1, 3, 10, 12])
+def test_block_sums_match_the_reference(
+    d: int, dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    tolerance = 60 * np.finfo(dtype).eps
+    for n in (1, 2, 13, 40, 513):
+        for noise_std in (0.01, 0.5):
+            points, centers, own = make_mixture(rng, 37, n, d, noise_std, dtype)
+            if n == 40:
+                rng.shuffle(own)  # points need not be in the order of their centers
+            cuts = rng.integers(1, n, min(n - 1, 6)) if n > 1 else np.empty(0, int)
+            offsets = np.unique(np.concatenate([[0], cuts, [n]])).astype(int)
+            outer = np.unique(np.concatenate([[0], offsets[1:-1:3], [n]])).astype(int)
+            weights = rng.random(n)
+            weights = (weights / weights.sum()).astype(dtype)
+            for w in (None, weights):
+                exact = _reference.mixture_block_log_sums(
+                    points, centers, noise_std, own, offsets, outer, w
+                )
+                ours = mixture_block_log_sums(
+                    *(points, centers, noise_std, own, offsets),
+                    outer_offsets=outer,
+                    weights=w,
+                )
+                for name, part, expected in zip(ours._fields, ours, exact, strict=True):
+                    assert (np.isneginf(part) == np.isneginf(expected)).all(), name
+                    there = np.isfinite(expected)
+                    error = np.abs(part[there] - expected[there])
+                    scale = np.maximum(1, np.abs(expected[there]))
+                    assert (error <= tolerance * scale).all(), (name, n, noise_std)
+
+
+def test_own_blocks_alone_are_the_same_sums(
+    dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    points, centers, own = make_mixture(rng, 100, 60, 3, 0.3, dtype)
+    offsets = np.array([0, 7, 40, 41, 60])
+    full = mixture_block_log_sums(points, centers, 0.3, own, offsets)
+    alone = mixture_block_log_sums(
+        points, centers, 0.3, own, offsets, include_rest=False
+    )
+    np.testing.assert_array_equal(alone.own_center, full.own_center)
+    np.testing.assert_allclose(
+        alone.inner, full.inner, rtol=20 * np.finfo(dtype).eps, atol=1e-6
+    )
+    assert np.isneginf(alone.outer).all()
+    assert np.isneginf(alone.rest).all()
+
+
+def test_the_number_of_threads_does_not_change_a_bit(
+    cpu_target: str, rng: np.random.Generator
+) -> None:
+    points, centers, own = make_mixture(rng, 1500, 3000, 3, 0.1, np.float32)
+    offsets = np.arange(0, 3001, 100)
+    results = []
+    for count in (1, 2, 3, 7):
+        runtime.set_num_threads(count)
+        results.append(
+            (
+                mixture_log_density(points, centers, 0.1),
+                *mixture_block_log_sums(points, centers, 0.1, own, offsets),
+            )
+        )
+    runtime.set_num_threads(None)
+    for result in results[1:]:
+        for ours, first in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(ours, first)
+
+
+@pytest.mark.parametrize("layout", ["fortran", "strided", "transposed", "reversed"])
+def test_any_memory_layout_gives_the_same_bits(
+    layout: str, dtype: Any, rng: np.random.Generator
+) -> None:
+    points, centers, _ = make_mixture(rng, 30, 50, 4, 0.3, dtype)
+    expected = mixture_log_density(points, centers, 0.3)
+
+    def laid_out(array: Any) -> Any:
+        match layout:
+            case "fortran":
+                return np.asfortranarray(array)
+            case "strided":
+                wide = np.zeros((2 * len(array), 9), dtype)
+                wide[::2, :8:2] = array
+                return wide[::2, :8:2]
+            case "transposed":
+                return np.ascontiguousarray(array.T).T
+            case _:
+                return np.ascontiguousarray(array[::-1, ::-1])[::-1, ::-1]
+
+    np.testing.assert_array_equal(
+        mixture_log_density(laid_out(points), laid_out(centers), 0.3), expected
+    )
+
+
+def test_rows_of_a_wider_array_are_read_in_place(rng: np.random.Generator) -> None:
+    wide = rng.uniform(-1, 1, (64, 8))
+    result = mixture_log_density(wide[:, :3], wide[::2, 2:5], 0.3)
+    expected = _reference.mixture_log_density(wide[:, :3], wide[::2, 2:5], 0.3)
+    np.testing.assert_allclose(result, expected, rtol=1e-13)
+
+
+def test_torch_tensors_give_torch_tensors_of_the_same_bits(
+    dtype: Any, rng: np.random.Generator
+) -> None:
+    points, centers, own = make_mixture(rng, 20, 30, 3, 0.3, dtype)
+    ours = mixture_log_density(torch.from_numpy(points), torch.from_numpy(centers), 0.3)
+    assert isinstance(ours, torch.Tensor)
+    np.testing.assert_array_equal(
+        ours.numpy(), mixture_log_density(points, centers, 0.3)
+    )
+    sums = mixture_block_log_sums(
+        torch.from_numpy(points), torch.from_numpy(centers), 0.3, own, [0, 10, 30]
+    )
+    assert all(isinstance(part, torch.Tensor) for part in sums)
+
+
+X = np.zeros((3, 2))
+Y = np.ones((4, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((X[0], Y, 1.0), ValueError, r"points must have shape \(n, d\)"),
+        ((X, Y[0], 1.0), ValueError, r"centers must have shape \(n, d\)"),
+        ((X, np.ones((4, 3)), 1.0), ValueError, r"same dimension.*\(3, 2\).*\(4, 3\)"),
+        ((X, Y[:0], 1.0), ValueError, "centers must not be empty"),
+        ((X[:, :0], Y[:, :0], 1.0), ValueError, "must not be empty"),
+        ((X.astype(int), Y, 1.0), TypeError, "points must be float32 or float64.*int"),
+        ((X.astype(np.float16), Y, 1.0), TypeError, "float16"),
+        ((X.astype(np.float32), Y, 1.0), TypeError, "same dtype"),
+        ((torch.zeros(3, 2), Y, 1.0), TypeError, "both be NumPy arrays or both torch"),
+        ((torch.zeros(3, 2).bfloat16(), Y, 1.0), TypeError, "bfloat16"),
+        ((torch.zeros(3, 2, device="meta"), Y, 1.0), ValueError, "points must be on"),
+        ((torch.zeros(3, 2, requires_grad=True), Y, 1.0), ValueError, "detach"),
+        ((X + np.nan, Y, 1.0), ValueError, r"points must be finite, got nan at \[0, 0"),
+        ((X, Y * [1, np.inf], 1.0), ValueError, rX),
+        ((X, Y, 0.0), ValueError, "noise_std must be positive"),
+        ((X, Y, -0.1), ValueError, "noise_std must be positive and finite, got -0.1"),
+        ((X, Y, np.nan), ValueError, "noise_std"),
+        ((X, Y, np.inf), ValueError, "noise_std"),
+        ((X, Y, "0.1"), TypeError, "noise_std must be a real number, got str"),
+        ((X, Y, True), TypeError, "noise_std"),
+        ((X, Y, 1e-200), ValueError, "rescale"),
+        ((X * 0 + 1e200, Y, 1.0), ValueError, "overflow"),
+        ((X, [[1.0], [2.0, 3.0]], 1.0), ValueError, "centers must be an array"),
+    ],
+)
+def test_bad_input_is_named(
+    arguments: tuple[Any, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        mixture_log_density(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        (np.full(3, 1 / 3), ValueError, r"weights must have shape \(4,\)"),
+        (np.array([0.5, 0.6, -0.1, 0.0]), ValueError, "not negative, got -0.1"),
+        (np.array([0.5, np.nan, 0.5, 0.0]), ValueError, "finite.*got nan"),
+        (np.full(4, 0.3), ValueError, "sum to 1, got a sum of 1.2"),
+        (np.full(4, 0.25, np.float32), TypeError, "dtype of centers"),
+        (np.array([1, 0, 0, 0]), TypeError, "int64"),
+    ],
+)
+def test_bad_weights_are_named(
+    weights: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        mixture_log_density(X, Y, 1.0, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("own", "offsets", "outer", "error", "message"),
+    [
+        ([0, 1], [0, 4], None, ValueError, r"own must have shape \(3,\)"),
+        ([0, 1, 4], [0, 4], None, ValueError, "own must index the 4 centers.*to 4"),
+        ([0, -1, 2], [0, 4], None, ValueError, "from -1"),
+        ([0.0, 1.0, 2.0], [0, 4], None, TypeError, "own must be integers"),
+        ([0, 1, 2], [0, 3], None, ValueError, "offsets must run from 0 to the number"),
+        ([0, 1, 2], [0, 2, 2, 4], None, ValueError, "increase, got 2 followed by 2"),
+        ([0, 1, 2], [0, 2, 4], [0, 1, 4], ValueError, "union of blocks, got 1"),
+    ],
+)
+def test_bad_blocks_are_named(
+    own: Any, offsets: Any, outer: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        mixture_block_log_sums(X, Y, 1.0, own, offsets, outer_offsets=outer)
+
+
+def test_an_unknown_cpu_target_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be one of.*'baseline'.*got 'sse9'"):
+        runtime.set_cpu_target("sse9")
+
+
+def test_the_cpu_target_can_be_forced_by_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NOISYFLOW_CPU_TARGET", "baseline")
+    assert runtime.cpu_target() == "baseline"
+    monkeypatch.setenv("NOISYFLOW_CPU_TARGET", "nonsense")
+    with pytest.raises(ValueError, match="NOISYFLOW_CPU_TARGET must be one of"):
+        mixture_log_density(X, Y, 1.0)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_thread_count_below_one_is_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=f"got {count}"):
+        runtime.set_num_threads(count)
