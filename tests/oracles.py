@@ -168,8 +168,8 @@ class TanhNetwork:
         noise = generator.standard_normal((len(hidden), num_draws))
         return np.tanh(self.second * (hidden + self.noise_std * noise))[..., None]
 
-    def information(self, inputs):
-        """I(X; T_2), X uniform over the inputs: p(t|x) integrated over Z_1."""
+    def entropies(self, inputs):
+        """h(T_2) and h(T_2 | X), X uniform over the inputs: Z_1 integrated out."""
         z = np.linspace(-9, 9, 1201)
         z_weights = normal_density(z, 1) * (z[1] - z[0])
         hidden = np.tanh(self.first * np.asarray(inputs, float))[:, None]
@@ -187,9 +187,13 @@ class TanhNetwork:
         def entropy(p):
             return -np.trapezoid(p * np.log(np.where(p > 0, p, 1)), t)
 
-        return entropy(densities.mean(axis=0)) - np.mean(
-            [entropy(p) for p in densities]
-        )
+        conditional = np.mean([entropy(p) for p in densities])
+        return entropy(densities.mean(axis=0)), conditional
+
+    def information(self, inputs):
+        """I(X; T_2), X uniform over the inputs."""
+        entropy, conditional = self.entropies(inputs)
+        return entropy - conditional
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,27 @@ except ImportError as error:  # pragma: no cover - a broken installation
         "install it with `pip install .` in a clone of the project"
     ) from error
 
+from noisyflow.estimate import Estimate, UndersampledWarning
+from noisyflow.information import (
+    EntropyBounds,
+    conditional_entropy,
+    entropy,
+    entropy_bounds,
+    mutual_information,
+)
 from noisyflow.mixture import BlockLogSums, mixture_block_log_sums, mixture_log_density
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BlockLogSums",
+    "EntropyBounds",
+    "Estimate",
+    "UndersampledWarning",
+    "conditional_entropy",
+    "entropy",
+    "entropy_bounds",
     "mixture_block_log_sums",
     "mixture_log_density",
+    "mutual_information",
 ]

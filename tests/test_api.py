@@ -1,0 +1,54 @@
+"""Public names, light imports, and docstring examples that run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+import noisyflow
+
+
+def test_every_public_name_exists_and_is_documented() -> None:
+    for name in noisyflow.__all__:
+        assert getattr(noisyflow, name).__doc__, name
+
+
+@pytest.mark.parametrize("heavy", ["torch", "matplotlib", "scipy", "safetensors"])
+def test_importing_the_package_does_not_import(heavy: str) -> None:
+    code = f"import sys, noisyflow; sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_estimators_need_nothing_but_numpy() -> None:
+    """With every optional package made impossible to import."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'matplotlib', 'scipy', 'safetensors'):\n"
+        "    sys.modules[name] = None\n"
+        "import numpy as np, noisyflow\n"
+        "x = np.random.default_rng(0).normal(size=(50, 4, 2))\n"
+        "noisyflow.entropy(x[:, 0], 1.0)\n"
+        "noisyflow.mutual_information(x, 1.0)\n"
+        "from noisyflow import datasets, importance, tracking\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def modules() -> list[ModuleType]:
+    names = ["noisyflow"] + [
+        module.name
+        for module in pkgutil.walk_packages(noisyflow.__path__, "noisyflow.")
+        if not module.name.endswith("_core")
+    ]
+    return [importlib.import_module(name) for name in names]
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda module: module.__name__)
+def test_docstring_examples_run(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0

@@ -1,0 +1,206 @@
+"""Path importance: kernel against reference, brackets against exact answers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import oracles
+from noisyflow import _core, _reference, runtime
+from noisyflow.importance import ACTIVATIONS, NoisyLayers, path_log_densities
+
+
+@pytest.mark.parametrize("widths", [(3, 2), (2, 1), (4, 3, 2), (3, 5, 4, 3)], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_kernel_computes_the_reference(
+    activation: str, widths: tuple[int, ...], cpu_target: str, rng: np.random.Generator
+) -> None:
+    """Same random numbers, same sides of every log-density: 1e-8 nats.
+
+    Steep weights and little noise, so that Newton steps are halved and lanes stop at
+    different steps. 1e-8: rounding, amplified by 1 / noise_std^2 = 2500 at the most.
+    """
+    noise_std = {2: 0.2, 3: 0.05, 4: 0.02}[len(widths)]
+    num_inputs, num_points = 11, 9  # neither fills its last vector
+    weights = [
+        1.5 * rng.standard_normal((b, a)) / math.sqrt(a)
+        for a, b in itertools.pairwise(widths)
+    ]
+    biases = [0.3 * rng.standard_normal(b) for b in widths[1:]]
+    first = rng.uniform(-1, 1, (num_inputs, widths[0]))
+    own = rng.integers(0, num_inputs, num_points)
+    path = rng.standard_normal((num_points, sum(widths[:-1])))
+    network = _reference._Network(weights, biases, activation, noise_std)
+    points = np.array(
+        [network.linearise(first[x], z)[0] for x, z in zip(own, path, strict=True)]
+    )
+    points += noise_std * rng.standard_normal(points.shape)
+    groups = np.array(
+        [
+            [[x, x + 1] for x in own],
+            [[0, num_inputs]] * num_points,
+            [[min(x, 3), max(x + 1, 8)] for x in own],
+        ]
+    )
+    for num_proposals in (4, 17):
+        problem = (
+            weights,
+            biases,
+            activation,
+            noise_std,
+            *(first, points, own, path, groups),
+            rng.random((num_points, num_proposals + 2)),
+            rng.standard_normal((num_points, num_proposals, sum(widths))),
+        )
+        exact = _reference.path_importance(*problem)
+        code = ACTIVATIONS.index(activation)
+        ours = _core.path_importance(*problem[:2], code, *problem[3:], 1)
+        for side, expected in zip(ours, exact, strict=True):
+            np.testing.assert_allclose(side, expected, rtol=0, atol=1e-8)
+
+
+def sample(
+    layers: NoisyLayers, inputs: Any, num_points: int, rng: np.random.Generator
+) -> tuple[Any, Any, Any]:
+    """Points of the last layer, their inputs, and their noise paths."""
+    own = np.arange(num_points) % len(inputs)
+    noise = rng.standard_normal((num_points, sum(layers.widths)))
+    clean = layers.clean_outputs(inputs[own], noise)[-1]
+    d = clean.shape[1]
+    return clean + layers.noise_std * noise[:, -d:], own, noise[:, :-d]
+
+
+def brackets(
+    layers: NoisyLayers,
+    inputs: Any,
+    num_points: int,
+    num_proposals: int,
+    rng: np.random.Generator,
+) -> dict[str, tuple[float, float, float]]:
+    """(lower, upper, standard error) of h(T), h(T|X) and I(X;T) of the last layer."""
+    points, own, path = sample(layers, inputs, num_points, rng)
+    groups = np.stack(
+        [
+            np.stack([own, own + 1], axis=1),
+            np.tile([0, len(inputs)], (num_points, 1)),
+        ]
+    )
+    sides = path_log_densities(
+        *(layers, len(layers.widths), inputs, points, own, path, groups),
+        num_proposals=num_proposals,
+        generator=rng,
+    )
+    (low, high) = (sides.lower, sides.upper)
+
+    def of(lower: Any, upper: Any) -> tuple[float, float, float]:
+        error = max(lower.std(), upper.std()) / math.sqrt(num_points)
+        return lower.mean(), upper.mean(), error
+
+    return {
+        "conditional": of(-high[0], -low[0]),
+        "entropy": of(-high[1], -low[1]),
+        "information": of(low[0] - high[1], high[0] - low[1]),
+    }
+
+
+@pytest.mark.parametrize("num_proposals", [4, 64])
+@pytest.mark.parametrize(
+    ("first", "second", "noise_std"),
+    [(1.0, 1.5, 0.1), (2.0, 4.0, 0.1), (1.5, 8.0, 0.15)],
+)
+def test_brackets_hold_the_quadrature_of_two_noisy_tanh_layers(
+    first: float,
+    second: float,
+    noise_std: float,
+    num_proposals: int,
+    rng: np.random.Generator,
+) -> None:
+    inputs = np.linspace(-1.2, 1.2, 8)[:, None]
+    network = oracles.TanhNetwork(first, second, noise_std)
+    entropy, conditional = network.entropies(inputs[:, 0])
+    exact = {
+        "entropy": entropy,
+        "conditional": conditional,
+        "information": entropy - conditional,
+    }
+    layers = NoisyLayers(
+        [np.array([[first]]), np.array([[second]])],
+        [np.zeros(1), np.zeros(1)],
+        "tanh",
+        noise_std,
+    )
+    found = brackets(layers, inputs, 20_000, num_proposals, rng)
+    for name, truth in exact.items():
+        lower, upper, error = found[name]
+        assert lower - 4 * error <= truth <= upper + 4 * error, name
+
+
+def test_a_linear_network_has_its_closed_form(rng: np.random.Generator) -> None:
+    """T_3 given X = x is Gaussian with covariance noise_std^2 (I + J J')."""
+    widths = (4, 3, 2)
+    weights = [
+        rng.standard_normal((b, a)) for a, b in zip((5, *widths), widths, strict=False)
+    ]
+    layers = NoisyLayers(weights, [np.zeros(w) for w in widths], "linear", 0.3)
+    inputs = rng.standard_normal((3, 5))
+    propagated = np.hstack([weights[2] @ weights[1], weights[2]])
+    gram = np.eye(2) + propagated @ propagated.T
+    exact = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * 0.3**2 * gram)[1]
+    lower, upper, error = brackets(layers, inputs, 4000, 64, rng)["conditional"]
+    assert lower - 4 * error <= exact <= upper + 4 * error
+    assert upper - lower < 0.01  # the proposal is exact: only its safeguards cost
+
+
+def test_the_bracket_closes_as_proposals_grow(rng: np.random.Generator) -> None:
+    layers = NoisyLayers(
+        [np.array([[2.0]]), np.array([[4.0]])], [np.zeros(1), np.ones(1)], "tanh", 0.1
+    )
+    inputs = np.linspace(-1, 1, 6)[:, None]
+    widths = []
+    for num_proposals in (4, 16, 64, 256):
+        lower, upper, _ = brackets(layers, inputs, 4000, num_proposals, rng)["entropy"]
+        widths.append(upper - lower)
+    assert all(later < 0.6 * earlier for earlier, later in itertools.pairwise(widths))
+
+
+def test_the_number_of_threads_does_not_change_a_bit() -> None:
+    layers = NoisyLayers(
+        [np.eye(3), np.ones((2, 3))], [np.zeros(3), np.zeros(2)], "tanh", 0.1
+    )
+    inputs = np.random.default_rng(0).uniform(-1, 1, (50, 3))
+    results = []
+    for count in (1, 2, 3, 7):
+        runtime.set_num_threads(count)
+        found = brackets(layers, inputs, 300, 8, np.random.default_rng(1))
+        results.append(found)
+    runtime.set_num_threads(None)
+    assert all(result == results[0] for result in results)
+
+
+W1, W2 = np.ones((3, 4)), np.ones((2, 3))
+B1, B2 = np.zeros(3), np.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([W1, W2], [B1, B2], "cosine", 0.1), ValueError, "activation must be one of"),
+        (([W1, W2], [B1], "tanh", 0.1), ValueError, "one array for every layer"),
+        (([], [], "tanh", 0.1), ValueError, "at least one"),
+        (([W1, W2], [B1, B1], "tanh", 0.1), ValueError, r"biases\[1\].*\(2,\)"),
+        (([W1, W1], [B1, B1], "tanh", 0.1), ValueError, r"weights\[1\].*3 columns"),
+        (([W1, W2 * np.nan], [B1, B2], "tanh", 0.1), ValueError, "must be finite"),
+        (([W1, W2], [B1, B2 + np.inf], "tanh", 0.1), ValueError, r"biases\[1\]"),
+        (([W1, W2], [B1, B2], "tanh", 0.0), ValueError, "noise_std must be positive"),
+        (([W1 > 0, W2], [B1, B2], "tanh", 0.1), TypeError, "float32 or float64"),
+    ],
+)
+def test_bad_layers_are_named(
+    arguments: tuple[Any, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        NoisyLayers(*arguments)
