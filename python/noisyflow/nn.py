@@ -66,8 +66,7 @@ class GaussianNoise(torch.nn.Module):
         return self.add_noise(inputs, self.generator_on(inputs.device))
 
     def generator_on(self, device: torch.device) -> torch.Generator:
-        """The layer's generator, begun anew if it has lived on another device so
-        far."""
+        """The layer's generator, begun anew if it was on another device."""
         if self.generator.device != device:
             self.generator = torch.Generator(device).manual_seed(self.seed)
         return self.generator
@@ -217,8 +216,7 @@ class NoisyMLP(torch.nn.Module):
         return outputs
 
     def _check_inputs(self, inputs: torch.Tensor) -> None:
-        """Raises unless `inputs` is a matrix of the network's width, dtype and
-        device."""
+        """Raises unless `inputs` fits the network's width, dtype and device."""
         weight = self.linears[0].weight
         if inputs.ndim != 2 or inputs.shape[1] != self.sizes[0]:
             raise ValueError(

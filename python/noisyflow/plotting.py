@@ -115,7 +115,7 @@ def information(
         (0, 4),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
-        fontsize=11,
+        fontsize=12,
         color="0.25",
     )
     axes.set_ylim(0, 1.12 * ceiling)
@@ -138,14 +138,13 @@ def history(axes: Axes, epochs: Array, train: Array, test: Array, *, name: str) 
     """
     axes.plot(epochs, train, color="#26547c", linewidth=2, label="train")
     axes.plot(epochs, test, color="#d1495b", linewidth=2, linestyle="--", label="test")
-    axes.set_ylabel(name, fontsize=12)
-    axes.legend(fontsize=11, frameon=False)
+    axes.set_ylabel(name, fontsize=13)
+    axes.legend(fontsize=13, frameon=False)
     return _epoch_axis(axes, epochs)
 
 
 def scatter_3d(axes: Any, points: Array, labels: Array, *, title: str) -> Any:
-    """Points of a three-dimensional layer, coloured by class, in the cube [-1, 1]^3 or
-    more.
+    """Points of a three-dimensional layer, coloured by class.
 
     Parameters
     ----------
@@ -170,20 +169,24 @@ def scatter_3d(axes: Any, points: Array, labels: Array, *, title: str) -> Any:
         )
     reach = 1.05 * max(1.0, float(np.abs(points).max()))
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
-    axes.set_title(title, fontsize=14)
-    for name, axis in zip(("unit 1", "unit 2", "unit 3"), "xyz", strict=True):
-        getattr(axes, f"set_{axis}label")(name, fontsize=11)
+    axes.set_title(title, fontsize=15)
+    for number, axis in enumerate((axes.xaxis, axes.yaxis, axes.zaxis), start=1):
+        axis.set_label_text(f"unit {number}", fontsize=13)
         if reach < 2:
-            getattr(axes, f"set_{axis}ticks")((-1, 0, 1))
-    axes.tick_params(labelsize=10)
+            axis.set_ticks((-1, 0, 1))
+    axes.tick_params(labelsize=11, pad=0)
+    # Layout engines overlook the label of the vertical axis: leave room for it, and do
+    # not let the next axes cover it.
+    axes.set_box_aspect(None, zoom=0.8)
+    axes.patch.set_visible(False)
+    axes.zaxis.labelpad = -2
     return axes
 
 
 def activation_histograms(
     axes: Axes, epochs: Array, edges: Array, shares: Array, *, title: str
 ) -> Axes:
-    """How the activations of a layer are distributed, one histogram per epoch, as an
-    image.
+    """Histograms of a layer's activations over epochs, as an image.
 
     Parameters
     ----------
@@ -205,26 +208,29 @@ def activation_histograms(
 
     logs = np.log(epochs)
     between = (logs[1:] + logs[:-1]) / 2
-    time_edges = np.exp(np.concatenate([logs[:1], between, logs[-1:] + 1e-3]))
+    time_edges = np.exp(np.concatenate([logs[:1], between, logs[-1:] + 0.02]))
     image = np.where(shares > 0, shares, np.nan).T
     axes.set_facecolor("white")
     axes.pcolormesh(time_edges, edges, image, cmap="magma_r", norm=LogNorm(1e-4, 1))
-    axes.set_title(title, fontsize=14)
+    axes.set_title(title, fontsize=15)
     return _epoch_axis(axes, epochs)
 
 
 def legend_of_layers(axes: Axes) -> Axes:
     """A legend of the layers, outside to the right, last layer at the bottom."""
     axes.legend(
-        loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=12, frameon=False
+        loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=13, frameon=False
     )
     return axes
 
 
 def _epoch_axis(axes: Axes, epochs: Sequence[int] | Array) -> Axes:
     """A logarithmic horizontal axis named `epoch`."""
+    from matplotlib.ticker import LogFormatter
+
     axes.set_xscale("log")
-    axes.set_xlim(epochs[0], max(epochs[-1], epochs[0] + 1))
-    axes.set_xlabel("epoch", fontsize=12)
-    axes.tick_params(labelsize=11)
+    axes.set_xlim(epochs[0], max(1.02 * epochs[-1], epochs[0] + 1))
+    axes.xaxis.set_major_formatter(LogFormatter())
+    axes.set_xlabel("epoch", fontsize=13)
+    axes.tick_params(labelsize=12)
     return axes

@@ -1,5 +1,4 @@
-"""A run's folder as one page, `report.html`, that needs neither network nor other
-files.
+"""A run's folder as one page, `report.html`, that stands alone.
 
 Figures are embedded, styles are inline, nothing is scripted.
 """

@@ -91,8 +91,7 @@ class RunFolder:
             yield
 
     def config(self) -> dict[str, Any]:
-        """Contents of `config.json`: the experiment, its settings, the package's
-        version."""
+        """The experiment, its settings and the package's version, as written."""
         try:
             config = json.loads((self.path / "config.json").read_text())
         except ValueError as error:
@@ -186,8 +185,7 @@ class RunFolder:
         )
 
     def _write_or_compare(self, experiment: str, settings: Mapping[str, Any]) -> None:
-        """Writes `config.json` if the folder is new, else checks that it says the
-        same."""
+        """Writes `config.json` in a new folder, else compares it."""
         from noisyflow import __version__
 
         if not (self.path / "config.json").exists():
@@ -241,8 +239,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @dataclass(frozen=True)
 class Results:
-    """All measurements of a run, as arrays over its k logged epochs and L hidden
-    layers.
+    """Measurements of a run, over its k logged epochs and L hidden layers.
 
     Parameters
     ----------

@@ -248,8 +248,7 @@ def evaluate(
 
 
 def set_parameters(network: torch.nn.Module, parameters: ArrayLike) -> None:
-    """Sets all parameters of a network from one vector, in the order of
-    `Trainer.state()`.
+    """Sets all parameters of a network from one vector.
 
     Parameters
     ----------

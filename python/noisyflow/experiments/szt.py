@@ -10,8 +10,6 @@ inputs.
 from __future__ import annotations
 
 import math
-import resource
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,19 +21,12 @@ from numpy.typing import NDArray
 
 from noisyflow import datasets, plotting, report
 from noisyflow.experiments import Claim
+from noisyflow.experiments.tracked_training import TrackedTraining
 from noisyflow.nn import ACTIVATIONS, NoisyMLP
 from noisyflow.report import Figure, Table
-from noisyflow.runs import (
-    Interruption,
-    Progress,
-    Results,
-    Row,
-    RunError,
-    RunFolder,
-    duration,
-)
-from noisyflow.tracking import InformationTracker, LayerInformation
-from noisyflow.training import Trainer, evaluate, set_parameters
+from noisyflow.runs import Interruption, Results, RunError, RunFolder, duration
+from noisyflow.tracking import InformationTracker
+from noisyflow.training import Trainer, set_parameters
 
 SIZES = (12, 10, 7, 5, 4, 3, 2)
 CEILING = math.log(4096)
@@ -57,7 +48,6 @@ _SCATTER_EPOCHS = (11, 35, 356, 7389)
 # More points than the authors' first 1000 hide one another.
 _SCATTER_INPUTS = 1000
 
-_SECONDS_BETWEEN_CHECKPOINTS = 10.0
 # Fixed: the figures of a run must not depend on when they are made.
 _FIGURE_SEED = 0
 
@@ -165,8 +155,7 @@ def logged_epochs(epochs: int, num_log_points: int) -> list[int]:
 
 
 def run(config: Config, out: Path) -> bool:
-    """Trains and measures in an output folder, from the start or from its last
-    checkpoint.
+    """Trains and measures in an output folder, from its last checkpoint if it has one.
 
     Parameters
     ----------
@@ -193,232 +182,38 @@ def run(config: Config, out: Path) -> bool:
     _check_device(config.device)
     folder = RunFolder(out)
     with folder.open("szt", asdict(config)), Interruption() as interruption:
-        work = _Work(config, folder)
+        train, test = datasets.split(datasets.szt(), seed=config.seed)
+        work = TrackedTraining(
+            lambda: _build(config, train),
+            train,
+            test,
+            epochs=config.epochs,
+            logged_epochs=logged_epochs(config.epochs, config.num_log_points),
+            folder=folder,
+        )
         if work.is_finished:
-            print(
-                f"szt: the run in {out} is finished; making its figures and report "
-                "again"
-            )
+            print(f"szt: the run in {out} is finished; its figures and report are made")
         else:
-            print(work.announcement(), flush=True)
+            _announce(config, work, folder)
             work.advance(interruption)
         if not work.is_finished:
             print(
-                f"szt: stopped after epoch {work.trainer.epochs_done - 1}; "
-                "the same command takes it up from there"
+                f"szt: stopped after {work.trainer.epochs_done} of {config.epochs} "
+                "passes; the same command takes it up from there"
             )
             return False
         results = folder.results()
-        figures = plot(config, results, folder)
         report.write_report(
             folder,
             results,
             title="Information flow in a noisy network on the SZT task",
-            figures=figures,
+            figures=plot(config, results, folder),
             comparison=compare(config, results),
             claims=claims(config, results),
         )
         print(_summary(results))
         print(f"szt: report in {folder.report}")
     return True
-
-
-class _Work:
-    """A run in progress: what it trains, what it has measured, where it writes."""
-
-    def __init__(self, config: Config, folder: RunFolder) -> None:
-        self.config = config
-        self.folder = folder
-        self.train, self.test = datasets.split(datasets.szt(), seed=config.seed)
-        self.epochs = logged_epochs(config.epochs, config.num_log_points)
-        self.trainer, self.tracker = self._build()
-        self.metrics: list[Row] = []
-        self.history: list[Row] = []
-        self.logged_parameters: list[NDArray[np.float32]] = []
-        self.training_seconds = 0.0
-        self.tracking_seconds = 0.0
-        self.resumed = False
-        checkpoint = folder.load_checkpoint()
-        if checkpoint is not None:
-            self._resume(checkpoint)
-
-    @property
-    def is_finished(self) -> bool:
-        return self.trainer.epochs_done == self.config.epochs
-
-    def announcement(self) -> str:
-        """What will be done, how long it will take and how much memory."""
-        config = self.config
-        epochs_left = config.epochs - self.trainer.epochs_done
-        logs_left = len(self.epochs) - len(self.history)
-        self.seconds_per_epoch, self.seconds_per_log = self._calibrate()
-        training = epochs_left * self.seconds_per_epoch
-        tracking = logs_left * self.seconds_per_log
-        peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        extras = f", orthonormality {config.orthonormal_rate:g}" * (
-            config.orthonormal_rate > 0
-        )
-        lines = [
-            f"szt: a {'-'.join(map(str, SIZES))} {config.activation} network with "
-            f"noise {config.noise_std:g} learns the 4096 patterns",
-            f"  {config.epochs} passes over {len(self.train)} inputs, Adam "
-            f"{config.learning_rate:g}, batches of {config.batch_size}{extras}, "
-            f"seed {config.seed}, on {config.device}",
-            f"  I(X;T) and I(Y;T) of {len(SIZES) - 2} layers at {len(self.epochs)} "
-            f"epochs, {self.epochs[0]} to {self.epochs[-1]}",
-            f"  about {duration(training + tracking)} (training {duration(training)}, "
-            f"tracking {duration(tracking)}) and {1.1 * peak_gib + 0.1:.1f} GiB of "
-            "memory",
-            f"  into {self.folder.path}; Ctrl-C stops, the same command resumes",
-        ]
-        if self.resumed:
-            lines.insert(1, f"  resumed after epoch {self.trainer.epochs_done - 1}")
-        return "\n".join(lines)
-
-    def advance(self, interruption: Interruption) -> None:
-        """Trains and measures until the run is finished or an interruption is
-        wanted."""
-        progress = Progress()
-        last_checkpoint = time.monotonic()
-        while not self.is_finished and not interruption.is_wanted:
-            started = time.perf_counter()
-            self.trainer.train_epoch()
-            self.training_seconds += time.perf_counter() - started
-            epoch = self.trainer.epochs_done - 1
-            is_logged = epoch == self.epochs[len(self.history)]
-            if is_logged:
-                self._measure(epoch)
-            waited = time.monotonic() - last_checkpoint
-            if is_logged or waited > _SECONDS_BETWEEN_CHECKPOINTS:
-                self._save()
-                last_checkpoint = time.monotonic()
-            if progress.is_due() or self.is_finished:
-                progress.show(self._progress_line())
-        self._save()
-        progress.finish()
-
-    def _build(self) -> tuple[Trainer, InformationTracker]:
-        """A fresh network with its trainer and its tracker."""
-        config = self.config
-        network = NoisyMLP(
-            SIZES,
-            activation=config.activation,
-            noise_std=config.noise_std,
-            seed=config.seed,
-        )
-        trainer = Trainer(
-            network,
-            self.train.inputs,
-            self.train.labels,
-            learning_rate=config.learning_rate,
-            batch_size=config.batch_size,
-            orthonormal_rate=config.orthonormal_rate,
-            seed=config.seed,
-            device=config.device,
-        )
-        everything = datasets.szt()
-        tracker = InformationTracker(
-            network, everything.inputs, everything.labels, seed=config.seed
-        )
-        return trainer, tracker
-
-    def _resume(self, checkpoint: dict[str, NDArray[Any]]) -> None:
-        """Continues from a checkpoint, without the rows that are later than it."""
-        self.resumed = True
-        self.trainer.load_state(
-            {
-                name.removeprefix("trainer."): torch.from_numpy(array.copy())
-                for name, array in checkpoint.items()
-                if name.startswith("trainer.")
-            }
-        )
-        self.training_seconds = float(checkpoint["training_seconds"])
-        self.tracking_seconds = float(checkpoint["tracking_seconds"])
-        self.logged_parameters = list(checkpoint["logged_parameters"])
-        done = self.trainer.epochs_done
-        self.history = _rows_before(self.folder.read_rows("history.csv"), done)
-        self.metrics = _rows_before(self.folder.read_rows("metrics.csv"), done)
-        expected = sum(epoch < done for epoch in self.epochs)
-        found = (
-            len(self.logged_parameters),
-            len(self.history),
-            len(self.metrics) / (len(SIZES) - 2),
-        )
-        if found != (expected, expected, expected):
-            raise RunError(
-                f"history.csv and metrics.csv in {self.folder.path} do not match its "
-                "checkpoint; remove the folder to start anew"
-            )
-
-    def _calibrate(self) -> tuple[float, float]:
-        """Seconds per epoch and per measurement, from a short trial on a copy."""
-        trainer, tracker = self._build()
-        trainer.load_state(self.trainer.state())
-        trainer.train_epoch()  # the first pass also sets up the optimiser
-        started = time.perf_counter()
-        for _ in range(10):
-            trainer.train_epoch()
-        trained = time.perf_counter()
-        tracker.measure(0)
-        return (trained - started) / 10, time.perf_counter() - trained
-
-    def _measure(self, epoch: int) -> None:
-        """Adds the rows of a logged epoch."""
-        network = self.trainer.network
-        on_train = evaluate(network, self.train.inputs, self.train.labels)
-        on_test = evaluate(network, self.test.inputs, self.test.labels)
-        if not math.isfinite(on_train.loss):
-            raise RunError(
-                f"training diverged: loss {on_train.loss} at epoch {epoch}; "
-                "a smaller learning rate may help"
-            )
-        started = time.perf_counter()
-        layers = self.tracker.measure(epoch)
-        self.tracking_seconds += time.perf_counter() - started
-        self.metrics += [_metrics_row(epoch, layer) for layer in layers]
-        self.history.append(
-            {
-                "epoch": epoch,
-                "train_loss": on_train.loss,
-                "test_loss": on_test.loss,
-                "train_accuracy": on_train.accuracy,
-                "test_accuracy": on_test.accuracy,
-                "training_seconds": round(self.training_seconds, 3),
-                "tracking_seconds": round(self.tracking_seconds, 3),
-            }
-        )
-        self.logged_parameters.append(self.trainer.state()["parameters"].numpy())
-
-    def _save(self) -> None:
-        """Writes the tables, then the checkpoint that vouches for them."""
-        if not self.history:
-            return
-        self.folder.write_table("metrics.csv", self.metrics)
-        self.folder.write_table("history.csv", self.history)
-        tensors: dict[str, NDArray[Any]] = {
-            f"trainer.{name}": tensor.numpy()
-            for name, tensor in self.trainer.state().items()
-        }
-        tensors["logged_parameters"] = np.stack(self.logged_parameters)
-        tensors["training_seconds"] = np.array(self.training_seconds)
-        tensors["tracking_seconds"] = np.array(self.tracking_seconds)
-        self.folder.save_checkpoint(tensors)
-
-    def _progress_line(self) -> str:
-        """Epoch, accuracy, information per layer and time left."""
-        epochs_left = self.config.epochs - self.trainer.epochs_done
-        logs_left = len(self.epochs) - len(self.history)
-        left = epochs_left * self.seconds_per_epoch + logs_left * self.seconds_per_log
-        line = f"epoch {self.trainer.epochs_done - 1}/{self.config.epochs - 1}"
-        if self.history:
-            last = self.history[-1]
-            latest = self.metrics[-(len(SIZES) - 2) :]
-            values = " ".join(f"{row['mutual_information']:.2f}" for row in latest)
-            line += (
-                f"  loss {last['train_loss']:.4f}  test accuracy "
-                f"{last['test_accuracy']:.3f}  I(X;T) {values} nats"
-            )
-        return f"{line}  {duration(left)} left"
 
 
 def plot(config: Config, results: Results, folder: RunFolder) -> list[Figure]:
@@ -444,7 +239,8 @@ def plot(config: Config, results: Results, folder: RunFolder) -> list[Figure]:
             "in every hidden layer. Bands: from the lower to the upper end of the "
             "bias bracket, with two standard errors on either side; where no band is "
             "seen it is thinner than the line. Dashed: the largest possible value, "
-            "the entropy of the input and of the label.",
+            "the entropy of the input and of the label, where the first layers lie on "
+            "one another.",
         ),
         Figure(
             folder.save_figure("history.png", _history_figure(results)),
@@ -598,19 +394,19 @@ def _history_figure(results: Results) -> bytes:
 
 def _scatter_figure(config: Config, results: Results, shown: list[int]) -> bytes:
     """The last hidden layer at some of the logged epochs."""
-    figure, panels = plotting.new_figure(16, 4.6, columns=len(shown), projection="3d")
+    figure, panels = plotting.new_figure(15, 4.2, columns=len(shown), projection="3d")
     labels = datasets.szt().labels[:_SCATTER_INPUTS]
     for axes, at in zip(panels, shown, strict=True):
         points = _layer_outputs(config, results.parameters[at])[-1][:_SCATTER_INPUTS]
         plotting.scatter_3d(axes, points, labels, title=f"epoch {results.epochs[at]}")
-    panels[0].legend(loc="upper left", fontsize=11, markerscale=2)
+    panels[0].legend(loc="upper left", fontsize=12, markerscale=2, frameon=False)
     return plotting.png(figure)
 
 
 def _activations_figure(config: Config, results: Results) -> bytes:
     """Histograms of every layer's activations over epochs."""
     outputs = [_layer_outputs(config, vector) for vector in results.parameters]
-    figure, panels = plotting.new_figure(16, 4.2, columns=results.num_layers)
+    figure, panels = plotting.new_figure(14, 3.8, columns=results.num_layers)
     for layer, axes in enumerate(panels):
         values = [epoch_outputs[layer] for epoch_outputs in outputs]
         edges = np.linspace(*_activation_range(config.activation, values), 101)
@@ -619,6 +415,7 @@ def _activations_figure(config: Config, results: Results) -> bytes:
         plotting.activation_histograms(
             axes, results.epochs, edges, shares, title=f"layer {layer + 1}"
         )
+        axes.locator_params(axis="y", nbins=5)
     panels[0].set_ylabel("activation", fontsize=13)
     bar = figure.colorbar(panels[-1].collections[-1], ax=panels, pad=0.01)
     bar.set_label("share of activations", fontsize=13)
@@ -669,9 +466,12 @@ def _course_claims(results: Results) -> list[Claim]:
     near_ends = _share_near_ends(results)
     claims = [
         Claim(
-            "Layers 1 to 3 stay within 0.5 nats of the ceiling log 4096 = 8.318.",
-            "lowest " + ", ".join(f"{low:.3f}" for low in flat.min(axis=0)),
-            bool((flat > CEILING - 0.5).all()),
+            f"Layer {layer} stays within 0.5 nats of the ceiling log 4096 = 8.318.",
+            f"between {low:.3f} and {high:.3f}",
+            bool(low > CEILING - 0.5),
+        )
+        for layer, (low, high) in enumerate(
+            zip(flat.min(axis=0), flat.max(axis=0), strict=True), start=1
         )
     ]
     if early is None or dip is None or peak is None:
@@ -762,8 +562,7 @@ def _share_near_ends(results: Results) -> tuple[float, float]:
 def _extreme(
     results: Results, values: NDArray[Any], first: int, last: int, *, largest: bool
 ) -> int | None:
-    """Index of the largest or smallest value between two epochs; None if none is
-    there."""
+    """Index of the largest or smallest value between two epochs, if any."""
     inside = np.flatnonzero((results.epochs >= first) & (results.epochs <= last))
     if inside.size == 0:
         return None
@@ -776,30 +575,54 @@ def _too_short(statement: str) -> Claim:
     return Claim(statement, "the run is too short", None)
 
 
-def _metrics_row(epoch: int, layer: LayerInformation) -> Row:
-    """One row of `metrics.csv`."""
-    about_input, about_label = layer.mutual_information, layer.label_information
-    assert about_label is not None, "the tracker was given labels"
-    return {
-        "epoch": epoch,
-        "layer": layer.layer,
-        "mutual_information": about_input.value,
-        "standard_error": about_input.standard_error,
-        "lower": about_input.lower,
-        "upper": about_input.upper,
-        "label_information": about_label.value,
-        "label_standard_error": about_label.standard_error,
-        "label_lower": about_label.lower,
-        "label_upper": about_label.upper,
-        "num_proposals": layer.num_proposals,
-        "effective_sample_size": layer.effective_sample_size,
-        "effective_sample_size_low": layer.effective_sample_size_low,
-    }
+def _announce(config: Config, work: TrackedTraining, folder: RunFolder) -> None:
+    """Says what will be done, how long it will take and how much memory."""
+    epochs = logged_epochs(config.epochs, config.num_log_points)
+    rate = config.orthonormal_rate
+    print(
+        f"szt: a {'-'.join(map(str, SIZES))} {config.activation} network with noise "
+        f"{config.noise_std:g} learns the 4096 patterns\n"
+        f"  {config.epochs} passes over the training inputs, Adam "
+        f"{config.learning_rate:g}, batches of {config.batch_size}"
+        + (f", orthonormality {rate:g}" if rate else "")
+        + f", seed {config.seed}, on {config.device}\n"
+        f"  I(X;T) and I(Y;T) of {len(SIZES) - 2} layers at {len(epochs)} epochs, "
+        f"{epochs[0]} to {epochs[-1]}"
+    )
+    if work.trainer.epochs_done:
+        print(f"  resumed after {work.trainer.epochs_done} passes")
+    print(
+        f"  {work.calibrate()}\n"
+        f"  into {folder.path}; Ctrl-C stops, the same command resumes",
+        flush=True,
+    )
 
 
-def _rows_before(rows: list[Row], epoch: int) -> list[Row]:
-    """The rows of earlier epochs."""
-    return [row for row in rows if row["epoch"] < epoch]
+def _build(
+    config: Config, train: datasets.Dataset
+) -> tuple[Trainer, InformationTracker]:
+    """A fresh network's trainer and tracker."""
+    network = NoisyMLP(
+        SIZES,
+        activation=config.activation,
+        noise_std=config.noise_std,
+        seed=config.seed,
+    )
+    trainer = Trainer(
+        network,
+        train.inputs,
+        train.labels,
+        learning_rate=config.learning_rate,
+        batch_size=config.batch_size,
+        orthonormal_rate=config.orthonormal_rate,
+        seed=config.seed,
+        device=config.device,
+    )
+    everything = datasets.szt()
+    tracker = InformationTracker(
+        network, everything.inputs, everything.labels, seed=config.seed
+    )
+    return trainer, tracker
 
 
 def _check_device(device: str) -> None:
