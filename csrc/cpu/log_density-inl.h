@@ -28,7 +28,6 @@ inline namespace NOISYFLOW_TARGET {
 constexpr double kSlack = 40;           // log2; 512 terms of 2^40 stay far below 2^127
 constexpr int64_t kTileBytes = 32768;   // centers of one tile: they stay in L1 for all points of a task
 constexpr int64_t kMaxTile = 512;       // float sums of more terms would lose digits
-constexpr int kWideBlock = 8;           // beyond: 8 centers x 2 point vectors
 
 // The running sums of Q vectors of points: per lane an offset (squared distance) and a double.
 template <class T, int Q>
@@ -63,9 +62,12 @@ struct LaneSums {
   }
 };
 
-// Squared distances minus base from Q vectors of points to C centers. D > 0: dimension known.
+// Squared distances minus base from Q vectors of points to C centers.
 // points: d x Q vectors; centers: rows `stride` apart; shift: per center or null.
-template <class T, int D, int Q, int C, bool Weighted>
+//
+// The loop over dimensions stays a loop: with d known at compile time and everything unrolled,
+// GCC 12 spills and is 15 % (d = 3) to 30 % (d = 10) slower (bench/README.md).
+template <class T, int Q, int C, bool Weighted>
 inline __attribute__((always_inline)) void distances(const T* points, const T* centers, int64_t stride,
                                                      const T* shift, int d, const Vec<T>* base,
                                                      Vec<T>* s) {
@@ -73,9 +75,8 @@ inline __attribute__((always_inline)) void distances(const T* points, const T* c
   for (int c = 0; c < C; ++c)
 #pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) s[c * Q + q] = Weighted ? shift[c] - base[q] : -base[q];
-  const int dims = D > 0 ? D : d;
-#pragma GCC unroll 16
-  for (int k = 0; k < dims; ++k) {
+#pragma GCC unroll 1
+  for (int k = 0; k < d; ++k) {
     Vec<T> x[Q];
 #pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) x[q] = load<T>(points + (k * Q + q) * kLanes<T>);
@@ -92,7 +93,7 @@ inline __attribute__((always_inline)) void distances(const T* points, const T* c
 }
 
 // Adds the terms of `count` centers, a multiple of C, to the sums of Q vectors of points.
-template <class T, int D, int Q, int C, bool Weighted>
+template <class T, int Q, int C, bool Weighted>
 __attribute__((noinline)) void add_centers(const T* points, const T* centers, int64_t stride,
                                            const T* shift, int64_t count, int d, T scale,
                                            LaneSums<T, Q>& sums) {
@@ -106,7 +107,7 @@ __attribute__((noinline)) void add_centers(const T* points, const T* centers, in
 
   for (int64_t j = 0; j < count; j += C) {
     Vec<T> s[C * Q];
-    distances<T, D, Q, C, Weighted>(points, centers + j * stride, stride, shift + (Weighted ? j : 0), d,
+    distances<T, Q, C, Weighted>(points, centers + j * stride, stride, shift + (Weighted ? j : 0), d,
                                     base, s);
 
     // -- a term far above the offset: move the offset (rare, and always at the first center) ----
@@ -123,7 +124,7 @@ __attribute__((noinline)) void add_centers(const T* points, const T* centers, in
     if (__builtin_expect(any<T>(moved), 0)) {
       Vec<T> zero[Q];
       for (int q = 0; q < Q; ++q) zero[q] = Vec<T>{};
-      distances<T, D, Q, C, Weighted>(points, centers + j * stride, stride,
+      distances<T, Q, C, Weighted>(points, centers + j * stride, stride,
                                       shift + (Weighted ? j : 0), d, zero, s);
       for (int q = 0; q < Q; ++q) {
         Vec<T> least = s[q];
@@ -151,7 +152,7 @@ __attribute__((noinline)) void add_centers(const T* points, const T* centers, in
 }
 
 // Any number of centers: whole blocks of C, then one by one.
-template <class T, int D, int Q, int C>
+template <class T, int Q, int C>
 void add_tile(const T* points, const MixtureView<T>& mixture, int64_t begin, int64_t end, T scale,
               LaneSums<T, Q>& sums) {
   const int64_t whole = (end - begin) / C * C;
@@ -160,15 +161,15 @@ void add_tile(const T* points, const MixtureView<T>& mixture, int64_t begin, int
   if (mixture.weight_shift) {
     const T* shift = mixture.weight_shift + begin;
     if (whole)
-      add_centers<T, D, Q, C, true>(points, centers, mixture.stride, shift, whole, d, scale, sums);
+      add_centers<T, Q, C, true>(points, centers, mixture.stride, shift, whole, d, scale, sums);
     if (begin + whole < end)
-      add_centers<T, D, Q, 1, true>(points, centers + whole * mixture.stride, mixture.stride,
+      add_centers<T, Q, 1, true>(points, centers + whole * mixture.stride, mixture.stride,
                                     shift + whole, end - begin - whole, d, scale, sums);
   } else {
     if (whole)
-      add_centers<T, D, Q, C, false>(points, centers, mixture.stride, nullptr, whole, d, scale, sums);
+      add_centers<T, Q, C, false>(points, centers, mixture.stride, nullptr, whole, d, scale, sums);
     if (begin + whole < end)
-      add_centers<T, D, Q, 1, false>(points, centers + whole * mixture.stride, mixture.stride, nullptr,
+      add_centers<T, Q, 1, false>(points, centers + whole * mixture.stride, mixture.stride, nullptr,
                                      end - begin - whole, d, scale, sums);
   }
 }
@@ -283,9 +284,10 @@ void pack_points(const PointsView<T>& view, int64_t first, int64_t last, int64_t
 }
 
 // Points [first, last), at most kGroupsPerTask groups of them. scratch: scratch_bytes() bytes.
-template <class T, int D, int Q, int C>
+template <class T, int Q, int C>
 void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
   constexpr int kGroup = Q * kLanes<T>;
+  const FlushDenormals flush;
   const MixtureView<T>& mixture = task.mixture;
   const int num_parts = task.membership ? kNumParts : 1;
   const int num_groups = int((last - first + kGroup - 1) / kGroup);
@@ -335,7 +337,7 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
           add_mixed<T, Q>(points, mixture, from, to, scale, members + g * kGroup,
                           task.include_rest, parts);
         else
-          add_tile<T, D, Q, C>(points, mixture, from, to, scale, parts[segment.part]);
+          add_tile<T, Q, C>(points, mixture, from, to, scale, parts[segment.part]);
       }
     }
   }
@@ -365,28 +367,12 @@ int64_t scratch_bytes(int64_t d) {
                            kMaxSegments * int64_t(sizeof(Segment)) + kGroup * d * int64_t(sizeof(T)));
 }
 
+// 2 x 6 fills 32 registers and 2 x 3 fills 16; 1 x 12, 2 x 8, 3 x 4 are up to 6 % slower, and
+// anything larger spills (bench/README.md).
 template <class T>
 KernelChoice<T> choose_kernel(int64_t d) {
-  constexpr int C = kCentersPerBlock;
-  constexpr int kWide = kVectorBytes == 64 ? kWideBlock : 2;
-  switch (d) {
-#define NOISYFLOW_DIM(D) \
-  case D:                \
-    return {&evaluate<T, D, 1, C>, scratch_bytes<T, 1>(d), kLanes<T>};
-    NOISYFLOW_DIM(1)
-    NOISYFLOW_DIM(2)
-    NOISYFLOW_DIM(3)
-    NOISYFLOW_DIM(4)
-    NOISYFLOW_DIM(5)
-    NOISYFLOW_DIM(6)
-    NOISYFLOW_DIM(7)
-    NOISYFLOW_DIM(8)
-    NOISYFLOW_DIM(9)
-    NOISYFLOW_DIM(10)
-#undef NOISYFLOW_DIM
-    default:
-      return {&evaluate<T, 0, 2, kWide>, scratch_bytes<T, 2>(d), 2 * kLanes<T>};
-  }
+  constexpr int Q = 2, C = kVectorBytes == 64 ? 6 : 3;
+  return {&evaluate<T, Q, C>, scratch_bytes<T, Q>(d), Q * kLanes<T>};
 }
 
 }  // namespace NOISYFLOW_TARGET

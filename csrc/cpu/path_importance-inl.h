@@ -700,6 +700,7 @@ inline void weigh(const PathTask& task, int64_t i, int64_t g, int32_t in_chunk, 
 // Points [first, last), at most kPathChunk. linear: all inputs, linearised.
 inline void path_chunk(const PathTask& task, const void* linear, int64_t first, int64_t last,
                        int64_t largest_group, void* memory) {
+  const FlushDenormals flush;
   Arena arena{static_cast<char*>(memory)};
   PathScratch s;
   s.allocate(task, largest_group, arena);
@@ -717,6 +718,7 @@ inline void path_chunk(const PathTask& task, const void* linear, int64_t first, 
 }
 
 inline void path_linearise(const PathTask& task, int64_t vector, void* linear, void* memory) {
+  const FlushDenormals flush;
   Arena arena{static_cast<char*>(memory)};
   PairVector pair;
   pair.allocate(task.layers, arena);

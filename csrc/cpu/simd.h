@@ -17,13 +17,10 @@ inline namespace NOISYFLOW_TARGET {
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
-constexpr int kCentersPerBlock = 12;  // 12 + d <= 10 coordinates + constants fill 32 registers
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
-constexpr int kCentersPerBlock = 4;  // 16 registers
 #else
 constexpr int kVectorBytes = 16;
-constexpr int kCentersPerBlock = 4;
 #endif
 
 template <class T>

@@ -1,0 +1,65 @@
+"""The data sets are the published ones."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from noisyflow.datasets import Dataset, split, szt
+
+
+def test_szt_labels_are_the_published_ones() -> None:
+    labels = szt().labels.astype(np.uint8).tobytes()
+    assert hashlib.sha256(labels).hexdigest() == (
+        "77732f16f85e91b49d3997196b56163b3bd362d8cf631468a8de3f986e88359f"
+    )
+
+
+def test_szt_inputs_count_in_binary_with_the_first_bit_most_significant() -> None:
+    inputs = szt().inputs
+    assert inputs.shape == (4096, 12)
+    assert inputs.dtype == np.float32
+    np.testing.assert_array_equal(inputs @ 2.0 ** np.arange(11, -1, -1), np.arange(4096))
+
+
+def test_split_is_a_partition_of_the_sizes_of_the_paper() -> None:
+    data = szt()
+    train, test = split(data, seed=3)
+    assert (len(train), len(test)) == (3277, 819)
+    rows = np.concatenate([train.inputs, test.inputs])
+    labels = np.concatenate([train.labels, test.labels])
+    order = np.lexsort(rows.T[::-1])
+    np.testing.assert_array_equal(rows[order], data.inputs)
+    np.testing.assert_array_equal(labels[order], data.labels)
+
+
+def test_split_depends_on_the_seed_alone() -> None:
+    first, again, other = (split(szt(), seed=seed)[0].inputs for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("train_share", [0.0, 1.0, -0.5, 1e-5, float("nan")])
+def test_split_refuses_an_empty_part(train_share: float) -> None:
+    with pytest.raises(ValueError, match="train_share must"):
+        split(szt(), train_share=train_share)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "error", "message"),
+    [
+        (np.ones((3, 2)), np.zeros(3, np.int64), TypeError, "inputs must be float32"),
+        (np.ones((3, 2), "f"), np.zeros(3), TypeError, "labels must be int64"),
+        (np.ones(3, "f"), np.zeros(3, np.int64), ValueError, r"got shape \(3,\)"),
+        (np.ones((0, 2), "f"), np.zeros(0, np.int64), ValueError, "non-empty"),
+        (np.full((3, 2), np.nan, "f"), np.zeros(3, np.int64), ValueError, "finite"),
+        (np.ones((3, 2), "f"), np.zeros(2, np.int64), ValueError, "one class per"),
+    ],
+)
+def test_dataset_names_what_is_wrong(
+    inputs: np.ndarray, labels: np.ndarray, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Dataset(inputs, labels)
