@@ -17,6 +17,8 @@ struct Exp2;
 
 #if defined(__AVX512F__)
 
+constexpr bool kExp2Overflows = true;  // too large a result is infinite
+
 // f = -x - floor(-x) in [0, 1) and the scaling by 2^floor(-x) are one instruction each, at full
 // rate and with the right limits: 9 instructions in all. Needs FlushDenormals.
 template <>
@@ -81,6 +83,8 @@ inline __attribute__((always_inline)) void add_exp2(const Vec<T>* s, T scale, Ve
 }
 
 #else
+
+constexpr bool kExp2Overflows = false;  // it is nonsense: exponents wrap around
 
 // Adding a magic number leaves the nearest integer k in the low mantissa bits, already biased, so
 // one shift makes 2^k; f is in [-1/2, 1/2]. Nothing denormal arises: x is clamped.

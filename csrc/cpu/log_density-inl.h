@@ -42,6 +42,12 @@ struct LaneSums {
     }
   }
 
+  bool all_met() const {
+    for (int l = 0; l < Q * kLanes<T>; ++l)
+      if (offset[l] == T(INFINITY)) return false;
+    return true;
+  }
+
   // Empties the tile's accumulator into the sums.
   void fold(int q, Vec<T>& acc) {
     for (int l = 0; l < kLanes<T>; ++l) sum[q * kLanes<T> + l] += double(acc[l]);
@@ -93,8 +99,12 @@ inline __attribute__((always_inline)) void distances(const T* points, const T* c
 }
 
 // Adds the terms of `count` centers, a multiple of C, to the sums of Q vectors of points.
-template <class T, int Q, int C, bool Weighted>
-__attribute__((noinline)) void add_centers(const T* points, const T* centers, int64_t stride,
+//
+// Search: offsets move whenever a center is far nearer than all before. Without, they stay, which
+// saves an instruction per pair; where that lets a term pass 2^kSlack nothing is added and the
+// result is false. Only where exponentials that are too large are infinite (kExp2Overflows).
+template <class T, int Q, int C, bool Weighted, bool Search>
+__attribute__((noinline)) bool add_centers(const T* points, const T* centers, int64_t stride,
                                            const T* shift, int64_t count, int d, T scale,
                                            LaneSums<T, Q>& sums) {
   constexpr int kNumAccumulators = C % 4 == 0 ? 4 : 1;  // per point vector: hides FMA latency
@@ -110,29 +120,24 @@ __attribute__((noinline)) void add_centers(const T* points, const T* centers, in
     distances<T, Q, C, Weighted>(points, centers + j * stride, stride, shift + (Weighted ? j : 0), d,
                                     base, s);
 
-    // -- a term far above the offset: move the offset (rare, and always at the first center) ----
-    Vec<T> nearest[Q];
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; ++q) {
-      nearest[q] = s[q];
+    // -- a term far above the offset: move the offset -------------------------------------------
+    if constexpr (Search) {
+      Vec<T> nearest = s[0];
 #pragma GCC unroll 16
-      for (int c = 1; c < C; ++c) nearest[q] = vmin(s[c * Q + q], nearest[q]);
-    }
-    Int<T> moved = nearest[0] < too_near;
-#pragma GCC unroll 4
-    for (int q = 1; q < Q; ++q) moved |= nearest[q] < too_near;
-    if (__builtin_expect(any<T>(moved), 0)) {
-      Vec<T> zero[Q];
-      for (int q = 0; q < Q; ++q) zero[q] = Vec<T>{};
-      distances<T, Q, C, Weighted>(points, centers + j * stride, stride,
-                                      shift + (Weighted ? j : 0), d, zero, s);
-      for (int q = 0; q < Q; ++q) {
-        Vec<T> least = s[q];
-        for (int c = 1; c < C; ++c) least = vmin(s[c * Q + q], least);
-        for (int a = 0; a < kNumAccumulators; ++a) sums.fold(q, acc[q][a]);
-        sums.rebase(q, least, scale);
-        base[q] = load<T>(sums.offset + q * kLanes<T>);
-        for (int c = 0; c < C; ++c) s[c * Q + q] -= base[q];
+      for (int i = 1; i < C * Q; ++i) nearest = vmin(s[i], nearest);
+      if (__builtin_expect(any<T>(nearest < too_near), 0)) {
+        Vec<T> zero[Q];
+        for (int q = 0; q < Q; ++q) zero[q] = Vec<T>{};
+        distances<T, Q, C, Weighted>(points, centers + j * stride, stride,
+                                     shift + (Weighted ? j : 0), d, zero, s);
+        for (int q = 0; q < Q; ++q) {
+          Vec<T> least = s[q];
+          for (int c = 1; c < C; ++c) least = vmin(s[c * Q + q], least);
+          for (int a = 0; a < kNumAccumulators; ++a) sums.fold(q, acc[q][a]);
+          sums.rebase(q, least, scale);
+          base[q] = load<T>(sums.offset + q * kLanes<T>);
+          for (int c = 0; c < C; ++c) s[c * Q + q] -= base[q];
+        }
       }
     }
 
@@ -147,30 +152,45 @@ __attribute__((noinline)) void add_centers(const T* points, const T* centers, in
       for (int q = 0; q < Q; ++q) acc[q][0] = sum[q];
     }
   }
+  if constexpr (!Search) {
+    // 2^kSlack in one term, or NaN and infinity from far beyond: not (sum < limit).
+    const Vec<T> limit = broadcast<T>(T(1099511627776.0));
+    Int<T> passed = Int<T>{};
+    for (int q = 0; q < Q; ++q)
+      for (int a = 0; a < kNumAccumulators; ++a) passed |= ~(acc[q][a] < limit);
+    if (any<T>(passed)) return false;
+  }
   for (int q = 0; q < Q; ++q)
     for (int a = 0; a < kNumAccumulators; ++a) sums.fold(q, acc[q][a]);
+  return true;
+}
+
+// Offsets are searched for where some lane has none yet or the quick way fails, which happens
+// in few tiles: each time the nearest distance falls by kSlack.
+template <class T, int Q, int C, bool Weighted>
+void add_block(const T* points, const MixtureView<T>& mixture, int64_t begin, int64_t count, T scale,
+               LaneSums<T, Q>& sums) {
+  const T* centers = mixture.centers + begin * mixture.stride;
+  const T* shift = Weighted ? mixture.weight_shift + begin : nullptr;
+  const int d = int(mixture.d);
+  if constexpr (kExp2Overflows)
+    if (sums.all_met() && add_centers<T, Q, C, Weighted, false>(points, centers, mixture.stride,
+                                                                shift, count, d, scale, sums))
+      return;
+  add_centers<T, Q, C, Weighted, true>(points, centers, mixture.stride, shift, count, d, scale, sums);
 }
 
 // Any number of centers: whole blocks of C, then one by one.
 template <class T, int Q, int C>
 void add_tile(const T* points, const MixtureView<T>& mixture, int64_t begin, int64_t end, T scale,
               LaneSums<T, Q>& sums) {
-  const int64_t whole = (end - begin) / C * C;
-  const T* centers = mixture.centers + begin * mixture.stride;
-  const int d = int(mixture.d);
+  const int64_t whole = (end - begin) / C * C, rest = end - begin - whole;
   if (mixture.weight_shift) {
-    const T* shift = mixture.weight_shift + begin;
-    if (whole)
-      add_centers<T, Q, C, true>(points, centers, mixture.stride, shift, whole, d, scale, sums);
-    if (begin + whole < end)
-      add_centers<T, Q, 1, true>(points, centers + whole * mixture.stride, mixture.stride,
-                                    shift + whole, end - begin - whole, d, scale, sums);
+    if (whole) add_block<T, Q, C, true>(points, mixture, begin, whole, scale, sums);
+    if (rest) add_block<T, Q, 1, true>(points, mixture, begin + whole, rest, scale, sums);
   } else {
-    if (whole)
-      add_centers<T, Q, C, false>(points, centers, mixture.stride, nullptr, whole, d, scale, sums);
-    if (begin + whole < end)
-      add_centers<T, Q, 1, false>(points, centers + whole * mixture.stride, mixture.stride, nullptr,
-                                     end - begin - whole, d, scale, sums);
+    if (whole) add_block<T, Q, C, false>(points, mixture, begin, whole, scale, sums);
+    if (rest) add_block<T, Q, 1, false>(points, mixture, begin + whole, rest, scale, sums);
   }
 }
 
