@@ -21,7 +21,9 @@ def test_szt_inputs_count_in_binary_with_the_first_bit_most_significant() -> Non
     inputs = szt().inputs
     assert inputs.shape == (4096, 12)
     assert inputs.dtype == np.float32
-    np.testing.assert_array_equal(inputs @ 2.0 ** np.arange(11, -1, -1), np.arange(4096))
+    np.testing.assert_array_equal(
+        inputs @ 2.0 ** np.arange(11, -1, -1), np.arange(4096)
+    )
 
 
 def test_split_is_a_partition_of_the_sizes_of_the_paper() -> None:

@@ -227,7 +227,10 @@ def test_noise_std_must_be_positive(noise_std: float) -> None:
     [
         ({"sizes": (4, 2)}, "sizes must name"),
         ({"sizes": (4, 0, 2)}, "sizes must name"),
-        ({"activation": "tanhh"}, "activation must be one of tanh, relu, .* got 'tanhh'"),
+        (
+            {"activation": "tanhh"},
+            "activation must be one of tanh, relu, .* got 'tanhh'",
+        ),
         ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
@@ -239,7 +242,11 @@ def test_bad_settings_are_named(settings: dict[str, object], message: str) -> No
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
-        (torch.zeros(5, 3), ValueError, r"inputs must have shape \(m, 4\), got \(5, 3\)"),
+        (
+            torch.zeros(5, 3),
+            ValueError,
+            r"inputs must have shape \(m, 4\), got \(5, 3\)",
+        ),
         (torch.zeros(4), ValueError, r"got \(4,\)"),
         (torch.zeros(5, 4, dtype=torch.float64), TypeError, "got torch.float64"),
         (torch.zeros(5, 4, dtype=torch.int64), TypeError, "got torch.int64"),

@@ -53,12 +53,21 @@ def _run(experiment: str, quick: bool, out: Path | None, **settings: object) -> 
         out = Path("runs") / (f"{experiment}-quick" if quick else experiment)
     try:
         module = load(experiment)
-        finished = module.run(module.configure(quick=quick, **given), out)
+    except ValueError as error:
+        return _fail(str(error), 2)
     except ModuleNotFoundError as error:
         return _fail(
             f"{error.name} is not installed; run: pip install 'noisyflow[train]'", 2
         )
-    except (ValueError, TypeError) as error:
+    from noisyflow.runs import RunError
+
+    try:
+        config = module.configure(quick=quick, **given)
+    except ValueError as error:
+        return _fail(str(error), 2)
+    try:
+        finished = module.run(config, out)
+    except RunError as error:
         return _fail(str(error), 2)
     except OSError as error:
         return _fail(f"cannot write {error.filename}: {error.strerror}", 1)

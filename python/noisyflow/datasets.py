@@ -121,7 +121,7 @@ def split(
     ValueError
         If a part would be empty.
     """
-    num_train = round(train_share * len(dataset))
+    num_train = round(train_share * len(dataset)) if 0 < train_share < 1 else 0
     if not 0 < num_train < len(dataset):
         raise ValueError(
             f"train_share must leave inputs in both parts, got {train_share} of "

@@ -33,7 +33,7 @@ Row = dict[str, float | int]
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class RunError(ValueError):
+class RunError(Exception):
     """A mistake in the settings or an obstacle in the folder, told in one line."""
 
 
@@ -75,7 +75,12 @@ class RunFolder:
             If the folder cannot be written, belongs to another run or holds other
             things, or if a run is working in it now.
         """
+        is_new = not (self.path / "config.json").exists()
         try:
+            if is_new and self.path.is_dir() and self._has_other_files():
+                raise RunError(
+                    f"{self.path} holds other files and no run (no config.json)"
+                )
             self.figures.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
         except OSError as error:
@@ -125,9 +130,8 @@ class RunFolder:
 
     def save_checkpoint(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Replaces the checkpoint by these arrays."""
-        contiguous = {
-            key: np.ascontiguousarray(value) for key, value in tensors.items()
-        }
+        # Not np.ascontiguousarray, which turns a number into a vector of one.
+        contiguous = {key: np.array(value, order="C") for key, value in tensors.items()}
         data = safetensors.numpy.save(contiguous)
         write_atomically(self.path / "checkpoint.safetensors", data)
 
@@ -184,18 +188,16 @@ class RunFolder:
             parameters=checkpoint["logged_parameters"],
         )
 
+    def _has_other_files(self) -> bool:
+        """Whether there is more than a run killed at its very start can leave."""
+        ours = {".lock", "figures", ".config.json.tmp"}
+        return any(path.name not in ours for path in self.path.iterdir())
+
     def _write_or_compare(self, experiment: str, settings: Mapping[str, Any]) -> None:
         """Writes `config.json` in a new folder, else compares it."""
         from noisyflow import __version__
 
         if not (self.path / "config.json").exists():
-            others = [
-                p for p in self.path.iterdir() if p.name not in (".lock", "figures")
-            ]
-            if others:
-                raise RunError(
-                    f"{self.path} holds other files and no run (no config.json)"
-                )
             config = {
                 "experiment": experiment,
                 "noisyflow": __version__,

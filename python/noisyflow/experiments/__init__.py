@@ -8,6 +8,7 @@ measured against what the papers state.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -38,15 +39,21 @@ class Claim:
 
 
 def load(name: str) -> ModuleType:
-    """The module of an experiment, imported now: most need torch and matplotlib.
+    """The module of an experiment, imported now.
 
     Raises
     ------
     ValueError
         If there is no experiment of this name.
+    ModuleNotFoundError
+        If what experiments need beside NumPy is not installed; matplotlib, too, is
+        missed now rather than after the training.
     """
     if name not in EXPERIMENTS:
         raise ValueError(
             f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}"
         )
+    for needed in ("torch", "matplotlib", "safetensors"):
+        if importlib.util.find_spec(needed) is None:
+            raise ModuleNotFoundError(f"no module named {needed!r}", name=needed)
     return importlib.import_module(f"noisyflow.experiments.{name}")
