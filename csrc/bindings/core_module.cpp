@@ -92,8 +92,8 @@ struct Problem {
       shifts = weight_shifts(*weights, noise_std);
     }
     task.points = rows(points);
-    task.mixture = {y.points, y.stride, y.m, centers.shape(1), noise_std,
-                    weights ? shifts.data() : nullptr};
+    task.mixture = {y.points,         y.stride,  y.m,
+                    centers.shape(1), noise_std, weights ? shifts.data() : nullptr};
   }
 };
 
@@ -114,9 +114,8 @@ py::array_t<T> log_density(const py::array_t<T>& points, const py::array_t<T>& c
 template <class T>
 py::tuple block_log_sums(const py::array_t<T>& points, const py::array_t<T>& centers,
                          double noise_std, const Indices& own, const Indices& offsets,
-                         const Indices& outer_offsets,
-                         const std::optional<py::array_t<T>>& weights, bool include_rest,
-                         int num_threads) {
+                         const Indices& outer_offsets, const std::optional<py::array_t<T>>& weights,
+                         bool include_rest, int num_threads) {
   Problem<T> problem(points, centers, noise_std, weights);
   require(own.ndim() == 1 && own.shape(0) == problem.task.points.m, "one own center per point");
   const auto members = memberships(own, offsets, outer_offsets, problem.task.mixture.n);
@@ -219,8 +218,9 @@ py::tuple path_importance(const std::vector<Doubles>& weights, const std::vector
 
 template <class T>
 void define(py::module_& m) {
-  m.def("log_density", &log_density<T>, py::arg("points").noconvert(), py::arg("centers").noconvert(),
-        py::arg("noise_std"), py::arg("weights").noconvert().none(true), py::arg("num_threads"));
+  m.def("log_density", &log_density<T>, py::arg("points").noconvert(),
+        py::arg("centers").noconvert(), py::arg("noise_std"),
+        py::arg("weights").noconvert().none(true), py::arg("num_threads"));
   m.def("block_log_sums", &block_log_sums<T>, py::arg("points").noconvert(),
         py::arg("centers").noconvert(), py::arg("noise_std"), py::arg("own"), py::arg("offsets"),
         py::arg("outer_offsets"), py::arg("weights").noconvert().none(true),
@@ -238,14 +238,15 @@ PYBIND11_MODULE(_core, m) {
   define<double>(m);
   m.def("path_importance", &path_importance, py::arg("weights"), py::arg("biases"),
         py::arg("activation"), py::arg("noise_std"), py::arg("first"), py::arg("points"),
-        py::arg("own"), py::arg("path"), py::arg("groups"), py::arg("uniforms"),
-        py::arg("normals"), py::arg("num_threads"));
+        py::arg("own"), py::arg("path"), py::arg("groups"), py::arg("uniforms"), py::arg("normals"),
+        py::arg("num_threads"));
   m.def("available_targets", [] {
     std::vector<std::string> names;
     for (int i = 0; i < num_available_targets(); ++i) names.emplace_back(available_target(i).name);
     return names;
   });
   m.def("active_target", [] { return std::string(active_target().name); });
-  m.def("force_target",
-        [](const std::optional<std::string>& name) { force_target(name ? name->c_str() : nullptr); });
+  m.def("force_target", [](const std::optional<std::string>& name) {
+    force_target(name ? name->c_str() : nullptr);
+  });
 }

@@ -24,8 +24,9 @@ constexpr bool kExp2Overflows = true;  // too large a result is infinite
 template <>
 struct Exp2<float> {
   static constexpr int kDegree = 5;
-  static constexpr float kPoly[kDegree + 1] = {0.999999925064f,  0.693153073203f, 0.240153617021f,
-                                               0.0558263181162f, 0.00898934002358f, 0.00187757670002f};
+  static constexpr float kPoly[kDegree + 1] = {0.999999925064f,   0.693153073203f,
+                                               0.240153617021f,   0.0558263181162f,
+                                               0.00898934002358f, 0.00187757670002f};
   static __m512 fraction(__m512 y) { return _mm512_reduce_ps(y, 1); }
   static __m512 scale(__m512 p, __m512 y) { return _mm512_scalef_ps(p, y); }
 };
@@ -33,19 +34,18 @@ struct Exp2<float> {
 template <>
 struct Exp2<double> {
   static constexpr int kDegree = 11;
-  static constexpr double kPoly[kDegree + 1] = {
-      1.0,
-      0.69314718055994623460,
-      0.24022650695905471359,
-      0.055504108665711140550,
-      0.0096181290987926217100,
-      0.0013333558661575757352,
-      0.00015403511446490552452,
-      0.000015253190248831243385,
-      1.3208193495747121518e-6,
-      1.0254457379014550223e-7,
-      6.5544571626548391491e-9,
-      6.2724344648028895648e-10};
+  static constexpr double kPoly[kDegree + 1] = {1.0,
+                                                0.69314718055994623460,
+                                                0.24022650695905471359,
+                                                0.055504108665711140550,
+                                                0.0096181290987926217100,
+                                                0.0013333558661575757352,
+                                                0.00015403511446490552452,
+                                                0.000015253190248831243385,
+                                                1.3208193495747121518e-6,
+                                                1.0254457379014550223e-7,
+                                                6.5544571626548391491e-9,
+                                                6.2724344648028895648e-10};
   static __m512d fraction(__m512d y) { return _mm512_reduce_pd(y, 1); }
   static __m512d scale(__m512d p, __m512d y) { return _mm512_scalef_pd(p, y); }
 };
@@ -98,8 +98,9 @@ struct Exp2<float> {
   static constexpr float kClamp = 125.f;               // 2^-125 is still a normal number
   static constexpr int kShift = 23;
   static constexpr int kDegree = 5;
-  static constexpr float kPoly[kDegree + 1] = {1.00000007165f,   0.693146967065f, 0.24022119724f,
-                                               0.0555071327288f, 0.00967554130f,  0.00132764721678f};
+  static constexpr float kPoly[kDegree + 1] = {1.00000007165f, 0.693146967065f,
+                                               0.24022119724f, 0.0555071327288f,
+                                               0.00967554130f, 0.00132764721678f};
 };
 
 template <>
@@ -108,19 +109,18 @@ struct Exp2<double> {
   static constexpr double kClamp = 1020.0;
   static constexpr int kShift = 52;
   static constexpr int kDegree = 11;
-  static constexpr double kPoly[kDegree + 1] = {
-      1.0,
-      0.69314718055994533046,
-      0.24022650695910156205,
-      0.055504108664819921483,
-      0.0096181291075883350833,
-      0.0013333558146789950323,
-      0.00015403530462514613026,
-      0.0000152527334899608046,
-      1.3215433089594629037e-6,
-      1.0178198033328527662e-7,
-      7.0741056262456593708e-9,
-      4.4352809446103361611e-10};
+  static constexpr double kPoly[kDegree + 1] = {1.0,
+                                                0.69314718055994533046,
+                                                0.24022650695910156205,
+                                                0.055504108664819921483,
+                                                0.0096181291075883350833,
+                                                0.0013333558146789950323,
+                                                0.00015403530462514613026,
+                                                0.0000152527334899608046,
+                                                1.3215433089594629037e-6,
+                                                1.0178198033328527662e-7,
+                                                7.0741056262456593708e-9,
+                                                4.4352809446103361611e-10};
 };
 
 template <class T, int N, int NumAccumulators>

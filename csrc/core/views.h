@@ -77,8 +77,8 @@ struct NoisyLayersView {
 struct PathTask {
   NoisyLayersView layers;
   int64_t num_points, num_groups, num_proposals;  // N, G, K >= 4
-  const double* points;    // (N, d_l)
-  const int64_t* own;      // (N,): the input that made each point
+  const double* points;                           // (N, d_l)
+  const int64_t* own;                             // (N,): the input that made each point
   const double* path;      // (N, L): its noise in layers 1 .. l-1, in units of noise_std
   const int64_t* groups;   // (G, N, 2): inputs [begin, end), containing own
   const double* uniforms;  // (N, K + 2) in [0, 1)

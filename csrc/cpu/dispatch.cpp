@@ -43,8 +43,8 @@ const KernelTable& find_target(const char* name, const char* who) {
     if (std::strcmp(table.name, name) == 0) return table;
     known += (known.empty() ? "'" : ", '") + std::string(table.name) + "'";
   }
-  throw std::invalid_argument(std::string(who) + " must be one of " + known + " on this CPU, got '" +
-                              name + "'");
+  throw std::invalid_argument(std::string(who) + " must be one of " + known +
+                              " on this CPU, got '" + name + "'");
 }
 
 std::atomic<const KernelTable*> forced{nullptr};
@@ -71,9 +71,7 @@ const KernelTable& active_target() {
   return wanted && *wanted ? find_target(wanted, "NOISYFLOW_CPU_TARGET") : tables().front();
 }
 
-void force_target(const char* name) {
-  forced = name ? &find_target(name, "CPU target") : nullptr;
-}
+void force_target(const char* name) { forced = name ? &find_target(name, "CPU target") : nullptr; }
 
 template <class T>
 void run_task(const Task<T>& task, int num_threads) {
@@ -95,7 +93,7 @@ void run_task(const Task<T>& task, int num_threads) {
   // cannot change a result: a point's sum does not depend on its neighbours' task.
   const int64_t groups = (m + kernel.group - 1) / kernel.group;
   int64_t groups_per_task = groups / (4 * int64_t(num_threads));
-  groups_per_task = groups_per_task < 1 ? 1
+  groups_per_task = groups_per_task < 1                ? 1
                     : groups_per_task > kGroupsPerTask ? kGroupsPerTask
                                                        : groups_per_task;
   const int64_t step = groups_per_task * kernel.group;

@@ -5,10 +5,10 @@
 // scale = log2(e) / (2 noise_std^2), negated: base 2 inside, nats outside.
 //
 // Precision policy. Differences and squares in T, of the coordinates as given: near pairs
-// lose nothing (the subtraction is exact there). Each lane keeps an offset, a squared distance close to the
-// smallest met so far, from which accumulation starts: the terms that matter are then computed near
-// zero. Terms are summed in T within a tile and in double across tiles. No running maximum
-// is needed: only when some lane meets a term 2^kSlack above its offset is the sum rebased.
+// lose nothing (the subtraction is exact there). Each lane keeps an offset, a squared distance
+// close to the smallest met so far, from which accumulation starts: the terms that matter are then
+// computed near zero. Terms are summed in T within a tile and in double across tiles. No running
+// maximum is needed: only when some lane meets a term 2^kSlack above its offset is the sum rebased.
 //
 // Rules of target files: no standard containers or algorithms, no static initialisers, every
 // function in the inner namespace, so that no code of one target can be linked into another.
@@ -25,9 +25,10 @@
 namespace noisyflow {
 inline namespace NOISYFLOW_TARGET {
 
-constexpr double kSlack = 40;           // log2; 512 terms of 2^40 stay far below 2^127
-constexpr int64_t kTileBytes = 32768;   // centers of one tile: they stay in L1 for all points of a task
-constexpr int64_t kMaxTile = 512;       // float sums of more terms would lose digits
+constexpr double kSlack = 40;  // log2; 512 terms of 2^40 stay far below 2^127
+constexpr int64_t kTileBytes =
+    32768;                         // centers of one tile: they stay in L1 for all points of a task
+constexpr int64_t kMaxTile = 512;  // float sums of more terms would lose digits
 
 // The running sums of Q vectors of points: per lane an offset (squared distance) and a double.
 template <class T, int Q>
@@ -74,9 +75,9 @@ struct LaneSums {
 // The loop over dimensions stays a loop: with d known at compile time and everything unrolled,
 // GCC 12 spills and is 15 % (d = 3) to 30 % (d = 10) slower (bench/README.md).
 template <class T, int Q, int C, bool Weighted>
-inline __attribute__((always_inline)) void distances(const T* points, const T* centers, int64_t stride,
-                                                     const T* shift, int d, const Vec<T>* base,
-                                                     Vec<T>* s) {
+inline __attribute__((always_inline)) void distances(const T* points, const T* centers,
+                                                     int64_t stride, const T* shift, int d,
+                                                     const Vec<T>* base, Vec<T>* s) {
 #pragma GCC unroll 16
   for (int c = 0; c < C; ++c)
 #pragma GCC unroll 4
@@ -117,8 +118,8 @@ __attribute__((noinline)) bool add_centers(const T* points, const T* centers, in
 
   for (int64_t j = 0; j < count; j += C) {
     Vec<T> s[C * Q];
-    distances<T, Q, C, Weighted>(points, centers + j * stride, stride, shift + (Weighted ? j : 0), d,
-                                    base, s);
+    distances<T, Q, C, Weighted>(points, centers + j * stride, stride, shift + (Weighted ? j : 0),
+                                 d, base, s);
 
     // -- a term far above the offset: move the offset -------------------------------------------
     if constexpr (Search) {
@@ -168,8 +169,8 @@ __attribute__((noinline)) bool add_centers(const T* points, const T* centers, in
 // Offsets are searched for where some lane has none yet or the quick way fails, which happens
 // in few tiles: each time the nearest distance falls by kSlack.
 template <class T, int Q, int C, bool Weighted>
-void add_block(const T* points, const MixtureView<T>& mixture, int64_t begin, int64_t count, T scale,
-               LaneSums<T, Q>& sums) {
+void add_block(const T* points, const MixtureView<T>& mixture, int64_t begin, int64_t count,
+               T scale, LaneSums<T, Q>& sums) {
   const T* centers = mixture.centers + begin * mixture.stride;
   const T* shift = Weighted ? mixture.weight_shift + begin : nullptr;
   const int d = int(mixture.d);
@@ -177,7 +178,8 @@ void add_block(const T* points, const MixtureView<T>& mixture, int64_t begin, in
     if (sums.all_met() && add_centers<T, Q, C, Weighted, false>(points, centers, mixture.stride,
                                                                 shift, count, d, scale, sums))
       return;
-  add_centers<T, Q, C, Weighted, true>(points, centers, mixture.stride, shift, count, d, scale, sums);
+  add_centers<T, Q, C, Weighted, true>(points, centers, mixture.stride, shift, count, d, scale,
+                                       sums);
 }
 
 // Any number of centers: whole blocks of C, then one by one.
@@ -221,7 +223,8 @@ void add_mixed(const T* points, const MixtureView<T>& mixture, int64_t begin, in
       const Int<T> is_own = index == own;
       const Int<T> is_inner = (index >= inner_begin) & (index < inner_end);
       const Int<T> is_outer = (index >= outer_begin) & (index < outer_end);
-      const Int<T> chosen[kNumParts] = {is_inner & ~is_own, is_outer & ~is_inner, ~is_outer, is_own};
+      const Int<T> chosen[kNumParts] = {is_inner & ~is_own, is_outer & ~is_inner, ~is_outer,
+                                        is_own};
       for (int part = 0; part < kNumParts; ++part) {
         const bool beyond = part == kOuter || part == kRest;
         if ((beyond && !include_rest) || !any<T>(chosen[part])) continue;
@@ -354,8 +357,8 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
         if (from >= to) continue;
         LaneSums<T, Q>* parts = sums + g * num_parts;
         if (segment.part == kNumParts)
-          add_mixed<T, Q>(points, mixture, from, to, scale, members + g * kGroup,
-                          task.include_rest, parts);
+          add_mixed<T, Q>(points, mixture, from, to, scale, members + g * kGroup, task.include_rest,
+                          parts);
         else
           add_tile<T, Q, C>(points, mixture, from, to, scale, parts[segment.part]);
       }
@@ -370,10 +373,9 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
       const LaneSums<T, Q>& part_sums = sums[g * num_parts + part];
       for (int l = 0; l < kGroup && first + g * kGroup + l < last; ++l) {
         const double offset = double(part_sums.offset[l]);
-        const double value =
-            offset >= double(kNever<T>)
-                ? -INFINITY
-                : log(part_sums.sum[l]) - exponent * offset + constant;
+        const double value = offset >= double(kNever<T>)
+                                 ? -INFINITY
+                                 : log(part_sums.sum[l]) - exponent * offset + constant;
         task.out[part][first + g * kGroup + l] = T(value);
       }
     }
@@ -382,9 +384,9 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
 template <class T, int Q>
 int64_t scratch_bytes(int64_t d) {
   constexpr int kGroup = Q * kLanes<T>;
-  return kGroupsPerTask * (kNumParts * int64_t(sizeof(LaneSums<T, Q>)) +
-                           kGroup * int64_t(sizeof(Membership)) +
-                           kMaxSegments * int64_t(sizeof(Segment)) + kGroup * d * int64_t(sizeof(T)));
+  return kGroupsPerTask *
+         (kNumParts * int64_t(sizeof(LaneSums<T, Q>)) + kGroup * int64_t(sizeof(Membership)) +
+          kMaxSegments * int64_t(sizeof(Segment)) + kGroup * d * int64_t(sizeof(T)));
 }
 
 // 2 x 6 fills 32 registers and 2 x 3 fills 16; 1 x 12, 2 x 8, 3 x 4 are up to 6 % slower, and

@@ -1,4 +1,5 @@
-// Work sharing without a pool: threads live for one call, so there is nothing to reset after fork().
+// Work sharing without a pool: threads live for one call, so there is nothing to reset after
+// fork().
 //
 // Tasks are fixed before threads are counted, so the thread count cannot change a result.
 

@@ -2,17 +2,17 @@
 //
 // p(y | x) is an integral over the noise z of the layers before l, and p(y) one over the input
 // as well. Each proposal picks an input from the linearised network, then z from the Gaussian
-// around the posterior mode (Gauss-Newton), and is weighted exactly. Averages of K weights without and
-// with the weight of the path that made y enclose log p(y) in expectation.
+// around the posterior mode (Gauss-Newton), and is weighted exactly. Averages of K weights without
+// and with the weight of the path that made y enclose log p(y) in expectation.
 //
 // One lane = one (point, input) pair; everything in double. L = total width of layers before l, J =
 // d S_l / d z in units of noise_std, (d, L); G = I + J J'. The posterior's covariance
 // (I + J'J)^-1 is never formed: draws and densities go through G, which is only d x d.
 //
-// The K proposals are strata, not i.i.d. draws (struct Strata): most take their inputs at systematic
-// positions of the linearised posterior r and z from the Gaussian; some take the input uniformly from
-// the group; some take z from the prior. Weights use the mixture of all strata, so their
-// average is unbiased; the path that made y replaces one stratum, chosen with that stratum's
+// The K proposals are strata, not i.i.d. draws (struct Strata): most take their inputs at
+// systematic positions of the linearised posterior r and z from the Gaussian; some take the input
+// uniformly from the group; some take z from the prior. Weights use the mixture of all strata, so
+// their average is unbiased; the path that made y replaces one stratum, chosen with that stratum's
 // share of the mixture at the path, so the upper side is exact too. (The extended-space density
 // of K strata with one of them so chosen is the proposals' times mean weight / p(y).)
 
@@ -31,8 +31,8 @@ inline namespace NOISYFLOW_TARGET {
 using VecD = Vec<double>;
 constexpr int kPairLanes = kLanes<double>;
 constexpr int kNewtonSteps = 6;
-constexpr double kConverged = 1e-3;    // squared step, in standard deviations of the prior
-constexpr int64_t kSumBlock = 64;      // inputs summed together when searching the distribution
+constexpr double kConverged = 1e-3;  // squared step, in standard deviations of the prior
+constexpr int64_t kSumBlock = 64;    // inputs summed together when searching the distribution
 
 inline VecD exp_minus(VecD x) {  // e^-x for x >= 0
   VecD sum = VecD{};
@@ -96,7 +96,7 @@ struct PairVector {
   VecD *slopes, *hidden, *next;  // (sum of dims), (max dim), (max dim)
   VecD *out, *residual;          // (d)
   VecD *J, *chain;               // (d, L), (2, d, max dim)
-  VecD *G;                       // (d, d): lower triangle, its Cholesky factor with inverse diagonal
+  VecD* G;  // (d, d): lower triangle, its Cholesky factor with inverse diagonal
   VecD *mean, *best, *trial, *step, *z, *along, *work;  // (L) x 5, (L), (d)
   VecD half_log_det;
 
@@ -422,7 +422,8 @@ struct InputDistribution {
 constexpr int kPathChunk = 16;  // points whose pairs share vectors
 
 // How the K proposals of a group are divided, in this order. The safeguards' shares decide how
-// fast the bracket closes where the linearisation is poor; they cost their share of K where it is good.
+// fast the bracket closes where the linearisation is poor; they cost their share of K where it is
+// good.
 struct Strata {
   int64_t likely;   // input from r, z from the Gaussian
   int64_t uniform;  // any input of the group, z from the Gaussian
@@ -438,7 +439,7 @@ struct Strata {
 // One evaluation of the integrand: pair, noise path, and where the three densities go.
 enum class Source { kProposal, kPrior, kOwnPath };
 struct Evaluation {
-  int32_t k;       // which stratum's normals
+  int32_t k;  // which stratum's normals
   Source source;
   int32_t result;  // index into the chunk's densities
 };
@@ -526,8 +527,9 @@ inline void propose_inputs(const PathTask& task, const VecD* linear, int64_t i, 
 
   for (int64_t g = 0; g < G; ++g) {
     const int64_t* range = task.groups + 2 * (g * N + i);
-    InputDistribution r{range[0], range[1], reinterpret_cast<const double*>(s.log_density),
-                        s.weight, s.block_sum, 0, 0};
+    InputDistribution r{range[0], range[1],    reinterpret_cast<const double*>(s.log_density),
+                        s.weight, s.block_sum, 0,
+                        0};
     r.build();
     const int64_t row = (in_chunk * G + g) * K;
     for (int64_t k = 0; k < K; ++k) {
@@ -618,8 +620,7 @@ inline void evaluate_pairs(const PathTask& task, int64_t first_point, const int3
     }
     Int<double> direct;
     for (int l = 0; l < kPairLanes; ++l) direct[l] = job[l]->source == Source::kProposal ? 0 : -1;
-    for (int k = 0; k < pair.L; ++k)
-      pair.z[k] = direct ? s.e[k] : pair.z[k];
+    for (int k = 0; k < pair.L; ++k) pair.z[k] = direct ? s.e[k] : pair.z[k];
     VecD prior, target, proposal;
     pair.densities(&prior, &target, &proposal);
     for (int l = 0; l < kPairLanes; ++l)
@@ -712,7 +713,8 @@ inline void path_chunk(const PathTask& task, const void* linear, int64_t first, 
                    num_evaluations);
   sort_evaluations(s, num_pairs, num_evaluations);
   for (int32_t p = 0; p < num_pairs; p += kPairLanes)
-    evaluate_pairs(task, first, s.order + p, num_pairs - p < kPairLanes ? num_pairs - p : kPairLanes, s);
+    evaluate_pairs(task, first, s.order + p,
+                   num_pairs - p < kPairLanes ? num_pairs - p : kPairLanes, s);
   for (int64_t i = first; i < last; ++i)
     for (int64_t g = 0; g < task.num_groups; ++g) weigh(task, i, g, int32_t(i - first), s);
 }
@@ -726,18 +728,20 @@ inline void path_linearise(const PathTask& task, int64_t vector, void* linear, v
 }
 
 inline PathKernel path_kernel() {
-  return {
-      [](const PathTask& task, int64_t largest_group) {
-        Arena arena{nullptr};
-        PathScratch s;
-        s.allocate(task, largest_group, arena);
-        return arena.used;
-      },
-      [](const PathTask& task) {
-        const int64_t d = task.layers.dims[task.layers.num_layers - 1];
-        return num_input_vectors(task.layers.m) * linear_stride(d) * int64_t(sizeof(VecD));
-      },
-      kPairLanes, kPathChunk, &path_linearise, &path_chunk};
+  return {[](const PathTask& task, int64_t largest_group) {
+            Arena arena{nullptr};
+            PathScratch s;
+            s.allocate(task, largest_group, arena);
+            return arena.used;
+          },
+          [](const PathTask& task) {
+            const int64_t d = task.layers.dims[task.layers.num_layers - 1];
+            return num_input_vectors(task.layers.m) * linear_stride(d) * int64_t(sizeof(VecD));
+          },
+          kPairLanes,
+          kPathChunk,
+          &path_linearise,
+          &path_chunk};
 }
 
 }  // namespace NOISYFLOW_TARGET

@@ -6,6 +6,7 @@
 
 namespace noisyflow {
 KernelTable kernels_avx512() {
-  return {"avx512", &avx512::choose_kernel<float>, &avx512::choose_kernel<double>, avx512::path_kernel()};
+  return {"avx512", &avx512::choose_kernel<float>, &avx512::choose_kernel<double>,
+          avx512::path_kernel()};
 }
 }  // namespace noisyflow

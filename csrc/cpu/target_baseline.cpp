@@ -6,6 +6,7 @@
 
 namespace noisyflow {
 KernelTable kernels_baseline() {
-  return {"baseline", &baseline::choose_kernel<float>, &baseline::choose_kernel<double>, baseline::path_kernel()};
+  return {"baseline", &baseline::choose_kernel<float>, &baseline::choose_kernel<double>,
+          baseline::path_kernel()};
 }
 }  // namespace noisyflow

@@ -303,7 +303,7 @@ class _PointInformation:
 
     @property
     def width(self) -> float:
-        """The wider of the brackets of both informations."""
+        """The wider of the two brackets."""
         width = float(np.mean(self.upper - self.lower))
         if self.label_lower is not None and self.label_upper is not None:
             width = max(width, float(np.mean(self.label_upper - self.label_lower)))

@@ -61,8 +61,8 @@ int main() {
   left.merge(c);
   other.merge(right);
   other.merge(a);
-  check(fabs(left.log2_value() - other.log2_value()) < 1e-12, "merge is associative and commutative",
-        left.log2_value() - other.log2_value());
+  check(fabs(left.log2_value() - other.log2_value()) < 1e-12,
+        "merge is associative and commutative", left.log2_value() - other.log2_value());
   check(fabs(left.log2_value() - (2000 + log2(0.25))) < 1e-12, "the largest term wins",
         left.log2_value());
   return failures ? 1 : 0;
