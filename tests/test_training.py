@@ -126,8 +126,13 @@ def test_orthonormality_follows_every_step_in_all_layers_but_the_last() -> None:
 
 def test_training_leaves_the_number_of_threads_and_the_global_generator() -> None:
     threads, generator = torch.get_num_threads(), torch.get_rng_state()
-    make_trainer().train_epoch()
-    assert torch.get_num_threads() == threads
+    trainer = make_trainer()
+    try:
+        torch.set_num_threads(3)
+        trainer.train_epoch()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
     assert torch.equal(torch.get_rng_state(), generator)
 
 

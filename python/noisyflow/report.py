@@ -29,7 +29,14 @@ th { border-bottom: 2px solid #8a949e; font-weight: 600; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
 figcaption, .note { color: #48525c; font-size: .93rem; max-width: 52rem; }
 .yes { color: #12703a; } .no { color: #b3261e; } .yes, .no { font-weight: 600; }
+.open { white-space: nowrap; }
 """
+_VERDICTS = {True: "yes", False: "no", None: "not judged"}
+_VERDICT_STYLES = {
+    "yes": ' class="yes"',
+    "no": ' class="no"',
+    "not judged": ' class="open"',
+}
 
 
 @dataclass(frozen=True)
@@ -179,11 +186,10 @@ def _opening(results: Results) -> str:
 
 def _claims_table(claims: Sequence[Claim]) -> Table:
     """Statements, what was measured, and whether they hold."""
-    verdicts = {True: "yes", False: "no", None: "not judged"}
     return Table(
         "What a reproduction must show",
         ["statement", "measured", "holds"],
-        [[claim.statement, claim.measured, verdicts[claim.holds]] for claim in claims],
+        [[claim.statement, claim.measured, _VERDICTS[claim.holds]] for claim in claims],
     )
 
 
@@ -317,6 +323,6 @@ def _table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    """A cell; the words yes and no are coloured."""
-    style = f' class="{text}"' if text in ("yes", "no") else ""
+    """A cell; verdicts are coloured and stay on one line."""
+    style = _VERDICT_STYLES.get(text, "")
     return f"<td{style}>{html.escape(text)}</td>"
