@@ -204,3 +204,44 @@ def test_bad_layers_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         NoisyLayers(*arguments)
+
+
+def valid_call() -> dict[str, Any]:
+    return {
+        "layers": NoisyLayers([W1, W2], [B1, B2], "tanh", 0.1),
+        "layer": 2,
+        "inputs": np.zeros((5, 4)),
+        "points": np.zeros((6, 2)),
+        "own": np.zeros(6, int),
+        "path": np.zeros((6, 3)),
+        "groups": np.tile([0, 5], (1, 6, 1)),
+        "num_proposals": 4,
+        "generator": np.random.default_rng(0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"layer": 1}, ValueError, "layer must be between 2 and .* 2, got 1"),
+        ({"layer": 3}, ValueError, "got 3"),
+        ({"layer": 2.0}, TypeError, "layer must be an integer, got float"),
+        ({"inputs": np.zeros((5, 3))}, ValueError, r"inputs must have shape \(5, 4\)"),
+        ({"points": np.zeros((6, 3))}, ValueError, r"points must have .*got \(6, 3\)"),
+        ({"points": np.full((6, 2), np.nan)}, ValueError, "points must be finite"),
+        ({"own": np.zeros(5, int)}, ValueError, r"own must have shape \(6,\)"),
+        ({"own": np.zeros(6)}, TypeError, "own must be integers, got float64"),
+        ({"own": np.full(6, 5)}, ValueError, "groups must be ranges"),
+        ({"path": np.zeros((6, 2))}, ValueError, r"path must have shape \(6, 3\)"),
+        ({"groups": np.tile([0, 6], (1, 6, 1))}, ValueError, "end <= 5"),
+        ({"groups": np.tile([1, 5], (1, 6, 1))}, ValueError, "with the point's own"),
+        ({"groups": np.zeros((1, 6), int)}, ValueError, "groups must have shape"),
+        ({"num_proposals": 3}, ValueError, "num_proposals must be at least 4, got 3"),
+    ],
+)
+def test_bad_arguments_are_named(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    path_log_densities(**valid_call())
+    with pytest.raises(error, match=message):
+        path_log_densities(**{**valid_call(), **change})

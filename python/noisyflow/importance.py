@@ -31,8 +31,8 @@ Indices = NDArray[np.int64]
 ACTIVATIONS = ("linear", "tanh", "sigmoid", "relu", "leaky_relu")
 _LEAKY_SLOPE = 0.01
 
-# Random numbers are drawn for this many points at a time: 100 MB at 64 proposals.
-_POINTS_AT_A_TIME = 1024
+# Random numbers are drawn for some points at a time: at most 64 MiB of them.
+_NUMBERS_AT_A_TIME = 2**23
 _FEWEST_PROPOSALS = 4
 
 
@@ -202,6 +202,11 @@ def path_log_densities(
     LogDensityBracket
         `lower`, `upper` and `effective_sample_size` (a share of K), each (G, N).
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type, shape or range.
+
     Notes
     -----
     Cost per point: O(m d_l^2) to find likely inputs, and K or more evaluations of the
@@ -212,11 +217,19 @@ def path_log_densities(
     (lower side); Sobolev and Vetrov (2019), "Importance Weighted Hierarchical
     Variational Inference" (upper side).
     """
+    inputs, points, own, path, groups = _checked(
+        layers, layer, inputs, points, own, path, groups
+    )
+    if num_proposals < _FEWEST_PROPOSALS:
+        raise ValueError(
+            f"num_proposals must be at least {_FEWEST_PROPOSALS}, got {num_proposals}"
+        )
     first = layers.activate(inputs @ layers.weights[0].T + layers.biases[0])
     num_points, width = path.shape[0], path.shape[1] + points.shape[1]
+    step = max(16, _NUMBERS_AT_A_TIME // (num_proposals * width))
     parts = []
-    for start in range(0, num_points, _POINTS_AT_A_TIME):
-        some = slice(start, min(start + _POINTS_AT_A_TIME, num_points))
+    for start in range(0, num_points, step):
+        some = slice(start, min(start + step, num_points))
         count = some.stop - some.start
         parts.append(
             _core.path_importance(
@@ -225,9 +238,9 @@ def path_log_densities(
                 ACTIVATIONS.index(layers.activation),
                 layers.noise_std,
                 first,
-                np.ascontiguousarray(points[some]),
-                np.ascontiguousarray(own[some]),
-                np.ascontiguousarray(path[some]),
+                points[some],
+                own[some],
+                path[some],
                 np.ascontiguousarray(groups[:, some]),
                 generator.random((count, num_proposals + 2)),
                 generator.standard_normal((count, num_proposals, width)),
@@ -236,4 +249,55 @@ def path_log_densities(
         )
     return LogDensityBracket(
         *(np.concatenate(side, axis=1) for side in zip(*parts, strict=True))
+    )
+
+
+def _checked(
+    layers: NoisyLayers,
+    layer: int,
+    inputs: Any,
+    points: Any,
+    own: Any,
+    path: Any,
+    groups: Any,
+) -> tuple[Doubles, Doubles, Indices, Doubles, Indices]:
+    """The arguments of `path_log_densities`: contiguous, of the right shapes."""
+    widths = layers.widths
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise TypeError(f"layer must be an integer, got {type(layer).__name__}")
+    if not 2 <= layer <= len(widths):
+        raise ValueError(
+            f"layer must be between 2 and the number of layers, {len(widths)}, "
+            f"got {layer}"
+        )
+    inputs = _as_doubles(_arrays.as_matrix("inputs", inputs))
+    points = _as_doubles(_arrays.as_matrix("points", points, allow_empty=True))
+    path = _as_doubles(_arrays.as_matrix("path", path, allow_empty=True))
+    own, groups = np.asarray(own), np.asarray(groups)
+    for name, array in (("own", own), ("groups", groups)):
+        if not np.issubdtype(array.dtype, np.integer):
+            raise TypeError(f"{name} must be integers, got {array.dtype}")
+    num_points = len(points)
+    shapes = {
+        "inputs": (inputs.shape, (len(inputs), layers.weights[0].shape[1])),
+        "points": (points.shape, (num_points, widths[layer - 1])),
+        "own": (own.shape, (num_points,)),
+        "path": (path.shape, (num_points, sum(widths[: layer - 1]))),
+        "groups": (groups.shape, (groups.shape[0], num_points, 2)),
+    }
+    for name, (seen, right) in shapes.items():
+        if seen != right:
+            raise ValueError(f"{name} must have shape {right}, got {seen}")
+    begin, end = groups[..., 0], groups[..., 1]
+    if not ((begin >= 0) & (begin <= own) & (own < end) & (end <= len(inputs))).all():
+        raise ValueError(
+            "groups must be ranges [begin, end) of inputs with the point's own, "
+            f"0 <= begin <= own < end <= {len(inputs)}"
+        )
+    return (
+        inputs,
+        points,
+        np.ascontiguousarray(own, np.int64),
+        path,
+        np.ascontiguousarray(groups, np.int64),
     )
