@@ -1,11 +1,11 @@
-"""mixture_log_density against its peers: error first, then pairs per second, in one run.
+"""mixture_log_density against its peers: error, then pairs per second, in one run.
 
     python bench/bench_log_density.py                    # d = 3 and 10, one thread
     python bench/bench_log_density.py --dims 1 3 64 --centers 10000 --json out.json
 
-Peers at their best documented settings: torch.compile of the direct-difference formula
-(unrolled over dimensions, chunked over points), KeOps' LogSumExp reduction, the eager torch
-one-liner, and SciPy's cdist + logsumexp.
+Peers at their best documented settings: torch.compile of the direct-difference
+formula (unrolled over dimensions, chunked over points), KeOps' LogSumExp reduction, the
+eager torch one-liner, and SciPy's cdist + logsumexp.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import math
 import os
 from collections.abc import Callable
 
-import harness
 import numpy as np
+
+import harness
 
 
 def constant(n: int, d: int, noise_std: float) -> float:
@@ -152,6 +153,7 @@ def main() -> None:
 
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # KeOps reads it when it compiles
     import torch
+
     from noisyflow import _reference, runtime
 
     torch.set_num_threads(args.threads)

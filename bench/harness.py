@@ -1,4 +1,4 @@
-"""Check, then warm up, then time: median and spread of interleaved runs of several contestants."""
+"""Check, then warm up, then time: contestants take turns, medians and spread."""
 
 from __future__ import annotations
 

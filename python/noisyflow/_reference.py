@@ -7,7 +7,7 @@ is fast, and memory is O(m n d). The one rule: direct differences, never |x|^2 +
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,7 +180,8 @@ class _Network(NamedTuple):
         delta = z - mean
         along = jacobian @ delta
         gaussian = 0.5 * np.linalg.slogdet(g)[1] - 0.5 * (delta @ delta + along @ along)
-        return prior, prior - 0.5 * residual @ residual - normaliser, gaussian
+        target = prior - 0.5 * residual @ residual - normaliser
+        return float(prior), float(target), float(gaussian)
 
 
 def path_importance(
@@ -205,83 +206,88 @@ def path_importance(
     the density that a weight is divided by.
     """
     network = _Network(weights, biases, activation, noise_std)
-    m, k_all = len(first), normals.shape[1]
-    length = path.shape[1]
-    num_uniform, num_prior = max(1, k_all // 16), max(1, k_all // 8)
-    num_likely = k_all - num_uniform - num_prior
-    linear = [network.linearise(row, np.zeros(length)) for row in first]
-    gram = [np.eye(points.shape[1]) + j @ j.T for _, j in linear]
+    rest = np.zeros(path.shape[1])
+    linear = [network.linearise(row, rest) for row in first]
     shape = groups.shape[:2]
     lower, upper, effective = np.empty(shape), np.empty(shape), np.empty(shape)
     for g, i in np.ndindex(shape):
-        y, (begin, end) = points[i], groups[g, i]
-        size = end - begin
-        log_r = np.full(m, -np.inf)
-        for x in range(begin, end):
-            white = (y - linear[x][0]) / noise_std
-            log_r[x] = -0.5 * white @ np.linalg.solve(gram[x], white)
-            log_r[x] -= 0.5 * np.linalg.slogdet(gram[x])[1]
-        r = np.exp(log_r - log_r.max())
-        r /= r.sum()
-        cumulative = np.concatenate([[0.0], np.cumsum(r)])
-
-        def at_quantile(
-            u: float, cumulative: Array = cumulative, begin: int = begin, end: int = end
-        ) -> int:
-            x = int(np.searchsorted(cumulative, u, side="right")) - 1
-            return min(max(x, begin), end - 1)
-
-        def weigh(
-            x: int,
-            z: Array,
-            proposal: tuple[Array, Array, Array],
-            y: Array = y,
-            r: Array = r,
-            size: int = size,
-        ) -> tuple[float, Array]:
-            """Log-weight of (x, z), and K times the density of each kind of strata."""
-            prior, target, gaussian = network.log_densities(first[x], y, z, proposal)
-            kinds = np.exp(np.array([gaussian, gaussian, prior]))
-            kinds *= [num_likely * r[x], num_uniform / size, num_prior * r[x]]
-            return target - np.log(size) - np.log(kinds.sum() / k_all), kinds
-
-        log_weights = np.empty(k_all)
-        for k in range(k_all):
-            e, u = normals[i, k, :length], normals[i, k, length:]
-            safe = k - num_likely
-            if safe < 0:
-                x = at_quantile((k + uniforms[i, k]) / num_likely)
-            elif safe < num_uniform:
-                x = begin + int((safe + uniforms[i, k]) / num_uniform * size)
-            else:
-                x = at_quantile((safe - num_uniform + uniforms[i, k]) / num_prior)
-            proposal = network.find_proposal(first[x], y)
-            if safe < num_uniform:
-                mean, jacobian, gramian = proposal
-                correction = np.linalg.solve(gramian, jacobian @ e + u)
-                z = mean + e - jacobian.T @ correction
-            else:
-                z = e
-            log_weights[k] = weigh(x, z, proposal)[0]
-        top = log_weights.max()
-        w = np.exp(log_weights - top)
-        lower[g, i] = top + np.log(w.mean())
-        effective[g, i] = w.sum() ** 2 / (w**2).sum() / k_all
-
-        # The path that made y replaces one stratum, chosen by its share of the mixture
-        # there.
-        x = int(own[i])
-        proposal = network.find_proposal(first[x], y)
-        own_log_weight, kinds = weigh(x, path[i], proposal)
-        kind = int(np.searchsorted(np.cumsum(kinds), uniforms[i, k_all] * kinds.sum()))
-        u = uniforms[i, k_all + 1]
-        if kind == 1:
-            at = num_likely + int((x - begin + u) / size * num_uniform)
-        else:
-            count = num_likely if kind == 0 else num_prior
-            at = min(int((cumulative[x] + u * r[x]) * count), count - 1)
-            at += 0 if kind == 0 else num_likely + num_uniform
-        log_weights[at] = own_log_weight
-        top = log_weights.max()
-        upper[g, i] = top + np.log(np.exp(log_weights - top).mean())
+        lower[g, i], upper[g, i], effective[g, i] = _path_sides(
+            *(network, first, linear, points[i], int(own[i]), path[i]),
+            *(range(*groups[g, i]), uniforms[i], normals[i]),
+        )
     return lower, upper, effective
+
+
+def _path_sides(
+    network: _Network,
+    first: Array,
+    linear: list[tuple[Array, Array]],
+    y: Array,
+    own: int,
+    path: Array,
+    group: range,
+    uniforms: Array,
+    normals: Array,
+) -> tuple[float, float, float]:
+    """Both sides of log p(y | X in group), and the effective sample size."""
+    k_all, length, size = len(normals), len(path), len(group)
+    num_uniform, num_prior = max(1, k_all // 16), max(1, k_all // 8)
+    num_likely = k_all - num_uniform - num_prior
+
+    # r: the posterior of the input, were the network linear.
+    log_r = np.full(len(first), -np.inf)
+    for x in group:
+        output, jacobian = linear[x]
+        g = np.eye(len(y)) + jacobian @ jacobian.T
+        white = (y - output) / network.noise_std
+        log_r[x] = -0.5 * (white @ np.linalg.solve(g, white) + np.linalg.slogdet(g)[1])
+    r = np.exp(log_r - log_r.max())
+    r /= r.sum()
+    cumulative = np.concatenate([[0.0], np.cumsum(r)])
+
+    def at_quantile(u: float) -> int:
+        x = int(np.searchsorted(cumulative, u, side="right")) - 1
+        return min(max(x, group.start), group.stop - 1)
+
+    def weigh(x: int, z: Array, proposal: tuple[Array, Array, Array]) -> Any:
+        """Log-weight of (x, z), and K times the density of each kind of strata."""
+        prior, target, gaussian = network.log_densities(first[x], y, z, proposal)
+        kinds = np.exp(np.array([gaussian, gaussian, prior]))
+        kinds *= [num_likely * r[x], num_uniform / size, num_prior * r[x]]
+        return target - np.log(size) - np.log(kinds.sum() / k_all), kinds
+
+    def log_mean(log_weights: Array) -> float:
+        top = log_weights.max()
+        return float(top + np.log(np.exp(log_weights - top).mean()))
+
+    log_weights = np.empty(k_all)
+    for k in range(k_all):
+        z: Array = normals[k, :length]
+        u = normals[k, length:]
+        safe = k - num_likely
+        if safe < 0:
+            x = at_quantile((k + uniforms[k]) / num_likely)
+        elif safe < num_uniform:
+            x = group.start + int((safe + uniforms[k]) / num_uniform * size)
+        else:
+            x = at_quantile((safe - num_uniform + uniforms[k]) / num_prior)
+        mean, jacobian, g = proposal = network.find_proposal(first[x], y)
+        if safe < num_uniform:
+            z = mean + z - jacobian.T @ np.linalg.solve(g, jacobian @ z + u)
+        log_weights[k] = weigh(x, z, proposal)[0]
+    lower = log_mean(log_weights)
+    w = np.exp(log_weights - log_weights.max())
+    effective = float(w.sum() ** 2 / (w**2).sum() / k_all)
+
+    # The path that made y replaces one stratum, chosen by its share of the mixture.
+    own_log_weight, kinds = weigh(own, path, network.find_proposal(first[own], y))
+    kind = int(np.searchsorted(np.cumsum(kinds), uniforms[k_all] * kinds.sum()))
+    u = uniforms[k_all + 1]
+    if kind == 1:
+        at = num_likely + int((own - group.start + u) / size * num_uniform)
+    else:
+        count = num_likely if kind == 0 else num_prior
+        at = min(int((cumulative[own] + u * r[own]) * count), count - 1)
+        at += 0 if kind == 0 else num_likely + num_uniform
+    log_weights[at] = own_log_weight
+    return lower, log_mean(log_weights), effective
