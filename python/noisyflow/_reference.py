@@ -273,7 +273,8 @@ def _path_sides(
             x = at_quantile((safe - num_uniform + uniforms[k]) / num_prior)
         mean, jacobian, g = proposal = network.find_proposal(first[x], y)
         if safe < num_uniform:
-            z = mean + z - jacobian.T @ np.linalg.solve(g, jacobian @ z + u)
+            shift = jacobian.T @ np.linalg.solve(g, jacobian @ z + u)
+            z = np.asarray(mean + z - shift, np.float64)
         log_weights[k] = weigh(x, z, proposal)[0]
     lower = log_mean(log_weights)
     w = np.exp(log_weights - log_weights.max())
