@@ -238,9 +238,10 @@ def _path_sides(
     log_r = np.full(len(first), -np.inf)
     for x in group:
         output, jacobian = linear[x]
-        g = np.eye(len(y)) + jacobian @ jacobian.T
+        gram = np.eye(len(y)) + jacobian @ jacobian.T
         white = (y - output) / network.noise_std
-        log_r[x] = -0.5 * (white @ np.linalg.solve(g, white) + np.linalg.slogdet(g)[1])
+        squares = white @ np.linalg.solve(gram, white)
+        log_r[x] = -0.5 * (squares + np.linalg.slogdet(gram)[1])
     r = np.exp(log_r - log_r.max())
     r /= r.sum()
     cumulative = np.concatenate([[0.0], np.cumsum(r)])
@@ -273,8 +274,7 @@ def _path_sides(
             x = at_quantile((safe - num_uniform + uniforms[k]) / num_prior)
         mean, jacobian, g = proposal = network.find_proposal(first[x], y)
         if safe < num_uniform:
-            shift = jacobian.T @ np.linalg.solve(g, jacobian @ z + u)
-            z = np.asarray(mean + z - shift, np.float64)
+            z = mean + z - jacobian.T @ np.linalg.solve(g, jacobian @ z + u)
         log_weights[k] = weigh(x, z, proposal)[0]
     lower = log_mean(log_weights)
     w = np.exp(log_weights - log_weights.max())
