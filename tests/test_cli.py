@@ -161,6 +161,8 @@ def test_a_run_interrupted_and_then_killed_ends_with_the_same_numbers(
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
+    assert "5 layers at 8 epochs, 1 to 8" in output
+    assert "GiB of memory" in output
     assert "the same command takes it up" in output
     assert_whole(out)
 

@@ -90,8 +90,6 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise RunError(f"another run is working in {self.path}") from error
-            for leftover in self.path.glob("**/.*.tmp"):
-                leftover.unlink()
             self._write_or_compare(experiment, settings)
             yield
 
@@ -229,7 +227,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     path : Path
         In an existing folder that has one writer at a time.
     data : bytes
-        On the disk, as `.NAME.tmp` in the same folder, before it takes the name.
+        On the disk, as `.NAME.tmp` in the same folder, before it takes the name. What a
+        kill leaves there is overwritten by the next write.
     """
     part = path.with_name(f".{path.name}.tmp")
     with part.open("wb") as file:
