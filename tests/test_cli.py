@@ -27,7 +27,7 @@ from noisyflow.nn import NoisyMLP
 from noisyflow.runs import Results, RunError, RunFolder
 from noisyflow.training import evaluate, set_parameters
 
-EPOCHS = 9
+EPOCHS = 7
 SETTINGS = ["run", "szt", "--epochs", str(EPOCHS), "--seed", "4"]
 
 
@@ -87,7 +87,7 @@ def test_a_run_writes_all_that_it_promises(finished: Path) -> None:
     }
     settings = json.loads((finished / "config.json").read_text())["settings"]
     assert (settings["epochs"], settings["seed"], settings["noise_std"]) == (
-        9,
+        EPOCHS,
         4,
         0.005,
     )
@@ -161,7 +161,7 @@ def test_a_run_interrupted_and_then_killed_ends_with_the_same_numbers(
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "5 layers at 8 epochs, 1 to 8" in output
+    assert "5 layers at 6 epochs, 1 to 6" in output
     assert "GiB of memory" in output
     assert "the same command takes it up" in output
     assert_whole(out)
