@@ -115,7 +115,7 @@ class Trainer:
 
         Notes
         -----
-        One pass over 3277 inputs in batches of 256 takes about 6 ms for the network
+        One pass over 3277 inputs in batches of 256 takes about 7 ms for the network
         12-10-7-5-4-3-2 on one core.
         """
         self.network.train()
