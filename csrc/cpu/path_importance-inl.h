@@ -359,6 +359,10 @@ inline void linear_log_densities(const VecD* linear, const double* y, int d, dou
   }
 }
 
+// Inputs this far (nats) below the likeliest have no weight: they are left to the uniform strata,
+// and hardly any input is nearer at small noise.
+constexpr double kFarInput = 45;
+
 // A distribution over inputs [begin, end), proportional to e^log_weight, searched by blocks.
 struct InputDistribution {
   int64_t begin, end;
@@ -368,10 +372,17 @@ struct InputDistribution {
   double top, total;
 
   void build() {
-    top = -INFINITY;
-    for (int64_t x = begin; x < end; ++x) top = log_weight[x] > top ? log_weight[x] : top;
-    total = 0;
     const int64_t count = end - begin;
+    VecD most = broadcast<double>(-INFINITY);
+    int64_t x = begin;
+    for (; x + kPairLanes <= end; x += kPairLanes) {
+      const VecD here = load<double>(log_weight + x);
+      most = here > most ? here : most;
+    }
+    top = -INFINITY;
+    for (int l = 0; l < kPairLanes; ++l) top = most[l] > top ? most[l] : top;
+    for (; x < end; ++x) top = log_weight[x] > top ? log_weight[x] : top;
+    total = 0;
     for (int64_t i = 0; i < count; i += kSumBlock) {
       VecD sum = VecD{};
       for (int64_t j = i; j < i + kSumBlock && j < count; j += kPairLanes) {
@@ -380,9 +391,9 @@ struct InputDistribution {
           below = top - load<double>(log_weight + begin + j);
         else
           for (int64_t l = 0; l < count - j; ++l) below[l] = top - log_weight[begin + j + l];
-        VecD w = exp_minus(below);
-        if (j + kPairLanes > count)
-          for (int64_t l = count - j; l < kPairLanes; ++l) w[l] = 0;
+        const Int<double> near = below < kFarInput;
+        VecD w = VecD{};
+        if (any<double>(near)) w = near ? exp_minus(below) : VecD{};
         store<double>(weight + j, w);
         sum += w;
       }

@@ -243,6 +243,7 @@ def _path_sides(
         squares = white @ np.linalg.solve(gram, white)
         log_r[x] = -0.5 * (squares + np.linalg.slogdet(gram)[1])
     r = np.exp(log_r - log_r.max())
+    r[log_r < log_r.max() - 45] = 0  # left to the uniform strata
     r /= r.sum()
     cumulative = np.concatenate([[0.0], np.cumsum(r)])
 
