@@ -104,9 +104,10 @@ py::array_t<T> log_density(const py::array_t<T>& points, const py::array_t<T>& c
   Problem<T> problem(points, centers, noise_std, weights);
   py::array_t<T> result(problem.task.points.m);
   problem.task.out[kInner] = result.mutable_data();
+  const KernelTable& table = active_target();  // reads the environment: needs the GIL
   {
     py::gil_scoped_release release;
-    run_task(problem.task, num_threads);
+    run_task(problem.task, table, num_threads);
   }
   return result;
 }
@@ -126,9 +127,10 @@ py::tuple block_log_sums(const py::array_t<T>& points, const py::array_t<T>& cen
   }
   problem.task.membership = members.data();
   problem.task.include_rest = include_rest;
+  const KernelTable& table = active_target();  // reads the environment: needs the GIL
   {
     py::gil_scoped_release release;
-    run_task(problem.task, num_threads);
+    run_task(problem.task, table, num_threads);
   }
   return py::make_tuple(parts[kOwn], parts[kInner], parts[kOuter], parts[kRest]);
 }
@@ -209,9 +211,10 @@ py::tuple path_importance(const std::vector<Doubles>& weights, const std::vector
                       lower.mutable_data(),
                       upper.mutable_data(),
                       effective.mutable_data()};
+  const KernelTable& table = active_target();
   {
     py::gil_scoped_release release;
-    run_path_task(task, num_threads);
+    run_path_task(task, table, num_threads);
   }
   return py::make_tuple(lower, upper, effective);
 }

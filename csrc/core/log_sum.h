@@ -1,8 +1,8 @@
 // A running sum of exponentials that neither overflows nor underflows.
 //
-// The pair (offset, sum) stands for sum * 2^(-offset): the offset is a scaled squared distance,
-// the smallest one met so far up to a slack, so the sum stays in range. Everything that adds up
-// densities - lanes, tiles, blocks - hands over this pair and merges it with `merge`.
+// The pair (offset, sum) stands for sum * 2^(-offset). In the mixture kernel the offset is a scaled
+// squared distance, the smallest one met so far up to a slack; in path importance it is minus the
+// largest log-weight. Either way the sum stays in range.
 
 #pragma once
 #include <math.h>

@@ -74,11 +74,10 @@ const KernelTable& active_target() {
 void force_target(const char* name) { forced = name ? &find_target(name, "CPU target") : nullptr; }
 
 template <class T>
-void run_task(const Task<T>& task, int num_threads) {
+void run_task(const Task<T>& task, const KernelTable& table, int num_threads) {
   const int64_t m = task.points.m;
   if (m == 0) return;
   const int64_t d = task.mixture.d;
-  const KernelTable& table = active_target();
   KernelChoice<T> kernel;
   if constexpr (sizeof(T) == 4)
     kernel = table.choose_f32(d);
@@ -89,8 +88,8 @@ void run_task(const Task<T>& task, int num_threads) {
   const double worthwhile = 1 + work / kWorkPerThread;
   if (num_threads > worthwhile) num_threads = int(worthwhile);
 
-  // Small calls are cut finer, so that every thread has several tasks. How they are cut
-  // cannot change a result: a point's sum does not depend on its neighbours' task.
+  // Small calls are cut finer, so that every thread has several tasks. Always between groups: a
+  // point's sum depends on nothing beyond its group, so the cut cannot change a result.
   const int64_t groups = (m + kernel.group - 1) / kernel.group;
   int64_t groups_per_task = groups / (4 * int64_t(num_threads));
   groups_per_task = groups_per_task < 1                ? 1
@@ -108,9 +107,12 @@ void run_task(const Task<T>& task, int num_threads) {
   });
 }
 
-void run_path_task(const PathTask& task, int num_threads) {
+void run_path_task(const PathTask& task, const KernelTable& table, int num_threads) {
   if (task.num_points == 0) return;
-  const PathKernel& kernel = active_target().path;
+  const PathKernel& kernel = table.path;
+  const int64_t step = kernel.points_per_chunk;
+  const int64_t num_chunks = (task.num_points + step - 1) / step;
+  num_threads = int(std::min<int64_t>(num_threads, num_chunks));
   int64_t largest_group = 1;
   for (int64_t i = 0; i < task.num_groups * task.num_points; ++i)
     largest_group = std::max(largest_group, task.groups[2 * i + 1] - task.groups[2 * i]);
@@ -123,15 +125,14 @@ void run_path_task(const PathTask& task, int num_threads) {
   parallel_for(vectors, num_threads, [&](int thread, int64_t vector) {
     kernel.linearise(task, vector, linear.get(), scratch[size_t(thread)].get());
   });
-  const int64_t step = kernel.points_per_chunk;
-  parallel_for((task.num_points + step - 1) / step, num_threads, [&](int thread, int64_t chunk) {
+  parallel_for(num_chunks, num_threads, [&](int thread, int64_t chunk) {
     const int64_t last = std::min(task.num_points, (chunk + 1) * step);
     kernel.evaluate(task, linear.get(), chunk * step, last, largest_group,
                     scratch[size_t(thread)].get());
   });
 }
 
-template void run_task<float>(const Task<float>&, int);
-template void run_task<double>(const Task<double>&, int);
+template void run_task<float>(const Task<float>&, const KernelTable&, int);
+template void run_task<double>(const Task<double>&, const KernelTable&, int);
 
 }  // namespace noisyflow

@@ -47,10 +47,10 @@ const KernelTable& active_target();
 // Forces a target by name; null returns to the automatic choice. Throws std::invalid_argument.
 void force_target(const char* name);
 
-// Evaluates all points of the task on at most num_threads threads.
+// Evaluates all points of the task with these kernels on at most num_threads threads.
 template <class T>
-void run_task(const Task<T>& task, int num_threads);
+void run_task(const Task<T>& task, const KernelTable& table, int num_threads);
 
-void run_path_task(const PathTask& task, int num_threads);
+void run_path_task(const PathTask& task, const KernelTable& table, int num_threads);
 
 }  // namespace noisyflow

@@ -373,9 +373,11 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
       const LaneSums<T, Q>& part_sums = sums[g * num_parts + part];
       for (int l = 0; l < kGroup && first + g * kGroup + l < last; ++l) {
         const double offset = double(part_sums.offset[l]);
-        const double value = offset >= double(kNever<T>)
-                                 ? -INFINITY
-                                 : log(part_sums.sum[l]) - exponent * offset + constant;
+        // Nothing met, or nothing but centers of weight zero.
+        const bool is_empty =
+            offset == INFINITY || (mixture.weight_shift && offset >= double(kNever<T>));
+        const double value =
+            is_empty ? -INFINITY : log(part_sums.sum[l]) - exponent * offset + constant;
         task.out[part][first + g * kGroup + l] = T(value);
       }
     }

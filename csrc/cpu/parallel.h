@@ -37,8 +37,8 @@ void parallel_for(int64_t num_tasks, int num_threads, Work work) {
   threads.reserve(size_t(num_threads) - 1);
   try {
     for (int thread = 1; thread < num_threads; ++thread) threads.emplace_back(run, thread);
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that started, and this one, do the work.
+  } catch (...) {
+    // No more threads or memory to be had: those that started, and this one, do the work.
   }
   run(0);
   for (std::thread& thread : threads) thread.join();

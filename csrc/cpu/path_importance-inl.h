@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "../core/exp2_poly.h"
+#include "../core/log_sum.h"
 #include "../core/views.h"
 #include "dispatch.h"
 #include "simd.h"
@@ -74,14 +75,14 @@ inline void activate(Activation activation, VecD x, VecD* value, VecD* slope) {
   }
 }
 
-// Hands out vectors of one thread's scratch memory. A null base only counts.
+// Hands out vectors of one thread's scratch memory.
 struct Arena {
-  char* base;
+  uintptr_t base;  // 0: only counts
   int64_t used = 0;
 
   template <class X>
   X* take(int64_t count) {
-    X* at = reinterpret_cast<X*>(base + used);
+    X* at = reinterpret_cast<X*>(base + uintptr_t(used));
     used += (count * int64_t(sizeof(X)) + 63) / 64 * 64;
     return at;
   }
@@ -90,6 +91,7 @@ struct Arena {
 // kPairLanes (point, input) pairs: the network around a noise path, and the proposal for it.
 struct PairVector {
   int num_layers, d, L;
+  int64_t widest;  // the widest layer
   double noise_std;
   const NoisyLayersView* layers;
   VecD *first, *y;               // (dims[0]), (d): set by the caller
@@ -106,7 +108,7 @@ struct PairVector {
     d = int(view.dims[num_layers - 1]);
     noise_std = view.noise_std;
     L = 0;
-    int64_t widest = 0;
+    widest = 0;
     for (int i = 0; i < num_layers; ++i) {
       if (i < num_layers - 1) L += int(view.dims[i]);
       if (view.dims[i] > widest) widest = view.dims[i];
@@ -160,7 +162,7 @@ struct PairVector {
 
   // J at the path of the last forward(), from layer l back to layer 1.
   void jacobian() {
-    const int64_t widest_block = d * widest();
+    const int64_t widest_block = d * widest;
     VecD *now = chain, *before = chain + widest_block;
     const VecD* slope = slopes + L;
     for (int i = 0; i < d; ++i) {  // d S_l / d (pre-activation of layer l)
@@ -305,14 +307,6 @@ struct PairVector {
     *target = *prior - 0.5 * misfit - 0.5 * d * log(2 * M_PI * noise_std * noise_std);
     *proposal = half_log_det - 0.5 * from_mean;
   }
-
- private:
-  int64_t widest() const {
-    int64_t most = 0;
-    for (int i = 0; i < num_layers; ++i)
-      if (layers->dims[i] > most) most = layers->dims[i];
-    return most;
-  }
 };
 
 // -- the linearised network: t_l | x ~ N(mu_x, noise_std^2 G_x) ---------------------------------
@@ -432,18 +426,19 @@ struct InputDistribution {
 
 constexpr int kPathChunk = 16;  // points whose pairs share vectors
 
-// How the K proposals of a group are divided, in this order. The safeguards' shares decide how
-// fast the bracket closes where the linearisation is poor; they cost their share of K where it is
-// good.
+// How the K proposals of a group are divided, in this order. The safeguards cost their share of K
+// where the linearisation is good, and decide how fast the bracket closes where it is poor.
+// Together they cover everything: no density of the mixture is ever zero.
 struct Strata {
   int64_t likely;   // input from r, z from the Gaussian
   int64_t uniform;  // any input of the group, z from the Gaussian
   int64_t prior;    // input from r, z from the prior
+  int64_t blind;    // any input of the group, z from the prior
 
   explicit Strata(int64_t K) {
-    uniform = K / 16 > 1 ? K / 16 : 1;
+    uniform = blind = K / 16 > 1 ? K / 16 : 1;
     prior = K / 8 > 1 ? K / 8 : 1;
-    likely = K - uniform - prior;
+    likely = K - uniform - prior - blind;
   }
 };
 
@@ -473,7 +468,7 @@ struct PathScratch {
   int64_t* inputs;        // (chunk, G, K): the input of every stratum
   double* probabilities;  // (chunk, G, K): its r
   double* own_share;      // (chunk, G, 2): r of the own input, and the cumulative r before it
-  int32_t* results;       // (chunk, G, K + 1): index into densities; the last is the own path
+  int32_t* results;       // (chunk, G, K), then (chunk) own paths: index into densities
   Evaluation* evaluations;
   Evaluation* sorted;
   int32_t* evaluation_pair;
@@ -518,11 +513,10 @@ inline void propose_inputs(const PathTask& task, const VecD* linear, int64_t i, 
   const double* uniforms = task.uniforms + i * (K + 2);
   const Strata strata(K);
   const int64_t own = task.own[i];
-  const int32_t first_pair = num_pairs;
 
   auto pair_of = [&](int64_t input) {
     const int32_t known = s.slot[input];
-    if (s.stamp[input] == int32_t(i) && known >= first_pair) return known;
+    if (s.stamp[input] == int32_t(i)) return known;
     s.stamp[input] = int32_t(i);
     s.slot[input] = num_pairs;
     s.pairs[num_pairs] = {in_chunk, input, 0, 0};
@@ -544,18 +538,28 @@ inline void propose_inputs(const PathTask& task, const VecD* linear, int64_t i, 
     r.build();
     const int64_t row = (in_chunk * G + g) * K;
     for (int64_t k = 0; k < K; ++k) {
-      const int64_t safe = k - strata.likely;  // negative: likely
-      int64_t input;
-      if (safe < 0) {
-        input = r.at_quantile((double(k) + uniforms[k]) / double(strata.likely));
-      } else if (safe < strata.uniform) {
-        const double u = (double(safe) + uniforms[k]) / double(strata.uniform);
-        input = range[0] + int64_t(u * double(range[1] - range[0]));
-        if (input >= range[1]) input = range[1] - 1;
-      } else {
-        input = r.at_quantile((double(safe - strata.uniform) + uniforms[k]) / double(strata.prior));
+      // The stratum's kind and its place among its kind.
+      int64_t place = k, count = strata.likely;
+      bool any_input = false;
+      Source source = Source::kProposal;
+      if (place >= count) {
+        place -= count;
+        count = strata.uniform;
+        any_input = true;
+        if (place >= count) {
+          place -= count;
+          source = Source::kPrior;
+          any_input = place >= strata.prior;
+          place -= any_input ? strata.prior : 0;
+          count = any_input ? strata.blind : strata.prior;
+        }
       }
-      const Source source = safe < strata.uniform ? Source::kProposal : Source::kPrior;
+      const double u = (double(place) + uniforms[k]) / double(count);
+      int64_t input = range[1] - 1;
+      if (!any_input)
+        input = r.at_quantile(u);
+      else if (u * double(range[1] - range[0]) < double(range[1] - range[0]))
+        input = range[0] + int64_t(u * double(range[1] - range[0]));
       s.inputs[row + k] = input;
       s.probabilities[row + k] = r.probability(input);
       int32_t result = -1;  // the same stratum and input in another group: evaluated once
@@ -642,21 +646,28 @@ inline void evaluate_pairs(const PathTask& task, int64_t first_point, const int3
 
 // K times the density of all strata at (x, z), by kind, relative to e^top.
 struct StrataDensity {
-  double top, likely, uniform, prior;
+  double top, likely, uniform, prior, blind;
 
   StrataDensity(const Densities& at, double r, double group_size, const Strata& strata) {
     top = at.proposal > at.prior ? at.proposal : at.prior;
     likely = double(strata.likely) * r * exp(at.proposal - top);
     uniform = double(strata.uniform) / group_size * exp(at.proposal - top);
     prior = double(strata.prior) * r * exp(at.prior - top);
+    blind = double(strata.blind) / group_size * exp(at.prior - top);
   }
-  double sum() const { return likely + uniform + prior; }
+  double sum() const { return likely + uniform + prior + blind; }
 };
 
 // log of the weight of (x, z): prior x likelihood over the mixture of all strata.
 inline double log_weight(const Densities& at, double r, double group_size, int64_t K) {
   const StrataDensity density(at, r, group_size, Strata(K));
   return at.target - log(group_size) - density.top - log(density.sum() / double(K));
+}
+
+inline double log_mean(const double* log_values, int64_t count) {
+  LogSum total;
+  for (int64_t k = 0; k < count; ++k) total.merge({-M_LOG2E * log_values[k], 1});
+  return M_LN2 * total.log2_value() - log(double(count));
 }
 
 // Both sides of log p(y | group) from the densities of its strata.
@@ -676,8 +687,8 @@ inline void weigh(const PathTask& task, int64_t i, int64_t g, int32_t in_chunk, 
     sum += w;
     squares += w * w;
   }
-  task.lower[g * N + i] = top + log(sum / double(K));
   task.effective[g * N + i] = sum * sum / (squares * double(K));
+  task.lower[g * N + i] = log_mean(s.log_w, K);
 
   // -- the path that made y takes the place of one stratum ------------------------------------
   const Densities& own = s.densities[s.results[kPathChunk * G * K + in_chunk]];
@@ -691,29 +702,28 @@ inline void weigh(const PathTask& task, int64_t i, int64_t g, int32_t in_chunk, 
   const double in_r = before + uniforms[1] * r;
   const double in_group = (double(task.own[i] - range[0]) + uniforms[1]) / size;
   auto stratum = [](double position, int64_t count) {
-    const int64_t index = int64_t(position * double(count));
-    return index < count ? index : count - 1;
+    const double place = position * double(count);
+    if (!(place > 0)) return int64_t(0);  // also where a density overflowed and is NaN
+    return place < double(count) ? int64_t(place) : count - 1;
   };
-  int64_t replaced;
+  int64_t replaced = 0;
   if (choice < density.likely)
     replaced = stratum(in_r, strata.likely);
   else if (choice < density.likely + density.uniform)
     replaced = strata.likely + stratum(in_group, strata.uniform);
-  else
+  else if (choice < density.likely + density.uniform + density.prior)
     replaced = strata.likely + strata.uniform + stratum(in_r, strata.prior);
+  else
+    replaced = strata.likely + strata.uniform + strata.prior + stratum(in_group, strata.blind);
   s.log_w[replaced] = log_weight(own, r, size, K);
-  top = -INFINITY;
-  for (int64_t k = 0; k < K; ++k) top = s.log_w[k] > top ? s.log_w[k] : top;
-  sum = 0;
-  for (int64_t k = 0; k < K; ++k) sum += exp(s.log_w[k] - top);
-  task.upper[g * N + i] = top + log(sum / double(K));
+  task.upper[g * N + i] = log_mean(s.log_w, K);
 }
 
 // Points [first, last), at most kPathChunk. linear: all inputs, linearised.
 inline void path_chunk(const PathTask& task, const void* linear, int64_t first, int64_t last,
                        int64_t largest_group, void* memory) {
   const FlushDenormals flush;
-  Arena arena{static_cast<char*>(memory)};
+  Arena arena{reinterpret_cast<uintptr_t>(memory)};
   PathScratch s;
   s.allocate(task, largest_group, arena);
   memset(s.stamp, 0xff, size_t(task.layers.m) * sizeof(int32_t));
@@ -732,7 +742,7 @@ inline void path_chunk(const PathTask& task, const void* linear, int64_t first, 
 
 inline void path_linearise(const PathTask& task, int64_t vector, void* linear, void* memory) {
   const FlushDenormals flush;
-  Arena arena{static_cast<char*>(memory)};
+  Arena arena{reinterpret_cast<uintptr_t>(memory)};
   PairVector pair;
   pair.allocate(task.layers, arena);
   linearise_inputs(pair, vector, static_cast<VecD*>(linear) + vector * linear_stride(pair.d));
@@ -740,7 +750,7 @@ inline void path_linearise(const PathTask& task, int64_t vector, void* linear, v
 
 inline PathKernel path_kernel() {
   return {[](const PathTask& task, int64_t largest_group) {
-            Arena arena{nullptr};
+            Arena arena{0};
             PathScratch s;
             s.allocate(task, largest_group, arena);
             return arena.used;

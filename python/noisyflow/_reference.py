@@ -231,8 +231,11 @@ def _path_sides(
 ) -> tuple[float, float, float]:
     """Both sides of log p(y | X in group), and the effective sample size."""
     k_all, length, size = len(normals), len(path), len(group)
-    num_uniform, num_prior = max(1, k_all // 16), max(1, k_all // 8)
-    num_likely = k_all - num_uniform - num_prior
+    counts = [0, max(1, k_all // 16), max(1, k_all // 8), max(1, k_all // 16)]
+    counts[0] = k_all - sum(counts)
+    # Kinds of strata: input likely or any, z from the Gaussian or the prior.
+    kind_of = np.repeat(np.arange(4), counts)
+    place_of = np.concatenate([np.arange(count) for count in counts])
 
     # r: the posterior of the input, were the network linear.
     log_r = np.full(len(first), -np.inf)
@@ -254,9 +257,10 @@ def _path_sides(
     def weigh(x: int, z: Array, proposal: tuple[Array, Array, Array]) -> Any:
         """Log-weight of (x, z), and K times the density of each kind of strata."""
         prior, target, gaussian = network.log_densities(first[x], y, z, proposal)
-        kinds = np.exp(np.array([gaussian, gaussian, prior]))
-        kinds *= [num_likely * r[x], num_uniform / size, num_prior * r[x]]
-        return target - np.log(size) - np.log(kinds.sum() / k_all), kinds
+        top = max(gaussian, prior)
+        kinds = np.exp(np.array([gaussian, gaussian, prior, prior]) - top)
+        kinds *= np.array(counts) * [r[x], 1 / size, r[x], 1 / size]
+        return target - np.log(size) - top - np.log(kinds.sum() / k_all), kinds
 
     def log_mean(log_weights: Array) -> float:
         top = log_weights.max()
@@ -266,15 +270,14 @@ def _path_sides(
     for k in range(k_all):
         z: Array = normals[k, :length]
         u = normals[k, length:]
-        safe = k - num_likely
-        if safe < 0:
-            x = at_quantile((k + uniforms[k]) / num_likely)
-        elif safe < num_uniform:
-            x = group.start + int((safe + uniforms[k]) / num_uniform * size)
+        kind = kind_of[k]
+        quantile = (place_of[k] + uniforms[k]) / counts[kind]
+        if kind in (0, 2):
+            x = at_quantile(quantile)
         else:
-            x = at_quantile((safe - num_uniform + uniforms[k]) / num_prior)
+            x = group.start + min(int(quantile * size), size - 1)
         mean, jacobian, g = proposal = network.find_proposal(first[x], y)
-        if safe < num_uniform:
+        if kind < 2:
             z = mean + z - jacobian.T @ np.linalg.solve(g, jacobian @ z + u)
         log_weights[k] = weigh(x, z, proposal)[0]
     lower = log_mean(log_weights)
@@ -285,11 +288,7 @@ def _path_sides(
     own_log_weight, kinds = weigh(own, path, network.find_proposal(first[own], y))
     kind = int(np.searchsorted(np.cumsum(kinds), uniforms[k_all] * kinds.sum()))
     u = uniforms[k_all + 1]
-    if kind == 1:
-        at = num_likely + int((own - group.start + u) / size * num_uniform)
-    else:
-        count = num_likely if kind == 0 else num_prior
-        at = min(int((cumulative[own] + u * r[own]) * count), count - 1)
-        at += 0 if kind == 0 else num_likely + num_uniform
-    log_weights[at] = own_log_weight
+    by_r, by_place = cumulative[own] + u * r[own], (own - group.start + u) / size
+    place = int((by_r if kind in (0, 2) else by_place) * counts[kind])
+    log_weights[sum(counts[:kind]) + min(place, counts[kind] - 1)] = own_log_weight
     return lower, log_mean(log_weights), effective
