@@ -51,6 +51,11 @@ def to_numpy(name: str, value: Any) -> NDArray[Any]:
             raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
         array: NDArray[Any] = value.resolve_neg().numpy()
     else:
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(
+                f"{name} must not be a masked array, whose mask would be ignored; "
+                f"pass its valid rows"
+            )
         try:
             array = np.asarray(value)
         except ValueError as error:
@@ -109,7 +114,10 @@ def check_noise_std(noise_std: Any, dtype: np.dtype[Any] | None = None) -> float
         raise TypeError(
             f"noise_std must be a real number, got {type(noise_std).__name__}"
         )
-    value = float(noise_std)
+    try:
+        value = float(noise_std)
+    except OverflowError:
+        value = math.inf
     if not math.isfinite(value) or value <= 0:
         raise ValueError(
             f"noise_std must be positive and finite, got {value}; "
@@ -122,6 +130,61 @@ def check_noise_std(noise_std: Any, dtype: np.dtype[Any] | None = None) -> float
             f"got {value}; rescale the data"
         )
     return value
+
+
+def check_resolution(name: str, array: Floats, noise_std: float) -> None:
+    """Raises ValueError where adding the noise to the array would round it away.
+
+    32 units in the last place: rounding then adds less than 1e-4 of the noise variance.
+    """
+    eps = float(np.finfo(array.dtype).eps)
+    largest = float(np.abs(array).max(initial=0))
+    if noise_std < 32 * eps * largest:
+        raise ValueError(
+            f"noise_std must be at least {32 * eps * largest:.3g} for {name} as large "
+            f"as {largest:.3g} in {array.dtype}, got {noise_std:.3g}, which rounding "
+            "would swallow; subtract an offset, or use float64"
+        )
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """A bool, and nothing that merely counts as one."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def check_integer(name: str, value: Any, *, at_least: int) -> int:
+    """An integer that is not a bool, as an int."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}")
+    return int(value)
+
+
+def group_by_label(
+    labels: Any, num_inputs: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """An order of the inputs that groups them by label, and the size of each group."""
+    if is_tensor(labels):
+        labels = labels.detach().cpu().numpy()
+    if not isinstance(labels, np.ndarray):
+        kinds = {type(label) for label in labels} if np.iterable(labels) else set()
+        if str in kinds and len(kinds) > 1:
+            raise TypeError("labels must be of one type, got strings and numbers")
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iubUS":
+        raise TypeError(
+            f"labels must be integers, booleans or strings, got {array.dtype}"
+        )
+    if array.shape != (num_inputs,):
+        raise ValueError(
+            f"labels must have shape ({num_inputs},), one label per input, "
+            f"got {array.shape}"
+        )
+    _, index, sizes = np.unique(array, return_inverse=True, return_counts=True)
+    return np.argsort(index, kind="stable"), sizes
 
 
 def as_weights(weights: Any, num_centers: int, dtype: np.dtype[Any]) -> Floats:

@@ -17,7 +17,8 @@ class Estimate:
     Attributes
     ----------
     value : float
-        The plug-in estimate (sample propagation, "SP", in Goldfeld et al. 2019).
+        From samples: the plug-in estimate (sample propagation, "SP", in Goldfeld et al.
+        2019). From a known network (path importance): the middle of the bracket.
     standard_error : float
         One standard deviation of `value` over repetitions: random samples and random
         noise draws together. It knows nothing of the bias.
@@ -29,7 +30,8 @@ class Estimate:
     isolated : float
         Share of the queries without a neighbour: the density that the other samples
         give them is below 1 % of what their own sample gives. Between 0 and 1; near 1
-        the samples are too few and `value` hardly depends on them.
+        the samples are too few and `value` hardly depends on them, unless they are the
+        whole population. 0 where densities are computed and not estimated from samples.
     num_pairs : int
         Gaussians evaluated, the cost of the estimate.
 
@@ -50,9 +52,13 @@ class Estimate:
         digits = 4
         if 0 < self.standard_error < math.inf:  # two digits of the error, at least four
             digits = min(max(4, 1 - math.floor(math.log10(self.standard_error))), 10)
+
+        def number(x: float) -> str:
+            return f"{x:.{digits}f}" if abs(x) < 1e6 else f"{x:.6g}"
+
         return (
-            f"{self.value:.{digits}f} nats"
-            f" +- {self.standard_error:.{digits}f} (standard error),"
-            f" bias bracket [{self.lower:.{digits}f}, {self.upper:.{digits}f}],"
+            f"{number(self.value)} nats"
+            f" +- {number(self.standard_error)} (standard error),"
+            f" bias bracket [{number(self.lower)}, {number(self.upper)}],"
             f" {100 * self.isolated:.0f} % isolated"
         )

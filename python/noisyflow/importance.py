@@ -37,7 +37,7 @@ _FEWEST_PROPOSALS = 4
 
 
 class LogDensityBracket(NamedTuple):
-    """Both sides of log-densities, E lower <= log p <= E upper, in nats."""
+    """Both sides of log-densities, E lower <= log p <= E upper, nats, each (G, N)."""
 
     lower: Doubles
     upper: Doubles
@@ -78,7 +78,7 @@ class NoisyLayers:
                 f"activation must be one of {', '.join(ACTIVATIONS)}, "
                 f"got {self.activation!r}"
             )
-        if len(self.weights) != len(self.biases) or not self.weights:
+        if len(self.weights) != len(self.biases) or len(self.weights) == 0:
             raise ValueError(
                 "weights and biases must hold one array for every layer, at least one, "
                 f"got {len(self.weights)} and {len(self.biases)}"
@@ -210,7 +210,8 @@ def path_log_densities(
     Notes
     -----
     Cost per point: O(m d_l^2) to find likely inputs, and K or more evaluations of the
-    network, its Jacobian and a d_l x d_l factorisation. float64 throughout. A poor
+    network, its Jacobian and a d_l x d_l factorisation. Memory O(m d_l^2). float64
+    throughout. A poor
     proposal makes the bracket wide, not wrong.
 
     Sources: Burda, Grosse, Salakhutdinov (2016), "Importance Weighted Autoencoders"
@@ -220,15 +221,18 @@ def path_log_densities(
     inputs, points, own, path, groups = _checked(
         layers, layer, inputs, points, own, path, groups
     )
-    if num_proposals < _FEWEST_PROPOSALS:
-        raise ValueError(
-            f"num_proposals must be at least {_FEWEST_PROPOSALS}, got {num_proposals}"
+    num_proposals = _arrays.check_integer(
+        "num_proposals", num_proposals, at_least=_FEWEST_PROPOSALS
+    )
+    if not isinstance(generator, np.random.Generator):
+        raise TypeError(
+            f"generator must be a numpy Generator, got {type(generator).__name__}"
         )
     first = layers.activate(inputs @ layers.weights[0].T + layers.biases[0])
     num_points, width = path.shape[0], path.shape[1] + points.shape[1]
     step = max(16, _NUMBERS_AT_A_TIME // (num_proposals * width))
     parts = []
-    for start in range(0, num_points, step):
+    for start in range(0, max(num_points, 1), step):
         some = slice(start, min(start + step, num_points))
         count = some.stop - some.start
         parts.append(
@@ -247,9 +251,15 @@ def path_log_densities(
                 num_threads(),
             )
         )
-    return LogDensityBracket(
+    bracket = LogDensityBracket(
         *(np.concatenate(side, axis=1) for side in zip(*parts, strict=True))
     )
+    if not all(np.isfinite(side).all() for side in bracket):
+        raise ValueError(
+            f"the log-densities of layer {layer} are not representable in float64: "
+            "points, paths or weights are too large for this noise_std"
+        )
+    return bracket
 
 
 def _checked(
@@ -262,9 +272,10 @@ def _checked(
     groups: Any,
 ) -> tuple[Doubles, Doubles, Indices, Doubles, Indices]:
     """The arguments of `path_log_densities`: contiguous, of the right shapes."""
+    if not isinstance(layers, NoisyLayers):
+        raise TypeError(f"layers must be NoisyLayers, got {type(layers).__name__}")
     widths = layers.widths
-    if isinstance(layer, bool) or not isinstance(layer, int):
-        raise TypeError(f"layer must be an integer, got {type(layer).__name__}")
+    layer = _arrays.check_integer("layer", layer, at_least=0)
     if not 2 <= layer <= len(widths):
         raise ValueError(
             f"layer must be between 2 and the number of layers, {len(widths)}, "

@@ -11,7 +11,6 @@ is left out for the mutual information: `_pool.py`.
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from typing import Any, Literal, NamedTuple
 
@@ -108,6 +107,8 @@ def entropy(
     4.2568
     """
     centers, noise_std, weights = _checked_mixture(centers, noise_std, weights)
+    _arrays.check_resolution("centers", centers, noise_std)
+    population = _arrays.check_flag("population", population)
     if weights is not None:
         centers, weights = centers[weights > 0], weights[weights > 0]
     (n, d) = centers.shape
@@ -119,7 +120,13 @@ def entropy(
     num_draws = _checked_num_noise_draws(num_noise_draws, n, population)
     probabilities = _probabilities(weights, n)
     one_block = np.array([0, n])
-    log_others = np.log1p(-probabilities) if n > 1 else np.zeros(1)
+    if not population and probabilities.max() == 1:
+        raise ValueError(
+            "weights must leave something for the other centers, got one weight that is"
+            " 1 but for rounding; a single center is a distribution only with"
+            " population=True"
+        )
+    log_others = np.zeros(n) if population else np.log1p(-probabilities)
 
     def evaluate(points: Points, own: Indices) -> QueryTerms:
         sums = mixture_block_log_sums(
@@ -141,7 +148,11 @@ def entropy(
         )
 
     averages = average_over_noise(
-        centers, noise_std, num_draws, _checked_seed(seed), evaluate
+        centers,
+        noise_std,
+        num_draws,
+        _arrays.check_integer("seed", seed, at_least=0),
+        evaluate,
     )
     sampled: Sampled = "noise" if population else "draws"
     estimate = _estimate(averages, probabilities, one_block, sampled, n * n * num_draws)
@@ -271,9 +282,10 @@ def conditional_entropy(
     """
     centers, sizes = _checked_samples(samples)
     noise_std = _arrays.check_noise_std(noise_std, centers.dtype)
+    _arrays.check_resolution("samples", centers, noise_std)
     (n, d) = centers.shape
     num_draws = _checked_num_noise_draws(num_noise_draws, n, population=False)
-    seed = _checked_seed(seed)
+    seed = _arrays.check_integer("seed", seed, at_least=0)
     if sizes[0] == 1:
         exact = _noise_entropy(d, noise_std)
         return Estimate(exact, 0.0, exact, exact, isolated=0.0, num_pairs=0)
@@ -390,7 +402,8 @@ def mutual_information(
     """
     centers, sizes = _checked_samples(samples)
     noise_std = _arrays.check_noise_std(noise_std, centers.dtype)
-    if inputs not in ("fixed", "sampled"):
+    _arrays.check_resolution("samples", centers, noise_std)
+    if not isinstance(inputs, str) or inputs not in ("fixed", "sampled"):
         raise ValueError(f'inputs must be "fixed" or "sampled", got {inputs!r}')
     if inputs == "sampled" and len(sizes) < 2:
         raise ValueError(
@@ -399,7 +412,7 @@ def mutual_information(
         )
     group_sizes = None
     if labels is not None:
-        order, group_sizes = _grouped_by_label(labels, len(sizes))
+        order, group_sizes = _arrays.group_by_label(labels, len(sizes))
         draws_of_input = np.split(np.arange(len(centers)), block_offsets(sizes)[1:-1])
         centers = centers[np.concatenate([draws_of_input[i] for i in order])]
         sizes = sizes[order]
@@ -407,7 +420,11 @@ def mutual_information(
     (n, d) = centers.shape
     num_draws = _checked_num_noise_draws(num_noise_draws, n, pool.is_population)
     averages = average_over_noise(
-        centers, noise_std, num_draws, _checked_seed(seed), pool.evaluate
+        centers,
+        noise_std,
+        num_draws,
+        _arrays.check_integer("seed", seed, at_least=0),
+        pool.evaluate,
     )
     sampled: Sampled = "inputs" if inputs == "sampled" else "draws"
     estimate = _estimate(
@@ -453,10 +470,10 @@ def _estimate(
     upper = value + max(0.0, float(probabilities @ averages.upper_gap))
     (floor, ceiling) = within
     return Estimate(
-        value=min(max(value, floor), ceiling),
+        value=min(max(value, floor), ceiling) + 0.0,
         standard_error=standard_error,
-        lower=min(max(lower, floor), ceiling),
-        upper=min(max(upper, floor), ceiling),
+        lower=min(max(lower, floor), ceiling) + 0.0,  # no -0.0
+        upper=min(max(upper, floor), ceiling) + 0.0,
         isolated=min(float(probabilities @ averages.isolated), 1.0),
         num_pairs=num_pairs,
     )
@@ -476,22 +493,6 @@ def _warn_undersampled(share: float, too_few: str, then: str, remedy: str) -> No
 def _sizes_in_words(sizes: Indices) -> str:
     (low, high) = (sizes.min(), sizes.max())
     return f"{low if low == high else f'{low} to {high}'} draws per input"
-
-
-def _grouped_by_label(labels: Any, num_inputs: int) -> tuple[Indices, Indices]:
-    """An order of the inputs that groups them by label, and the size of each group."""
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iubUS":
-        raise TypeError(
-            f"labels must be integers, booleans or strings, got {labels.dtype}"
-        )
-    if labels.shape != (num_inputs,):
-        raise ValueError(
-            f"labels must have shape ({num_inputs},), one label per input of samples,"
-            f" got {labels.shape}"
-        )
-    _, label_index, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return np.argsort(label_index, kind="stable"), counts
 
 
 def _checked_samples(samples: Any) -> tuple[Points, Indices]:
@@ -553,22 +554,6 @@ def _probabilities(weights: Points | None, n: int) -> Floats:
 def _checked_num_noise_draws(value: Any, num_centers: int, population: bool) -> int:
     if value is None:
         return default_num_noise_draws(num_centers, at_least=2 if population else 1)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(
-            f"num_noise_draws must be an integer, got {type(value).__name__}"
-        )
+    # One query of one center has no spread.
     least = 2 if num_centers == 1 else 1
-    if value < least:
-        reason = "; one query of one center has no spread" if least == 2 else ""
-        raise ValueError(
-            f"num_noise_draws must be at least {least}, got {value}{reason}"
-        )
-    return int(value)
-
-
-def _checked_seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise TypeError(f"seed must be an integer, got {type(seed).__name__}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
-    return int(seed)
+    return _arrays.check_integer("num_noise_draws", value, at_least=least)

@@ -147,6 +147,7 @@ def mixture_block_log_sums(
     Cost O(m n d), or O(m block d) without the rest; O(m + n) memory beyond the arrays.
     """
     x, y, beta, w = _checked(points, centers, noise_std, weights)
+    include_rest = _arrays.check_flag("include_rest", include_rest)
     members = _indices("own", own)
     if members.shape != (len(x),):
         raise ValueError(
@@ -179,6 +180,8 @@ def _indices(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     array = np.asarray(value)
     if not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"{name} must be integers, got {array.dtype}")
+    if array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} must fit into 64 bits, got {array.max()}")
     return np.ascontiguousarray(array, np.int64)
 
 

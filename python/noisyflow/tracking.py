@@ -10,6 +10,8 @@ apply.
 from __future__ import annotations
 
 import math
+import numbers
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -29,7 +31,7 @@ Method = Literal["path-importance", "sample-propagation"]
 _POINTS_PER_ROUND = 4096
 _MOST_ROUNDS = 16
 _MOST_PROPOSALS = 256
-_ISOLATED = math.log(1.01)  # the other inputs add less than 1 % to the own density
+_STREAM = 0x747261636B  # "track": sets this use of a seed apart from all others
 
 
 @runtime_checkable
@@ -81,7 +83,7 @@ class InformationTracker:
         Read at every call of `measure`, never changed.
     inputs : (m, d_0) array
         X is uniform over these inputs. NumPy array or torch tensor, float32 or float64.
-    labels : (m,) array of integers, optional
+    labels : (m,) array of integers, booleans or strings, optional
         The label Y of every input.
     method : {"path-importance", "sample-propagation"}, optional
         Path importance by default where the network's layers are known
@@ -130,17 +132,17 @@ class InformationTracker:
         matrix = _arrays.as_matrix("inputs", on_cpu)
         order, self._label_sizes = np.arange(len(matrix)), None
         if labels is not None:
-            order, self._label_sizes = _sort_by_label(labels, len(matrix))
+            order, self._label_sizes = _arrays.group_by_label(labels, len(matrix))
         self._inputs = np.ascontiguousarray(matrix, np.float64)[order]
         self._network_inputs = (
             inputs[order] if _arrays.is_tensor(inputs) else matrix[order]
         )
         self._network = network
         self._method = _choose_method(method, network)
-        self._seed = _positive_int("seed", seed, at_least=0)
+        self._seed = _arrays.check_integer("seed", seed, at_least=0)
         self._standard_error = _positive("standard_error", standard_error)
         self._bracket_width = _positive("bracket_width", bracket_width)
-        self._num_draws = _positive_int("num_draws", num_draws, at_least=1)
+        self._num_draws = _arrays.check_integer("num_draws", num_draws, at_least=1)
         if self._method == "sample-propagation":
             noise_std = (
                 getattr(network, "noise_std", None) if noise_std is None else noise_std
@@ -158,10 +160,13 @@ class InformationTracker:
 
     def measure(self, epoch: int) -> list[LayerInformation]:
         """The information of every hidden layer now, first layer first."""
-        epoch = _positive_int("epoch", epoch, at_least=0)
+        epoch = _arrays.check_integer("epoch", epoch, at_least=0)
         if self._method == "sample-propagation":
             return self._by_sample_propagation(epoch)
         return self._by_path_importance(epoch)
+
+    def _seeds(self, epoch: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence(self._seed, spawn_key=(_STREAM, epoch))
 
     # -- path importance
     # -----------------------------------------------------------------
@@ -175,7 +180,7 @@ class InformationTracker:
             )
         paths = _Paths(layers, self._inputs)
         results: list[_PointInformation | None] = [None] * len(layers.widths)
-        generator = np.random.default_rng([self._seed, epoch])
+        generator = np.random.default_rng(self._seeds(epoch))
         for _ in range(_MOST_ROUNDS):
             paths.draw_round(generator)
             for index in range(len(results)):
@@ -217,12 +222,14 @@ class InformationTracker:
     # --------------------------------------------------------------
 
     def _by_sample_propagation(self, epoch: int) -> list[LayerInformation]:
-        draw_seed, query_seed = np.random.SeedSequence(
-            [self._seed, epoch]
-        ).generate_state(2)
+        draw_seed, query_seed = self._seeds(epoch).generate_state(2)
         outputs = self._network.clean_outputs(
-            self._network_inputs, self._num_draws, seed=int(draw_seed)
+            _as_the_network_reads(self._network_inputs, self._network),
+            self._num_draws,
+            seed=int(draw_seed),
         )
+        if len(outputs) == 0:
+            raise ValueError("clean_outputs must return an array per layer, got none")
         labels = None
         if self._label_sizes is not None:
             labels = np.repeat(np.arange(len(self._label_sizes)), self._label_sizes)
@@ -230,6 +237,12 @@ class InformationTracker:
         for index, output in enumerate(outputs):
             on_cpu = output.detach().cpu() if _arrays.is_tensor(output) else output
             samples = _arrays.to_numpy(f"clean_outputs(...)[{index}]", on_cpu)
+            expected = (len(self._inputs), self._num_draws)
+            if samples.ndim != 3 or samples.shape[:2] != expected:
+                raise ValueError(
+                    f"clean_outputs(...)[{index}] must have shape "
+                    f"({expected[0]}, {expected[1]}, d), got {samples.shape}"
+                )
             if (samples == samples[:, :1]).all():  # a function of the input
                 samples = samples[:, :1]
             num_draws = samples.shape[1]
@@ -272,6 +285,11 @@ class _Paths:
         widths = self.layers.widths
         self.noise = generator.standard_normal((len(self.own), sum(widths)))
         self.clean = self.layers.clean_outputs(self.inputs[self.own], self.noise)
+        for index, output in enumerate(self.clean):
+            _arrays.check_finite(f"the output of layer {index + 1}", output)
+            _arrays.check_resolution(
+                f"outputs of layer {index + 1}", output, self.layers.noise_std
+            )
         self.ends = np.cumsum(widths)
 
     def path(self, layer: int) -> Doubles:
@@ -299,7 +317,11 @@ class _PointInformation:
 
     @property
     def standard_error(self) -> float:
-        return _standard_error(self.lower, self.upper)
+        """The larger of those of both informations."""
+        error = _standard_error(self.lower, self.upper)
+        if self.label_lower is not None and self.label_upper is not None:
+            error = max(error, _standard_error(self.label_lower, self.label_upper))
+        return error
 
     @property
     def width(self) -> float:
@@ -361,15 +383,22 @@ def _bracketed(
 ) -> Estimate:
     """The estimate from both sides at every point, within [0, ceiling]."""
     midpoints = 0.5 * (lower + upper)
+    standard_error = _standard_error(lower, upper)
+    if not standard_error <= ceiling + 1:  # no density ratio has such a spread
+        raise ValueError(
+            f"the information has a standard error of {standard_error:.3g} nats, more "
+            f"than it can vary ({ceiling:.3g}): float64 cannot resolve this network at "
+            "its noise_std; its weights are too large or noise_std too small"
+        )
     (low, value, high) = (
         min(max(float(side.mean()), 0.0), ceiling) for side in (lower, midpoints, upper)
     )
     return Estimate(
         value=value,
-        standard_error=_standard_error(lower, upper),
+        standard_error=standard_error,
         lower=min(low, high),  # noise can turn a closed bracket around
         upper=max(low, high),
-        isolated=float(np.mean(midpoints > ceiling - _ISOLATED)),
+        isolated=0.0,
         num_pairs=num_pairs,
     )
 
@@ -459,13 +488,27 @@ def _layers_of(network: Any) -> NoisyLayers:
     )
 
 
+def _as_the_network_reads(inputs: Any, network: Any) -> Any:
+    """Inputs as a tensor like the network's parameters, if any; else as given."""
+    if not hasattr(network, "parameters"):
+        return inputs
+    parameter = next(iter(network.parameters()), None)
+    if parameter is None or not _arrays.is_tensor(parameter):
+        return inputs
+    torch = sys.modules["torch"]
+    return torch.as_tensor(inputs, dtype=parameter.dtype, device=parameter.device)
+
+
 def _choose_method(method: Any, network: Any) -> Method:
     is_known = all(
         hasattr(network, name) for name in ("hidden_layers", "activation", "noise_std")
     )
     if method is None:
         method = "path-importance" if is_known else "sample-propagation"
-    if method not in ("path-importance", "sample-propagation"):
+    if not isinstance(method, str) or method not in (
+        "path-importance",
+        "sample-propagation",
+    ):
         raise ValueError(
             f'method must be "path-importance" or "sample-propagation", got {method!r}'
         )
@@ -480,34 +523,12 @@ def _choose_method(method: Any, network: Any) -> Method:
             "network must have a method clean_outputs(inputs, num_draws, seed=...), "
             f"got {type(network).__name__}"
         )
-    chosen: Method = method
-    return chosen
-
-
-def _sort_by_label(labels: Any, num_inputs: int) -> tuple[Indices, Indices]:
-    """An order of the inputs that groups them by label, and how many have each."""
-    if _arrays.is_tensor(labels):
-        labels = labels.detach().cpu().numpy()
-    array = np.asarray(labels)
-    if not np.issubdtype(array.dtype, np.integer) and array.dtype != np.bool_:
-        raise TypeError(f"labels must be integers, got {array.dtype}")
-    if array.shape != (num_inputs,):
-        raise ValueError(
-            f"labels must have shape ({num_inputs},), one per input, got {array.shape}"
-        )
-    sizes = np.unique(array, return_counts=True)[1]
-    return np.argsort(array, kind="stable"), sizes
+    return "sample-propagation" if method == "sample-propagation" else "path-importance"
 
 
 def _positive(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be positive and finite, got {value}")
     return float(value)
-
-
-def _positive_int(name: str, value: int, *, at_least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}")
-    return int(value)
