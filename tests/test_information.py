@@ -1003,3 +1003,34 @@ WITH_NAN = np.array([[0.0, np.nan]])
 def test_bad_input_is_named_with_the_value_seen(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_samples_from_the_stream_of_the_same_seed_are_not_their_own_noise(seed):
+    samples = np.random.default_rng(seed).standard_normal((10_000, 3))
+    estimate = entropy(samples, 0.5, num_noise_draws=1, seed=seed)
+    exact = 1.5 * np.log(2 * np.pi * np.e * 1.25)
+    assert estimate.lower - 4 * estimate.standard_error <= exact
+    assert exact <= estimate.upper + 4 * estimate.standard_error
+
+
+@pytest.mark.parametrize(
+    ("offset", "noise_std", "dtype"),
+    [(1e6, 0.01, np.float32), (1.0, 1e-15, np.float32), (1e300, 0.5, np.float64)],
+)
+def test_noise_below_the_resolution_of_the_data_is_refused(offset, noise_std, dtype):
+    centers = np.full((4, 3), offset, dtype)
+    calls = (
+        lambda: entropy(centers, noise_std, population=True),
+        lambda: conditional_entropy(centers[None], noise_std),
+        lambda: mutual_information(centers[:, None], noise_std),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="noise_std must be at least"):
+            call()
+
+
+def test_a_weight_of_one_but_for_rounding_leaves_nothing_to_leave_out():
+    weights = np.array([1.0, 1e-300, 0.0])
+    with pytest.raises(ValueError, match="weights must leave something"):
+        entropy(np.arange(3.0)[:, None], 1.0, weights=weights)

@@ -15,10 +15,9 @@ from noisyflow import (
     runtime,
 )
 
-# Around a register block (12 and 4 centers), a vector (16, 8, 4 lanes) and a tile
-# (512).
-NUM_CENTERS = [1, 3, 4, 5, 11, 12, 13, 511, 512, 513]
-NUM_POINTS = [0, 1, 7, 8, 15, 16, 17, 33]
+# Around a register block (6 and 3 centers), a group (32 to 4 points), a tile (510).
+NUM_CENTERS = [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 509, 510, 511]
+NUM_POINTS = [0, 1, 3, 4, 5, 15, 16, 17, 31, 32, 33]
 DIMS = [1, 2, 3, 7, 10, 11, 64, 1000]
 NOISE_STDS = [0.005, 0.3, 3.0]
 
@@ -58,7 +57,7 @@ def test_error_is_within_the_rounding_of_its_operations(
 ) -> None:
     for n in NUM_CENTERS if d < 64 else [1, 12, 33]:
         for m in NUM_POINTS if d < 64 else [1, 17]:
-            for noise_std in NOISE_STDS:
+            for noise_std in NOISE_STDS[:: 1 if n < 500 and m < 17 else 2]:
                 points, centers, _ = make_mixture(rng, m, n, d, noise_std, dtype)
                 ours = mixture_log_density(points, centers, noise_std)
                 assert ours.dtype == dtype
@@ -68,6 +67,25 @@ def test_error_is_within_the_rounding_of_its_operations(
                 exact = _reference.mixture_log_density(points, centers, noise_std)
                 allowed = allowed_error(exact, points, centers, noise_std, dtype)
                 assert np.abs(ours - exact).max() <= allowed, (n, m, noise_std)
+
+
+def test_calls_of_many_tasks_and_tiles_match_the_reference(
+    dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    """512 points are a task of 16 groups; 510 centers a tile."""
+    for m, n in ((511, 1021), (513, 1020), (1025, 700)):
+        points, centers, _ = make_mixture(rng, m, n, 3, 0.3, dtype)
+        exact = _reference.mixture_log_density(points, centers, 0.3)
+        allowed = allowed_error(exact, points, centers, 0.3, dtype)
+        ours = mixture_log_density(points, centers, 0.3)
+        assert np.abs(ours - exact).max() <= allowed
+
+
+def test_a_distant_own_center_is_not_taken_for_an_absent_one(cpu_target: str) -> None:
+    points, centers = np.zeros((1, 1), np.float32), np.full((2, 1), 1e19, np.float32)
+    sums = mixture_block_log_sums(points, centers, 1e10, [0], [0, 1, 2])
+    assert sums.own_center[0] == pytest.approx(-5e17, rel=1e-6)
+    assert sums.rest[0] == pytest.approx(-5e17, rel=1e-6)
 
 
 def test_error_at_noise_0_005_in_ten_dimensions_is_below_1e_4_nats(
@@ -275,6 +293,8 @@ Y = np.ones((4, 2))
         ((X, Y, 1e-200), ValueError, "rescale"),
         ((X * 0 + 1e200, Y, 1.0), ValueError, "overflow"),
         ((X, [[1.0], [2.0, 3.0]], 1.0), ValueError, "centers must be an array"),
+        ((X, Y, 10**400), ValueError, "noise_std must be positive and finite"),
+        ((np.ma.masked_array(X, X < 1), Y, 1.0), TypeError, "masked array"),
     ],
 )
 def test_bad_input_is_named(
@@ -319,6 +339,11 @@ def test_bad_blocks_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         mixture_block_log_sums(X, Y, 1.0, own, offsets, outer_offsets=outer)
+
+
+def test_include_rest_must_be_a_bool() -> None:
+    with pytest.raises(TypeError, match="include_rest must be True or False, got 'no'"):
+        mixture_block_log_sums(X, Y, 1.0, [0, 1, 2], [0, 4], include_rest="no")  # type: ignore[arg-type]
 
 
 def test_an_unknown_cpu_target_is_refused() -> None:

@@ -107,6 +107,60 @@ def brackets(
     }
 
 
+@pytest.mark.parametrize("num_proposals", [4, 17])
+def test_mean_weights_are_unbiased_and_their_inverses_too(
+    num_proposals: int, rng: np.random.Generator
+) -> None:
+    """E[mean w] = p at fixed points; with the own path, E[p / mean w] = 1 over points.
+
+    These two identities are all that the bracket rests on. A network far from linear,
+    so that every kind of strata matters; p(y | x) and p(y) by quadrature.
+    """
+    network = oracles.TanhNetwork(1.5, 6.0, 0.2)
+    inputs = np.linspace(-1.2, 1.2, 5)[:, None]
+    weights = [np.array([[network.first]]), np.array([[network.second]])]
+    layers = NoisyLayers(weights, [np.zeros(1)] * 2, "tanh", network.noise_std)
+    num_points = 40_000
+    points, own, path = sample(layers, inputs, num_points, rng)
+    groups = np.stack(
+        [np.stack([own, own + 1], axis=1), np.tile([0, 5], (num_points, 1))]
+    )
+    sides = path_log_densities(
+        *(layers, 2, inputs, points, own, path, groups),
+        num_proposals=num_proposals,
+        generator=rng,
+    )
+    given_input = network.densities(inputs[:, 0], points[:, 0])  # (5, points)
+    exact = np.stack(
+        [given_input[own, np.arange(num_points)], given_input.mean(axis=0)]
+    )
+    for name, ratio in (
+        ("lower", np.exp(sides.lower) / exact),
+        ("upper", exact / np.exp(sides.upper)),
+    ):
+        error = ratio.std(axis=1) / math.sqrt(num_points)
+        assert (np.abs(ratio.mean(axis=1) - 1) <= 4 * error).all(), name
+        assert (error < 0.02).all(), name
+
+
+def test_an_own_input_that_seems_impossible_leaves_the_bracket_finite(
+    cpu_target: str, rng: np.random.Generator
+) -> None:
+    """Steps so steep that the linearised network is certain, and wrong."""
+    layers = NoisyLayers(
+        [np.ones((6, 1)), 1e4 * np.eye(6)], [np.zeros(6)] * 2, "tanh", 0.1
+    )
+    inputs = np.array([[0.0], [1.0]])
+    points, own, path = sample(layers, inputs, 20_000, rng)
+    groups = np.tile([0, 2], (1, 20_000, 1))
+    sides = path_log_densities(
+        *(layers, 2, inputs, points, own, path, groups), num_proposals=16, generator=rng
+    )
+    # Six clean outputs of size at most 1 with noise 0.1: no density is above its peak.
+    assert sides.upper.mean() <= -6 * math.log(0.1 * math.sqrt(2 * math.pi)) + 1
+    assert sides.lower.mean() <= sides.upper.mean()
+
+
 @pytest.mark.parametrize("num_proposals", [4, 64])
 @pytest.mark.parametrize(
     ("first", "second", "noise_std"),
@@ -237,6 +291,11 @@ def valid_call() -> dict[str, Any]:
         ({"groups": np.tile([1, 5], (1, 6, 1))}, ValueError, "with the point's own"),
         ({"groups": np.zeros((1, 6), int)}, ValueError, "groups must have shape"),
         ({"num_proposals": 3}, ValueError, "num_proposals must be at least 4, got 3"),
+        ({"num_proposals": 4.5}, TypeError, "num_proposals must be an integer"),
+        ({"generator": 0}, TypeError, "generator must be a numpy Generator, got int"),
+        ({"layers": None}, TypeError, "layers must be NoisyLayers, got NoneType"),
+        ({"points": np.full((6, 2), 1e300)}, ValueError, "not representable"),
+        ({"path": np.full((6, 3), 1e300)}, ValueError, "not representable"),
     ],
 )
 def test_bad_arguments_are_named(
@@ -245,3 +304,10 @@ def test_bad_arguments_are_named(
     path_log_densities(**valid_call())
     with pytest.raises(error, match=message):
         path_log_densities(**{**valid_call(), **change})
+
+
+def test_no_points_give_empty_sides() -> None:
+    empty = {"points": np.zeros((0, 2)), "own": np.zeros(0, int)}
+    empty |= {"path": np.zeros((0, 3)), "groups": np.zeros((2, 0, 2), int)}
+    sides = path_log_densities(**{**valid_call(), **empty})
+    assert [side.shape for side in sides] == [(2, 0)] * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import oracles
-from noisyflow import UndersampledWarning
+from noisyflow import UndersampledWarning, importance, tracking
 from noisyflow.nn import NoisyMLP
 from noisyflow.tracking import InformationTracker, LayerInformation
 
@@ -55,6 +56,49 @@ def test_layer_information_holds_the_quadrature_of_a_tanh_network() -> None:
     assert layer.upper - layer.lower <= 0.04
 
 
+def test_proposals_are_added_until_the_bracket_is_as_narrow_as_asked() -> None:
+    """A steep network: 16 proposals leave 0.05 nats or more."""
+    inputs = np.linspace(-1.2, 1.2, 8, dtype=np.float32)[:, None]
+    network = tanh_chain(1.5, 8.0, 0.15)
+    coarse = InformationTracker(network, inputs, bracket_width=10).measure(0)[1]
+    fine = InformationTracker(network, inputs, bracket_width=0.01).measure(0)[1]
+
+    def width(layer: LayerInformation) -> float:
+        return layer.mutual_information.upper - layer.mutual_information.lower
+
+    assert coarse.num_proposals == 16
+    assert width(coarse) > 0.01 >= width(fine) > 0
+    assert fine.num_proposals > 16
+    for layer in (coarse, fine):
+        information = layer.mutual_information
+        assert information.lower < information.value < information.upper
+        assert 0 < layer.effective_sample_size_low < layer.effective_sample_size < 1
+
+
+def test_points_are_added_until_the_standard_error_is_as_small_as_asked() -> None:
+    inputs = np.linspace(-1.2, 1.2, 8, dtype=np.float32)[:, None]
+    network = tanh_chain(1.5, 4.0, 0.1)
+    coarse = InformationTracker(network, inputs, standard_error=1).measure(0)
+    fine = InformationTracker(network, inputs, standard_error=0.004).measure(0)
+    for few, many in zip(coarse, fine, strict=True):
+        assert many.mutual_information.standard_error <= 0.004
+        assert few.mutual_information.standard_error > 0.004
+        assert many.mutual_information.num_pairs > few.mutual_information.num_pairs
+
+
+def test_every_input_is_used_once_before_any_twice() -> None:
+    """3000 inputs and rounds of 4096 points: counts differ by one at the most."""
+    inputs = np.zeros((3000, 4))
+    paths = tracking._Paths(tracking._layers_of(small_network()), inputs)
+    generator = np.random.default_rng(0)
+    counts = np.zeros(3000, int)
+    for _ in range(4):
+        paths.draw_round(generator)
+        assert len(paths.own) == 4096
+        counts += np.bincount(paths.own, minlength=3000)
+        assert counts.max() - counts.min() <= 1
+
+
 def test_the_first_layer_is_a_known_mixture() -> None:
     """S_1 = tanh(w x) takes 8 values; its mixture's entropy by quadrature."""
     inputs = np.linspace(-1.2, 1.2, 8, dtype=np.float32)
@@ -64,6 +108,7 @@ def test_the_first_layer_is_a_known_mixture() -> None:
     exact = oracles.mixture_entropy_1d(levels, 0.1) - oracles.noise_entropy(1, 0.1)
     assert abs(layer.value - exact) <= 4 * layer.standard_error
     assert layer.lower == layer.value == layer.upper
+    assert layer.isolated == 0
 
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu", "leaky_relu"])
@@ -97,9 +142,7 @@ def test_both_methods_agree_where_sample_propagation_has_draws_enough() -> None:
     labels = np.arange(8) // 4
     by_path = InformationTracker(network, inputs, labels).measure(0)
     by_samples = InformationTracker(
-        *(network, torch.from_numpy(inputs), labels),
-        method="sample-propagation",
-        num_draws=500,
+        *(network, inputs, labels), method="sample-propagation", num_draws=500
     ).measure(0)
     for path, samples in zip(by_path, by_samples, strict=True):
         for kind in ("mutual_information", "label_information"):
@@ -209,7 +252,7 @@ def test_standard_errors_are_those_of_repetitions() -> None:
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"seed": 0.5}, TypeError, "seed must be an integer, got float"),
         ({"standard_error": 0}, ValueError, "standard_error must be positive"),
-        ({"bracket_width": math.nan}, ValueError, "bracket_width must be positive"),
+        ({"bracket_width": math.nan}, ValueError, "bracket_width must be finite"),
         ({"num_draws": 0}, ValueError, "num_draws must be at least 1"),
         ({"noise_std": 0.1}, ValueError, "network's own in path importance"),
     ],
@@ -225,6 +268,51 @@ def test_bad_input_is_named(
     arguments.update(change)
     with pytest.raises(error, match=message):
         InformationTracker(**arguments)
+
+
+class WrongSamples(OnlySamples):
+    def __init__(self, outputs: list[Any]) -> None:
+        self.outputs = outputs
+
+    def clean_outputs(
+        self, inputs: Any, num_draws: int = 1, *, seed: int | None = None
+    ) -> list[Any]:
+        return self.outputs
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ([], "must return an array per layer, got none"),
+        ([np.zeros((3, 2, 1))], r"must have shape \(16, 2, d\), got \(3, 2, 1\)"),
+        ([np.zeros(16)], r"must have shape \(16, 2, d\), got \(16,\)"),
+        ([np.full((16, 2, 1), np.nan)], "must be finite"),
+    ],
+)
+def test_networks_that_yield_something_else_are_refused(
+    outputs: list[Any], message: str
+) -> None:
+    tracker = InformationTracker(WrongSamples(outputs), BITS, num_draws=2)
+    with pytest.raises(ValueError, match=message):
+        tracker.measure(0)
+
+
+@pytest.mark.parametrize(("gain", "noise_std"), [(1e12, 0.3), (1e30, 0.3), (1, 1e-60)])
+def test_networks_beyond_float64_are_refused(gain: float, noise_std: float) -> None:
+    activation = "linear" if gain > 1 else "tanh"
+    network = NoisyMLP([4, 5, 3, 2, 2], activation=activation, noise_std=0.3, seed=3)
+    layers = tracking._layers_of(steep(network.double(), gain))
+    paths = importance.NoisyLayers(layers.weights, layers.biases, activation, noise_std)
+    fake = SimpleNamespace(
+        hidden_layers=[
+            SimpleNamespace(weight=w, bias=b)
+            for w, b in zip(paths.weights, paths.biases, strict=True)
+        ],
+        activation=activation,
+        noise_std=noise_std,
+    )
+    with pytest.raises(ValueError, match=r"noise_std|representable"):
+        InformationTracker(fake, BITS.astype(float)).measure(0)
 
 
 def test_inputs_of_another_width_are_refused() -> None:

@@ -154,15 +154,6 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_integer(name: str, value: Any, *, at_least: int) -> int:
-    """An integer that is not a bool, as an int."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}")
-    return int(value)
-
-
 def group_by_label(
     labels: Any, num_inputs: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyflow import _arrays, _core
+from noisyflow import _arrays, _checks, _core
 from noisyflow.runtime import num_threads
 
 Doubles = NDArray[np.float64]
@@ -221,7 +221,7 @@ def path_log_densities(
     inputs, points, own, path, groups = _checked(
         layers, layer, inputs, points, own, path, groups
     )
-    num_proposals = _arrays.check_integer(
+    num_proposals = _checks.as_int(
         "num_proposals", num_proposals, at_least=_FEWEST_PROPOSALS
     )
     if not isinstance(generator, np.random.Generator):
@@ -275,7 +275,7 @@ def _checked(
     if not isinstance(layers, NoisyLayers):
         raise TypeError(f"layers must be NoisyLayers, got {type(layers).__name__}")
     widths = layers.widths
-    layer = _arrays.check_integer("layer", layer, at_least=0)
+    layer = _checks.as_int("layer", layer, at_least=0)
     if not 2 <= layer <= len(widths):
         raise ValueError(
             f"layer must be between 2 and the number of layers, {len(widths)}, "

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from noisyflow import _arrays
+from noisyflow import _arrays, _checks
 from noisyflow._pool import Pool, block_offsets, is_isolated
 from noisyflow.estimate import Estimate, UndersampledWarning
 from noisyflow.mixture import mixture_block_log_sums, mixture_log_density
@@ -151,7 +151,7 @@ def entropy(
         centers,
         noise_std,
         num_draws,
-        _arrays.check_integer("seed", seed, at_least=0),
+        _checks.as_seed(seed),
         evaluate,
     )
     sampled: Sampled = "noise" if population else "draws"
@@ -285,7 +285,7 @@ def conditional_entropy(
     _arrays.check_resolution("samples", centers, noise_std)
     (n, d) = centers.shape
     num_draws = _checked_num_noise_draws(num_noise_draws, n, population=False)
-    seed = _arrays.check_integer("seed", seed, at_least=0)
+    seed = _checks.as_seed(seed)
     if sizes[0] == 1:
         exact = _noise_entropy(d, noise_std)
         return Estimate(exact, 0.0, exact, exact, isolated=0.0, num_pairs=0)
@@ -423,7 +423,7 @@ def mutual_information(
         centers,
         noise_std,
         num_draws,
-        _arrays.check_integer("seed", seed, at_least=0),
+        _checks.as_seed(seed),
         pool.evaluate,
     )
     sampled: Sampled = "inputs" if inputs == "sampled" else "draws"
@@ -556,4 +556,4 @@ def _checked_num_noise_draws(value: Any, num_centers: int, population: bool) -> 
         return default_num_noise_draws(num_centers, at_least=2 if population else 1)
     # One query of one center has no spread.
     least = 2 if num_centers == 1 else 1
-    return _arrays.check_integer("num_noise_draws", value, at_least=least)
+    return _checks.as_int("num_noise_draws", value, at_least=least)

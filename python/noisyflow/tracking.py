@@ -10,7 +10,6 @@ apply.
 from __future__ import annotations
 
 import math
-import numbers
 import sys
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -18,7 +17,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyflow import _arrays
+from noisyflow import _arrays, _checks
 from noisyflow.estimate import Estimate
 from noisyflow.importance import NoisyLayers, path_log_densities
 from noisyflow.information import mutual_information
@@ -139,10 +138,10 @@ class InformationTracker:
         )
         self._network = network
         self._method = _choose_method(method, network)
-        self._seed = _arrays.check_integer("seed", seed, at_least=0)
+        self._seed = _checks.as_seed(seed)
         self._standard_error = _positive("standard_error", standard_error)
         self._bracket_width = _positive("bracket_width", bracket_width)
-        self._num_draws = _arrays.check_integer("num_draws", num_draws, at_least=1)
+        self._num_draws = _checks.as_int("num_draws", num_draws, at_least=1)
         if self._method == "sample-propagation":
             noise_std = (
                 getattr(network, "noise_std", None) if noise_std is None else noise_std
@@ -160,7 +159,7 @@ class InformationTracker:
 
     def measure(self, epoch: int) -> list[LayerInformation]:
         """The information of every hidden layer now, first layer first."""
-        epoch = _arrays.check_integer("epoch", epoch, at_least=0)
+        epoch = _checks.as_int("epoch", epoch, at_least=0)
         if self._method == "sample-propagation":
             return self._by_sample_propagation(epoch)
         return self._by_path_importance(epoch)
@@ -527,8 +526,7 @@ def _choose_method(method: Any, network: Any) -> Method:
 
 
 def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-    return float(value)
+    number = _checks.as_real(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return number

@@ -1,0 +1,48 @@
+"""Numbers at the door of what trains: seeds, counts and settings, checked by name."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import numpy as np
+
+
+def as_int(name: str, value: Any, *, at_least: int, at_most: int | None = None) -> int:
+    """An integer within limits; NumPy's integers too, booleans and floats never."""
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an integer, got {type(value).__name__}"
+        ) from None
+    if number < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {_short(number)}")
+    if at_most is not None and number > at_most:
+        raise ValueError(f"{name} must be at most {at_most}, got {_short(number)}")
+    return number
+
+
+def as_seed(value: Any) -> int:
+    """A seed: an integer in [0, 2**64), which every generator can take."""
+    return as_int("seed", value, at_least=0, at_most=2**64 - 1)
+
+
+def as_real(name: str, value: Any) -> float:
+    """A finite real number; booleans never."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
+
+
+def _short(number: int) -> str:
+    """A number for a message; Python refuses to print those of many thousand digits."""
+    bits = number.bit_length()
+    return str(number) if bits <= 128 else f"a number of {bits} bits"
