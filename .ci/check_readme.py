@@ -1,4 +1,4 @@
-"""Runs the README's Python examples and compares what they print with what it shows."""
+"""Runs the README's Python examples, compares their output, and follows its links."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 
 def main(readme: Path) -> None:
-    blocks = re.findall(
-        r"```python\n(.*?)```\s*```text\n(.*?)```", readme.read_text(), re.DOTALL
-    )
+    text = readme.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (readme.parent / target).exists(), f"{target} does not exist"
+    blocks = re.findall(r"```python\n(.*?)```\s*```text\n(.*?)```", text, re.DOTALL)
     assert blocks, "no example with its output was found"
     for code, shown in blocks:
         printed = io.StringIO()

@@ -15,15 +15,6 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 
 
-class BlockLogSums(NamedTuple):
-    """Four log-sums per point, each (m,), in nats: see `mixture_block_log_sums`."""
-
-    own_center: Array
-    inner: Array
-    outer: Array
-    rest: Array
-
-
 def _log_terms(
     points: Array, centers: Array, noise_std: float, weights: Array | None
 ) -> Array:
@@ -68,7 +59,7 @@ def mixture_block_log_sums(
     offsets: NDArray[np.integer],
     outer_offsets: NDArray[np.integer] | None = None,
     weights: Array | None = None,
-) -> BlockLogSums:
+) -> tuple[Array, Array, Array, Array]:
     """The mixture's sum at each point, split by the point's own block of centers.
 
     Block b holds the centers offsets[b] .. offsets[b+1]-1; outer blocks are unions of
@@ -91,11 +82,11 @@ def mixture_block_log_sums(
     is_own = np.arange(n)[None, :] == own[:, None]
     is_inner = block[None, :] == block[own][:, None]
     is_outer = outer_block[None, :] == outer_block[own][:, None]
-    return BlockLogSums(
-        own_center=_log_sum_exp(terms, is_own),
-        inner=_log_sum_exp(terms, is_inner & ~is_own),
-        outer=_log_sum_exp(terms, is_outer & ~is_inner),
-        rest=_log_sum_exp(terms, ~is_outer),
+    return (
+        _log_sum_exp(terms, is_own),
+        _log_sum_exp(terms, is_inner & ~is_own),
+        _log_sum_exp(terms, is_outer & ~is_inner),
+        _log_sum_exp(terms, ~is_outer),
     )
 
 

@@ -34,7 +34,7 @@ _STREAM = 0x747261636B  # "track": sets this use of a seed apart from all others
 
 
 @runtime_checkable
-class HasCleanOutputs(Protocol):
+class AbstractSampledNetwork(Protocol):
     """A network that yields its layers' outputs before their noise."""
 
     def clean_outputs(
@@ -517,7 +517,9 @@ def _choose_method(method: Any, network: Any) -> Method:
             f'for method="path-importance", got {type(network).__name__}; '
             'choose method="sample-propagation"'
         )
-    if method == "sample-propagation" and not isinstance(network, HasCleanOutputs):
+    if method == "sample-propagation" and not isinstance(
+        network, AbstractSampledNetwork
+    ):
         raise TypeError(
             "network must have a method clean_outputs(inputs, num_draws, seed=...), "
             f"got {type(network).__name__}"
