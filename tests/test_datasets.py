@@ -58,6 +58,9 @@ def test_split_refuses_an_empty_part(train_share: float) -> None:
         (np.ones((0, 2), "f"), np.zeros(0, np.int64), ValueError, "non-empty"),
         (np.full((3, 2), np.nan, "f"), np.zeros(3, np.int64), ValueError, "finite"),
         (np.ones((3, 2), "f"), np.zeros(2, np.int64), ValueError, "one class per"),
+        (np.ones((3, 2), "f"), np.full(3, -1), ValueError, "labels must be 0 or more"),
+        ([[1.0]], np.zeros(1, np.int64), TypeError, "inputs must be a NumPy array"),
+        (np.ones((3, 2), "f"), None, TypeError, "labels must be a NumPy array"),
     ],
 )
 def test_dataset_names_what_is_wrong(
@@ -65,3 +68,23 @@ def test_dataset_names_what_is_wrong(
 ) -> None:
     with pytest.raises(error, match=message):
         Dataset(inputs, labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": None}, "seed must be an integer, got NoneType"),
+        ({"seed": 1.5}, "seed must be an integer, got float"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"train_share": "a"}, "train_share must be a real number, got str"),
+        ({"dataset": np.zeros((3, 2))}, "dataset must be a Dataset, got ndarray"),
+    ],
+)
+def test_split_names_what_is_wrong(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        split(**{"dataset": szt()} | arguments)
+
+
+def test_split_does_not_follow_a_users_generator_of_the_same_seed() -> None:
+    order = np.random.default_rng(3).permutation(4096)[:3277]
+    assert not np.array_equal(split(szt(), seed=3)[0].inputs, szt().inputs[order])

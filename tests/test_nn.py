@@ -216,27 +216,106 @@ def test_orthonormality_steps_make_rows_or_columns_orthonormal(
     torch.testing.assert_close(singular_values, torch.ones(4), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("noise_std", [0.0, -0.1, float("nan"), float("inf")])
-def test_noise_std_must_be_positive(noise_std: float) -> None:
-    with pytest.raises(ValueError, match="noise_std must be positive and finite, got"):
-        NoisyMLP(SIZES, noise_std=noise_std)
+@pytest.mark.parametrize(
+    ("noise_std", "message"),
+    [
+        (0.0, "noise_std must be positive and finite, got 0.0"),
+        (float("nan"), "noise_std must be positive and finite, got nan"),
+        (1e-300, "noise_std must be between 1e-15"),
+        (1e300, "noise_std must be between 1e-15"),
+        (True, "noise_std must be a real number, got bool"),
+        ("0.1", "noise_std must be a real number, got str"),
+    ],
+)
+def test_noise_std_must_be_a_positive_number(noise_std: float, message: str) -> None:
+    for build in (
+        GaussianNoise,
+        lambda noise_std: NoisyMLP(SIZES, noise_std=noise_std),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            build(noise_std)
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        (-1, "seed must be at least 0, got -1"),
+        (2**64, "seed must be at most 18446744073709551615, got 18446744073709551616"),
+        pytest.param(
+            10**5000, "seed must be at most .* got a number of 16610 bits", id="long"
+        ),
+        (None, "seed must be an integer, got NoneType"),
+        (1.5, "seed must be an integer, got float"),
+        ("a", "seed must be an integer, got str"),
+        (True, "seed must be an integer, got bool"),
+    ],
+)
+def test_seeds_are_integers_of_64_bits(seed: object, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        GaussianNoise(0.1, seed=seed)
+    with pytest.raises((ValueError, TypeError), match=message):
+        NoisyMLP(SIZES, noise_std=0.1, seed=seed)
+
+
+def test_numpy_integers_are_integers(inputs: torch.Tensor) -> None:
+    theirs = NoisyMLP(np.array(SIZES), noise_std=0.1, seed=np.int64(5))
+    assert torch.equal(theirs(inputs), NoisyMLP(SIZES, noise_std=0.1, seed=5)(inputs))
+    assert theirs.sizes == SIZES
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"sizes": (4, 2)}, "sizes must name"),
-        ({"sizes": (4, 0, 2)}, "sizes must name"),
+        ({"sizes": (4, 0, 2)}, r"sizes\[1\] must be at least 1, got 0"),
+        ({"sizes": (2, 2.5, 2)}, r"sizes\[1\] must be an integer, got float"),
+        ({"sizes": (2, 10**12, 2)}, r"sizes\[1\] must be at most"),
+        ({"sizes": (2, 10**6, 10**6)}, "sizes must make at most 2147483648 weights"),
+        ({"sizes": None}, "sizes must be a sequence of integers, got NoneType"),
+        ({"sizes": 5}, "sizes must be a sequence of integers, got int"),
+        ({"sizes": "345"}, "sizes must be a sequence of integers, got str"),
         (
             {"activation": "tanhh"},
             "activation must be one of tanh, relu, .* got 'tanhh'",
         ),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"activation": ["tanh"]}, "activation must be a str, got list"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         NoisyMLP(**{"sizes": SIZES, "noise_std": 0.1} | settings)
+
+
+def test_the_noise_of_network_and_layers_cannot_differ_unseen(
+    network: NoisyMLP,
+) -> None:
+    for owner in (network, network.noises[0]):
+        with pytest.raises(AttributeError, match="noise_std"):
+            owner.noise_std = 0.5
+    network.noises[1] = GaussianNoise(0.5)
+    with pytest.raises(ValueError, match=r"one noise_std, got \[0.1, 0.5\]"):
+        _ = network.noise_std
+
+
+def test_seeded_clean_outputs_do_not_reuse_the_networks_own_streams(
+    inputs: torch.Tensor,
+) -> None:
+    network = NoisyMLP(SIZES, noise_std=0.1, seed=5)
+    used = []
+    plain = GaussianNoise.add_noise
+
+    def recording(
+        layer: GaussianNoise, clean: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        used.append(generator.initial_seed())
+        return plain(layer, clean, generator)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GaussianNoise, "add_noise", recording)
+        network.clean_outputs(inputs, seed=5)
+    own = np.random.SeedSequence(5).generate_state(4, np.uint64).tolist()
+    assert len(used) == 2
+    assert not {*used} & {*own}
 
 
 @pytest.mark.parametrize(
@@ -251,6 +330,9 @@ def test_bad_settings_are_named(settings: dict[str, object], message: str) -> No
         (torch.zeros(5, 4, dtype=torch.float64), TypeError, "got torch.float64"),
         (torch.zeros(5, 4, dtype=torch.int64), TypeError, "got torch.int64"),
         (torch.zeros(5, 4, device="meta"), ValueError, "device cpu, got meta"),
+        (None, TypeError, "inputs must be a torch tensor, got NoneType"),
+        ([[0.0] * 4], TypeError, "got list; pass torch.as_tensor"),
+        (np.zeros((5, 4), "f"), TypeError, "got ndarray; pass torch.as_tensor"),
     ],
 )
 def test_bad_inputs_are_named(
@@ -265,8 +347,14 @@ def test_bad_inputs_are_named(
 def test_num_draws_must_be_positive(network: NoisyMLP, inputs: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="num_draws must be at least 1, got 0"):
         network.clean_outputs(inputs, 0)
+    with pytest.raises(TypeError, match="num_draws must be an integer, got float"):
+        network.clean_outputs(inputs, 1.5)
 
 
 def test_noise_states_must_fit_the_network(network: NoisyMLP) -> None:
     with pytest.raises(ValueError, match="one state per noise layer"):
         load_noise_state(network, [], torch.device("cpu"))
+    before = noise_state(network)
+    foreign = [*before[:-1], torch.zeros(7, dtype=torch.uint8)]
+    with pytest.raises(ValueError, match=r"states\[2\] is not the state of"):
+        load_noise_state(network, foreign, torch.device("cpu"))

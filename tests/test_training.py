@@ -165,13 +165,18 @@ def test_set_parameters_restores_a_logged_network() -> None:
     ("settings", "message"),
     [
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite, got nan"),
+        ({"learning_rate": None}, "learning_rate must be a real number, got NoneType"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"orthonormal_rate": -1.0}, "orthonormal_rate must be 0 or positive"),
+        ({"batch_size": 2.5}, "batch_size must be an integer, got float"),
+        ({"orthonormal_rate": -1.0}, "orthonormal_rate must be 0 or more and below 1"),
+        ({"orthonormal_rate": 1e300}, "orthonormal_rate must be 0 or more and below"),
+        ({"seed": 2**64}, "seed must be at most 18446744073709551615, got 1844674"),
+        ({"seed": None}, "seed must be an integer, got NoneType"),
     ],
 )
-def test_bad_settings_are_named(settings: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
         make_trainer(**settings)
 
 
@@ -189,6 +194,10 @@ def test_bad_settings_are_named(settings: dict[str, float], message: str) -> Non
         (np.zeros((4, 12)), np.zeros(4), TypeError, "labels must be integers"),
         (np.zeros((4, 12)), np.zeros(3, int), ValueError, "one class per input"),
         (np.zeros((4, 12)), np.full(4, -1), ValueError, "labels must be 0 or more"),
+        (np.zeros((4, 12)), np.full(4, 2), ValueError, "labels must be below 2, .*got"),
+        (np.zeros((4, 12)), np.ones(4, bool), TypeError, "labels must be integers"),
+        (None, np.zeros(4, int), TypeError, "inputs must be an array of numbers"),
+        (np.zeros((4, 12)), "abcd", TypeError, "labels must be an array of numbers"),
     ],
 )
 def test_bad_data_is_named(
@@ -208,7 +217,35 @@ def test_a_foreign_state_is_refused() -> None:
         trainer.load_state(
             {k: v for k, v in state.items() if k not in ("exp_avg", "noise.3")}
         )
-    with pytest.raises(ValueError, match="parameters, as the network has, got"):
-        trainer.load_state({**state, "parameters": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"parameters must have shape \(\d+,\)"):
         set_parameters(trainer.network, np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("parameters", torch.zeros(3)),
+        ("parameters", torch.full((294,), float("nan"))),
+        ("exp_avg", torch.zeros(5)),
+        ("exp_avg", torch.zeros(267, dtype=torch.float64)),
+        ("exp_avg_sq", torch.full((294,), -1.0)),
+        ("step", torch.zeros(3)),
+        ("epochs_done", torch.tensor([1, 2])),
+        ("epochs_done", torch.tensor(-1)),
+        ("shuffle", torch.zeros(5056, dtype=torch.uint8)),
+        ("shuffle", torch.zeros(8, dtype=torch.uint8)),
+        ("noise.1", torch.zeros(5056, dtype=torch.uint8)),
+        ("noise.4", torch.zeros(5056)),
+        ("step", 3.0),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(
+    name: str, bad: torch.Tensor
+) -> None:
+    trainer = make_trainer()
+    trainer.train_epoch()
+    before = trainer.state()
+    assert before["parameters"].shape == (294,)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        trainer.load_state({**before, name: bad})
+    assert_equal_states(trainer.state(), before)

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyflow._checks import as_real, as_seed
+
+# Keeps a split apart from data that its user draws from default_rng of the same seed.
+_SPLIT_STREAM = 2
+
 # The twelve input bits of the SZT task sit on the vertices of an icosahedron.
 # Bit 0 is the most significant bit of the pattern's number, the first input column.
 # fmt: off
@@ -37,16 +42,22 @@ class Dataset:
     Raises
     ------
     ValueError
-        If `inputs` is not a matrix, is empty or holds NaN or infinity, or if there is
-        not one label per input.
+        If `inputs` is not a matrix, is empty or holds NaN or infinity, if there is not
+        one label per input or if a label is negative.
     TypeError
-        If `inputs` is not float32 or `labels` not int64.
+        If `inputs` is not a float32 array or `labels` not an int64 one.
     """
 
     inputs: NDArray[np.float32]
     labels: NDArray[np.int64]
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "labels"):
+            found: object = getattr(self, name)
+            if not isinstance(found, np.ndarray):
+                raise TypeError(
+                    f"{name} must be a NumPy array, got {type(found).__name__}"
+                )
         if self.inputs.dtype != np.float32:
             raise TypeError(f"inputs must be float32, got {self.inputs.dtype}")
         if self.labels.dtype != np.int64:
@@ -63,6 +74,8 @@ class Dataset:
                 f"labels must hold one class per input, shape ({len(self.inputs)},), "
                 f"got shape {self.labels.shape}"
             )
+        if self.labels.min() < 0:
+            raise ValueError(f"labels must be 0 or more, got {self.labels.min()}")
 
     def __len__(self) -> int:
         """Number of inputs, m."""
@@ -109,7 +122,7 @@ def split(
     train_share : float
         Share of the inputs in the first part, between 0 and 1; rounded to whole inputs.
     seed : int
-        Same seed, same split. At least 0.
+        Same seed, same split. In [0, 2**64).
 
     Returns
     -------
@@ -119,15 +132,21 @@ def split(
     Raises
     ------
     ValueError
-        If a part would be empty.
+        If a part would be empty or `seed` is out of range.
+    TypeError
+        If an argument has the wrong type.
     """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"dataset must be a Dataset, got {type(dataset).__name__}")
+    train_share = as_real("train_share", train_share)
     num_train = round(train_share * len(dataset)) if 0 < train_share < 1 else 0
     if not 0 < num_train < len(dataset):
         raise ValueError(
             f"train_share must leave inputs in both parts, got {train_share} of "
             f"{len(dataset)} inputs"
         )
-    order = np.random.default_rng(seed).permutation(len(dataset))
+    sequence = np.random.SeedSequence(as_seed(seed), spawn_key=(_SPLIT_STREAM,))
+    order = np.random.default_rng(sequence).permutation(len(dataset))
     train, test = order[:num_train], order[num_train:]
     return (
         Dataset(dataset.inputs[train], dataset.labels[train]),

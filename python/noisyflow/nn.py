@@ -12,9 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
+
+from noisyflow._arrays import check_noise_std
+from noisyflow._checks import as_int, as_seed
 
 # Slope of leaky_relu below zero: 0.01, torch's default and that of the authors' code.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -24,6 +28,12 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "linear": lambda values: values,
     "sigmoid": torch.sigmoid,
 }
+
+# 8 GiB in float32: far beyond what these networks are for.
+_MOST_WEIGHTS = 2**31
+# Keeps the draws of `clean_outputs` apart from the streams that a network of the same
+# seed has for its weights and noise.
+_CLEAN_OUTPUTS_STREAM = 1
 
 
 class GaussianNoise(torch.nn.Module):
@@ -35,12 +45,13 @@ class GaussianNoise(torch.nn.Module):
         Standard deviation of the noise, in the units of the inputs. Positive.
         (beta in Goldfeld et al. 2019.)
     seed : int
-        Starts the layer's own generator; same seed, same noise.
+        Starts the layer's own generator; same seed, same noise. In [0, 2**64).
 
     Raises
     ------
-    ValueError
-        If `noise_std` is not positive and finite.
+    TypeError, ValueError
+        If `noise_std` is no number, not positive or out of the range of float32, or if
+        `seed` is not allowed.
 
     Notes
     -----
@@ -50,14 +61,14 @@ class GaussianNoise(torch.nn.Module):
 
     def __init__(self, noise_std: float, *, seed: int = 0) -> None:
         super().__init__()
-        if not (math.isfinite(noise_std) and noise_std > 0):
-            raise ValueError(
-                f"noise_std must be positive and finite, got {noise_std}; "
-                "it is a standard deviation, in the units of the activations"
-            )
-        self.noise_std = float(noise_std)
-        self.seed = seed
-        self.generator = torch.Generator().manual_seed(seed)
+        self._noise_std = check_noise_std(noise_std, np.dtype(np.float32))
+        self.seed = as_seed(seed)
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise."""
+        return self._noise_std
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs plus noise in training mode, the inputs themselves otherwise."""
@@ -99,14 +110,15 @@ class NoisyMLP(torch.nn.Module):
     noise_std : float
         Standard deviation of the noise of every hidden layer. Positive.
     seed : int
-        Decides the initial weights and every noise stream; at least 0. The weights have
-        the distribution of torch.nn.Linear.
+        Decides the initial weights and every noise stream; in [0, 2**64). The weights
+        have the distribution of torch.nn.Linear.
 
     Raises
     ------
-    ValueError
-        If `sizes` has fewer than three entries or one below 1, or if `activation`,
-        `noise_std` or `seed` is not allowed.
+    TypeError, ValueError
+        If `sizes` has fewer than three entries, one that is no integer of at least 1,
+        or makes more than 2**31 weights, or if `activation`, `noise_std` or `seed` is
+        not allowed.
     """
 
     def __init__(
@@ -118,31 +130,28 @@ class NoisyMLP(torch.nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if len(sizes) < 3 or min(sizes) < 1:
-            raise ValueError(
-                "sizes must name an input, at least one hidden and an output layer, "
-                f"each of 1 unit or more, got {tuple(sizes)}"
-            )
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}, got "
-                f"{activation!r}"
-            )
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
-        self.sizes = tuple(sizes)
-        self.activation = activation
-        self.noise_std = float(noise_std)
+        self.sizes = _checked_sizes(sizes)
+        self.activation = check_activation(activation)
         self._activate = ACTIVATIONS[activation]
-        init_seed, *noise_seeds = _spread_seed(seed, len(sizes) - 1)
+        init_seed, *noise_seeds = _spread_seed(as_seed(seed), len(self.sizes) - 1)
         generator = torch.Generator().manual_seed(init_seed)
         self.linears = torch.nn.ModuleList(
             _initialised_linear(num_inputs, num_outputs, generator)
-            for num_inputs, num_outputs in pairwise(sizes)
+            for num_inputs, num_outputs in pairwise(self.sizes)
         )
         self.noises = torch.nn.ModuleList(
             GaussianNoise(noise_std, seed=noise_seed) for noise_seed in noise_seeds
         )
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise, the same in every hidden layer."""
+        found = {layer.noise_std for layer in _noise_layers(self)}
+        if len(found) != 1:
+            raise ValueError(
+                f"the noise layers must have one noise_std, got {sorted(found)}"
+            )
+        return found.pop()
 
     @property
     def num_hidden(self) -> int:
@@ -195,13 +204,14 @@ class NoisyMLP(torch.nn.Module):
         Cost: `num_draws` forward passes, all held in memory together.
         """
         self._check_inputs(inputs)
-        if num_draws < 1:
-            raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+        num_draws = as_int("num_draws", num_draws, at_least=1)
         generators: list[torch.Generator | None] = [None] * self.num_hidden
         if seed is not None:
             generators = [
                 torch.Generator(inputs.device).manual_seed(stream)
-                for stream in _spread_seed(seed, self.num_hidden)
+                for stream in _spread_seed(
+                    as_seed(seed), self.num_hidden, _CLEAN_OUTPUTS_STREAM
+                )
             ]
         clean = self._activate(self.linears[0](inputs))[:, None]
         outputs = [clean.expand(-1, num_draws, -1)]
@@ -217,6 +227,11 @@ class NoisyMLP(torch.nn.Module):
 
     def _check_inputs(self, inputs: torch.Tensor) -> None:
         """Raises unless `inputs` fits the network's width, dtype and device."""
+        if not isinstance(inputs, torch.Tensor):
+            raise TypeError(
+                "inputs must be a torch tensor, got "
+                f"{type(inputs).__name__}; pass torch.as_tensor(inputs)"
+            )
         weight = self.linears[0].weight
         if inputs.ndim != 2 or inputs.shape[1] != self.sizes[0]:
             raise ValueError(
@@ -263,7 +278,8 @@ def load_noise_state(
     Raises
     ------
     ValueError
-        If the number of states is not that of the noise layers.
+        If the number of states is not that of the noise layers, or if a state is not
+        one of such a generator. No generator is changed then.
     """
     layers = _noise_layers(network)
     if len(states) != len(layers):
@@ -271,8 +287,31 @@ def load_noise_state(
             f"states must hold one state per noise layer ({len(layers)}), "
             f"got {len(states)}"
         )
+    for index, state in enumerate(states):
+        check_generator_state(f"states[{index}]", state, device)
     for layer, state in zip(layers, states, strict=True):
         layer.generator_on(device).set_state(state)
+
+
+def check_generator_state(name: str, state: torch.Tensor, device: torch.device) -> None:
+    """Raises ValueError unless a generator on `device` can take up this state."""
+    try:
+        torch.Generator(device).set_state(state)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} is not the state of a generator on {device}"
+        ) from error
+
+
+def check_activation(activation: Any) -> str:
+    """The name of an activation, if it is one of `ACTIVATIONS`."""
+    if not isinstance(activation, str):
+        raise TypeError(f"activation must be a str, got {type(activation).__name__}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+        )
+    return activation
 
 
 @torch.no_grad()
@@ -303,9 +342,37 @@ def _noise_layers(network: torch.nn.Module) -> list[GaussianNoise]:
     return [module for module in network.modules() if isinstance(module, GaussianNoise)]
 
 
-def _spread_seed(seed: int, count: int) -> list[int]:
+def _checked_sizes(sizes: Any) -> tuple[int, ...]:
+    """Units per layer as plain integers."""
+    if isinstance(sizes, str):
+        raise TypeError("sizes must be a sequence of integers, got str")
+    try:
+        entries = tuple(sizes)
+    except TypeError:
+        raise TypeError(
+            f"sizes must be a sequence of integers, got {type(sizes).__name__}"
+        ) from None
+    whole = tuple(
+        as_int(f"sizes[{index}]", size, at_least=1, at_most=_MOST_WEIGHTS)
+        for index, size in enumerate(entries)
+    )
+    if len(whole) < 3:
+        raise ValueError(
+            "sizes must name an input, at least one hidden and an output layer, "
+            f"got {whole}"
+        )
+    num_weights = sum((width + 1) * after for width, after in pairwise(whole))
+    if num_weights > _MOST_WEIGHTS:
+        raise ValueError(
+            f"sizes must make at most {_MOST_WEIGHTS} weights, got {num_weights}"
+        )
+    return whole
+
+
+def _spread_seed(seed: int, count: int, *stream: int) -> list[int]:
     """Seeds of independent streams; neighbouring seeds give unrelated ones."""
-    words = np.random.SeedSequence(seed).generate_state(count, np.uint64)
+    sequence = np.random.SeedSequence(seed, spawn_key=stream)
+    words = sequence.generate_state(count, np.uint64)
     return [int(word) for word in words]
 
 

@@ -9,7 +9,6 @@ same machine.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,7 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from noisyflow.nn import load_noise_state, noise_state, orthonormality_step
+from noisyflow._checks import as_int, as_real, as_seed
+from noisyflow.nn import (
+    GaussianNoise,
+    NoisyMLP,
+    check_generator_state,
+    load_noise_state,
+    noise_state,
+    orthonormality_step,
+)
 
 
 @dataclass(frozen=True)
@@ -54,19 +61,19 @@ class Trainer:
         Inputs per step, at least 1; the last batch of a pass may be smaller.
     orthonormal_rate : float
         Step size of `nn.orthonormality_step`, taken after every step on all linear
-        layers but the last. 0 leaves it out.
+        layers but the last. 0 leaves it out; at 1 and beyond it would diverge.
     seed : int
-        Decides the order of the inputs; the noise is the network's own.
+        Decides the order of the inputs, in [0, 2**64); the noise is the network's own.
     device : str or torch.device
         Where to train.
 
     Raises
     ------
     ValueError
-        If shapes disagree, inputs are not finite, a label is negative or a setting is
-        not allowed.
+        If shapes disagree, inputs are not finite, a label is negative or beyond the
+        classes of a NoisyMLP, or a setting is not allowed.
     TypeError
-        If labels are not integers.
+        If labels are not integers or an argument has the wrong type.
 
     Notes
     -----
@@ -87,19 +94,25 @@ class Trainer:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        if not (math.isfinite(learning_rate) and learning_rate > 0):
+        if as_real("learning_rate", learning_rate) <= 0:
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if not (math.isfinite(orthonormal_rate) and orthonormal_rate >= 0):
+        self.batch_size = as_int("batch_size", batch_size, at_least=1)
+        self.orthonormal_rate = as_real("orthonormal_rate", orthonormal_rate)
+        if not 0 <= self.orthonormal_rate < 1:
             raise ValueError(
-                f"orthonormal_rate must be 0 or positive, got {orthonormal_rate}"
+                f"orthonormal_rate must be 0 or more and below 1, got "
+                f"{orthonormal_rate}"
             )
+        seed = as_seed(seed)
+        _check_network(network)
         self.device = torch.device(device)
         self.network = network.to(self.device)
         self.inputs, self.labels = _as_tensors(inputs, labels, self.device)
-        self.batch_size = batch_size
-        self.orthonormal_rate = orthonormal_rate
+        if isinstance(network, NoisyMLP):
+            _check_classes(self.labels, network.sizes[-1])
+        for layer in network.modules():
+            if isinstance(layer, GaussianNoise):
+                layer.generator_on(self.inputs.device)
         self.epochs_done = 0
         self._constrained = [
             layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)
@@ -189,17 +202,11 @@ class Trainer:
         Raises
         ------
         ValueError
-            If an entry is missing or the number of parameters is not that of the
-            network.
+            If an entry is missing or is not what a state of this trainer can hold:
+            its shape, its dtype, NaN or infinity, a generator's state that is none.
+            Nothing is changed then.
         """
-        missing = self.state().keys() - state.keys()
-        if missing:
-            raise ValueError(f"state must hold {', '.join(sorted(missing))}")
-        if state["parameters"].shape != self._parameters.shape:
-            raise ValueError(
-                f"state must hold {len(self._parameters)} parameters, as the network "
-                f"has, got {tuple(state['parameters'].shape)}"
-            )
+        self._check_state(state)
         self._parameters.copy_(state["parameters"])
         self._optimizer.state[self._parameters] = {
             name: state[name].to(self.device, copy=True)
@@ -209,6 +216,38 @@ class Trainer:
         self._shuffle.set_state(state["shuffle"])
         noise = [state[f"noise.{i}"] for i in range(len(noise_state(self.network)))]
         load_noise_state(self.network, noise, self.device)
+
+    def _check_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Raises ValueError unless `load_state` can take up every entry.
+
+        Above all the moments: torch's fused Adam writes beyond those that are short.
+        """
+        own = self.state()
+        missing = own.keys() - state.keys()
+        if missing:
+            raise ValueError(f"state must hold {', '.join(sorted(missing))}")
+        for name, expected in own.items():
+            found: object = state[name]
+            if not isinstance(found, torch.Tensor):
+                raise ValueError(
+                    f"state[{name!r}] must be a tensor, got {type(found).__name__}"
+                )
+            if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+                raise ValueError(
+                    f"state[{name!r}] must be {expected.dtype} of shape "
+                    f"{tuple(expected.shape)}, got {found.dtype} of shape "
+                    f"{tuple(found.shape)}"
+                )
+            if name == "shuffle":
+                check_generator_state("state['shuffle']", found, torch.device("cpu"))
+            elif name.startswith("noise."):
+                check_generator_state(f"state[{name!r}]", found, self.device)
+            elif not bool(torch.isfinite(found).all()):
+                raise ValueError(f"state[{name!r}] must be finite")
+            elif name in ("exp_avg_sq", "step", "epochs_done") and bool(
+                (found < 0).any()
+            ):
+                raise ValueError(f"state[{name!r}] must not be negative")
 
 
 @torch.no_grad()
@@ -236,12 +275,14 @@ def evaluate(
     ValueError, TypeError
         As `Trainer` does for its inputs and labels.
     """
+    _check_network(network)
     device = next(network.parameters()).device
     inputs, labels = _as_tensors(inputs, labels, device)
     was_training = network.training
     network.eval()
     logits = network(inputs)
     network.train(was_training)
+    _check_classes(labels, logits.shape[-1])
     loss = torch.nn.functional.cross_entropy(logits, labels)
     accuracy = (logits.argmax(dim=1) == labels).double().mean()
     return Evaluation(loss.item(), accuracy.item())
@@ -275,8 +316,8 @@ def _as_tensors(
     inputs: ArrayLike, labels: ArrayLike, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Checked inputs and labels on `device`, float32 and int64."""
-    points = torch.as_tensor(inputs, dtype=torch.float32, device=device)
-    classes = torch.as_tensor(labels, device=device)
+    points = _as_tensor("inputs", inputs, torch.float32, device)
+    classes = _as_tensor("labels", labels, None, device)
     if points.ndim < 2 or points.numel() == 0:
         raise ValueError(
             "inputs must be non-empty, of shape (m, d), got shape "
@@ -284,7 +325,8 @@ def _as_tensors(
         )
     if not bool(torch.isfinite(points).all()):
         raise ValueError("inputs must be finite, got NaN or infinity")
-    if classes.is_floating_point():
+    is_whole = not (classes.is_floating_point() or classes.is_complex())
+    if not is_whole or classes.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {classes.dtype}")
     if classes.shape != points.shape[:1]:
         raise ValueError(
@@ -294,6 +336,37 @@ def _as_tensors(
     if bool((classes < 0).any()):
         raise ValueError(f"labels must be 0 or more, got {int(classes.min())}")
     return points, classes.long()
+
+
+def _as_tensor(
+    name: str, values: ArrayLike, dtype: torch.dtype | None, device: torch.device
+) -> torch.Tensor:
+    """The values as a tensor on `device`."""
+    try:
+        return torch.as_tensor(values, dtype=dtype, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise TypeError(f"{name} must be an array of numbers: {reason}") from error
+
+
+def _check_network(network: object) -> None:
+    """Raises unless this is a network with parameters."""
+    if not isinstance(network, torch.nn.Module):
+        raise TypeError(
+            f"network must be a torch.nn.Module, got {type(network).__name__}"
+        )
+    if next(network.parameters(), None) is None:
+        raise ValueError("network must have parameters")
+
+
+def _check_classes(labels: torch.Tensor, num_classes: int) -> None:
+    """Raises ValueError at a label that is none of the network's classes."""
+    highest = int(labels.max())
+    if highest >= num_classes:
+        raise ValueError(
+            f"labels must be below {num_classes}, the network's number of classes, "
+            f"got {highest}"
+        )
 
 
 def _flatten_parameters(network: torch.nn.Module) -> torch.nn.Parameter:
