@@ -7,12 +7,17 @@ Exit codes: 0 done, 1 the machine failed, 2 a mistake in the arguments or the fo
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import NoReturn, TextIO
 
-from noisyflow import __version__
+from noisyflow import __version__, runtime
 from noisyflow.experiments import EXPERIMENTS, load
 
 
@@ -34,9 +39,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code. Mistakes that argparse finds leave through SystemExit with code
-        2.
+        The exit code.
     """
+    is_whole_process = arguments is None
+    try:
+        try:
+            code = _main(arguments)
+        except KeyboardInterrupt:
+            _ignore_interrupts(is_whole_process)
+            code = _fail("stopped; the same command takes up what was saved", 130)
+    except KeyboardInterrupt:  # again, before the first was dealt with
+        _ignore_interrupts(is_whole_process)
+        code = 130
+    if is_whole_process and not _flush(sys.stdout) and code == 0:
+        code = _fail("cannot write to standard output", 1)
+    if is_whole_process:
+        _flush(sys.stderr)
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    """Does what the arguments ask for."""
+    try:
+        return _command(arguments)
+    except SystemExit as end:  # argparse has said what it had to say
+        return end.code if isinstance(end.code, int) else 2
+    except BrokenPipeError as error:
+        if error.filename is not None:
+            raise
+        return 1  # whoever read our output has left, and knows
+    except OSError as error:
+        where = error.filename or "to standard output"
+        return _fail(f"cannot write {where}: {error.strerror}", 1)
+
+
+def _command(arguments: Sequence[str] | None) -> int:
+    """Parses the arguments and runs the command."""
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     if command == "list":
@@ -52,34 +90,90 @@ def _run(experiment: str, quick: bool, out: Path | None, **settings: object) -> 
     if out is None:
         out = Path("runs") / (f"{experiment}-quick" if quick else experiment)
     try:
-        module = load(experiment)
+        _check_environment()
+        with _ends_at_once_on_interrupt():
+            module = load(experiment)
+            from noisyflow.runs import RunError
     except ValueError as error:
         return _fail(str(error), 2)
     except ModuleNotFoundError as error:
         return _fail(
             f"{error.name} is not installed; run: pip install 'noisyflow[train]'", 2
         )
-    from noisyflow.runs import RunError
-
     try:
         config = module.configure(quick=quick, **given)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         return _fail(str(error), 2)
     try:
         finished = module.run(config, out)
     except RunError as error:
         return _fail(str(error), 2)
-    except OSError as error:
-        return _fail(f"cannot write {error.filename}: {error.strerror}", 1)
-    except KeyboardInterrupt:
-        return _fail("stopped at once; the same command resumes at the checkpoint", 130)
     return 0 if finished else 130
+
+
+def _check_environment() -> None:
+    """Raises ValueError at environment variables that the kernels could not follow."""
+    runtime.cpu_target()
+    if runtime.num_threads() > 2**31 - 1:
+        raise ValueError("NOISYFLOW_NUM_THREADS must be less than 2147483648")
+
+
+@contextlib.contextmanager
+def _ends_at_once_on_interrupt() -> Iterator[None]:
+    """Ctrl-C ends the process with one line: half-imported torch cannot go on.
+
+    An exception would not do. Raised inside an import, it may come out as another.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"noisyflow: stopped before anything was done\n")
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _ignore_interrupts(is_whole_process: bool) -> None:
+    """No further Ctrl-C may turn the last line into a traceback."""
+    if is_whole_process:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _flush(stream: TextIO | None) -> bool:
+    """Whether all that was printed went out; where not, Python shall not try again."""
+    try:
+        if stream is not None:
+            stream.flush()
+        return True
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            assert stream is not None
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
 
 
 def _fail(message: str, code: int) -> int:
     """Says what went wrong in one line."""
-    print(f"noisyflow: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"noisyflow: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _rate(text: str) -> float:
+    """The optional value of --orthonormal, which may catch a word that follows it."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"RATE must be a number, got {text!r}; put {text!r} before --orthonormal, "
+            "or give the rate too"
+        ) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,30 +194,45 @@ def _parser() -> argparse.ArgumentParser:
         "first. Settings that are not given are those of the paper.",
     )
     run.add_argument("experiment", help="its name, as `noisyflow list` shows it")
-    run.add_argument("--quick", action="store_true", help="a run of about a minute")
-    run.add_argument("--epochs", type=int, metavar="N", help="passes over the data")
-    run.add_argument("--seed", type=int, metavar="S", help="0 by default")
     run.add_argument(
-        "--noise-std", type=float, metavar="B", help="noise of every hidden layer"
+        "--quick",
+        action="store_true",
+        help="a run of about a minute: 600 epochs unless --epochs says otherwise",
     )
     run.add_argument(
-        "--activation", metavar="A", help="tanh, relu, leaky_relu, linear or sigmoid"
+        "--epochs", type=int, metavar="N", help="passes over the data (default: 10000)"
+    )
+    run.add_argument(
+        "--seed", type=int, metavar="S", help="0 or more, below 2^63 (default: 0)"
+    )
+    run.add_argument(
+        "--noise-std",
+        type=float,
+        metavar="B",
+        help="noise of every hidden layer (default: 0.005)",
+    )
+    run.add_argument(
+        "--activation",
+        metavar="A",
+        help="tanh, relu, leaky_relu, linear or sigmoid (default: tanh)",
     )
     run.add_argument(
         "--orthonormal",
         dest="orthonormal_rate",
-        type=float,
+        type=_rate,
         nargs="?",
         const=1e-4,
         metavar="RATE",
-        help="keep weights near orthonormal; 1e-4 if no rate is given",
+        help="keep weights near orthonormal; 1e-4 if no rate is given (default: off)",
     )
-    run.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ...")
+    run.add_argument(
+        "--device", metavar="D", help="cpu, cuda, cuda:1, ... (default: cpu)"
+    )
     run.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="runs/NAME or runs/NAME-quick by default",
+        help="output folder (default: runs/NAME, or runs/NAME-quick)",
     )
     return parser
 

@@ -24,6 +24,8 @@ Array = NDArray[Any]
 _LIGHTEST = 0.85
 # Two classes that differ in lightness as well as hue.
 _CLASS_COLORS = ("#3b4cc0", "#f0a030")
+# Up to this many epochs every one is marked: a line through one point is invisible.
+_FEW = 12
 
 
 def new_figure(
@@ -101,11 +103,14 @@ def information(
         axes.fill_between(
             epochs, low[:, layer], high[:, layer], color=color, alpha=0.3, linewidth=0
         )
+        if len(epochs) == 1:  # a band of no width
+            axes.vlines(epochs, low[:, layer], high[:, layer], color=color, alpha=0.6)
         axes.plot(
             epochs,
             values[:, layer],
             color=color,
             linewidth=2,
+            marker=_marker(epochs),
             label=f"layer {layer + 1}",
         )
     axes.axhline(ceiling, color="0.35", linewidth=1.2, linestyle="--")
@@ -136,8 +141,19 @@ def history(axes: Axes, epochs: Array, train: Array, test: Array, *, name: str) 
     -------
     Axes
     """
-    axes.plot(epochs, train, color="#26547c", linewidth=2, label="train")
-    axes.plot(epochs, test, color="#d1495b", linewidth=2, linestyle="--", label="test")
+    for values, color, style, label in (
+        (train, "#26547c", "-", "train"),
+        (test, "#d1495b", "--", "test"),
+    ):
+        axes.plot(
+            epochs,
+            values,
+            color=color,
+            linewidth=2,
+            linestyle=style,
+            marker=_marker(epochs),
+            label=label,
+        )
     axes.set_ylabel(name, fontsize=13)
     axes.legend(fontsize=13, frameon=False)
     return _epoch_axis(axes, epochs)
@@ -208,7 +224,8 @@ def activation_histograms(
 
     logs = np.log(epochs)
     between = (logs[1:] + logs[:-1]) / 2
-    time_edges = np.exp(np.concatenate([logs[:1], between, logs[-1:] + 0.02]))
+    end = np.log([_last_shown(epochs)])
+    time_edges = np.exp(np.concatenate([logs[:1], between, end]))
     image = np.where(shares > 0, shares, np.nan).T
     axes.set_facecolor("white")
     axes.pcolormesh(time_edges, edges, image, cmap="magma_r", norm=LogNorm(1e-4, 1))
@@ -224,12 +241,23 @@ def legend_of_layers(axes: Axes) -> Axes:
     return axes
 
 
+def _marker(epochs: Array) -> str:
+    """A marker for every epoch where they are few, else none."""
+    return "o" if len(epochs) <= _FEW else ""
+
+
+def _last_shown(epochs: Sequence[int] | Array) -> float:
+    """Where the axis of the epochs ends, a little beyond the last."""
+    return float(max(1.02 * epochs[-1], epochs[0] + 1))
+
+
 def _epoch_axis(axes: Axes, epochs: Sequence[int] | Array) -> Axes:
     """A logarithmic horizontal axis named `epoch`."""
     from matplotlib.ticker import LogFormatter
 
     axes.set_xscale("log")
-    axes.set_xlim(epochs[0], max(1.02 * epochs[-1], epochs[0] + 1))
+    first = epochs[0] if len(epochs) > _FEW else 0.95 * epochs[0]  # room for a marker
+    axes.set_xlim(first, _last_shown(epochs))
     axes.xaxis.set_major_formatter(LogFormatter())
     axes.set_xlabel("epoch", fontsize=13)
     axes.tick_params(labelsize=12)

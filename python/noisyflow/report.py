@@ -126,6 +126,7 @@ def write_report(
     figures: Sequence[Figure],
     comparison: Sequence[Table],
     claims: Sequence[Claim],
+    claims_title: str,
 ) -> None:
     """Writes `report.html` of a finished run.
 
@@ -142,12 +143,14 @@ def write_report(
         Results beside published ones.
     claims : sequence of Claim
         Statements with what was measured.
+    claims_title : str
+        Heading of these statements.
     """
     config = folder.config()
     parts = [
         _paragraph(_opening(results)),
         *(_figure(figure) for figure in figures),
-        _table(_claims_table(claims)),
+        _table(_claims_table(claims_title, claims)),
         *(_table(table) for table in comparison),
         _table(_end_table(results)),
         _table(_quality_table(results)),
@@ -184,10 +187,10 @@ def _opening(results: Results) -> str:
     )
 
 
-def _claims_table(claims: Sequence[Claim]) -> Table:
+def _claims_table(title: str, claims: Sequence[Claim]) -> Table:
     """Statements, what was measured, and whether they hold."""
     return Table(
-        "What a reproduction must show",
+        title,
         ["statement", "measured", "holds"],
         [[claim.statement, claim.measured, _VERDICTS[claim.holds]] for claim in claims],
     )
@@ -278,7 +281,9 @@ def _work_table(config: dict[str, object], results: Results) -> Table:
             ["experiment", str(config["experiment"])],
             [
                 "logged epochs",
-                f"{num_logs}, {results.epochs[0]} to {results.epochs[-1]}",
+                f"{num_logs}, {results.epochs[0]} to {results.epochs[-1]}"
+                if num_logs > 1
+                else f"1, epoch {results.epochs[0]}",
             ],
             ["time in training", f"{duration(training)} ({training:.1f} s)"],
             [

@@ -2,7 +2,8 @@
 
 Every file is written beside its place and renamed into it, so a reader or a run that
 takes up the work after `kill -9` never sees half a file. The checkpoint is the truth:
-rows of the tables that are later than it are dropped when a run resumes.
+it holds the length and hash of every table as it was then, so that later rows are
+dropped and altered ones are noticed when a run resumes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -31,6 +33,11 @@ Row = dict[str, float | int]
 
 # Seconds between plain progress lines where there is no terminal to update.
 _SECONDS_BETWEEN_LINES = 10.0
+
+_TABLES = ("metrics.csv", "history.csv")
+_FILES = ("config.json", "checkpoint.safetensors", "report.html", *_TABLES)
+# What a damaged but readable file can raise while it is taken apart.
+DAMAGE = (ValueError, KeyError, TypeError, IndexError, RuntimeError, OverflowError)
 
 
 class RunError(Exception):
@@ -75,12 +82,9 @@ class RunFolder:
             If the folder cannot be written, belongs to another run or holds other
             things, or if a run is working in it now.
         """
-        is_new = not (self.path / "config.json").exists()
+        existed = self.path.exists()
+        self._check_contents(experiment, settings)
         try:
-            if is_new and self.path.is_dir() and self._has_other_files():
-                raise RunError(
-                    f"{self.path} holds other files and no run (no config.json)"
-                )
             self.figures.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
         except OSError as error:
@@ -90,35 +94,76 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise RunError(f"another run is working in {self.path}") from error
-            self._write_or_compare(experiment, settings)
-            yield
+            self._check_contents(experiment, settings)  # now nobody else writes
+            self._remove_leftovers()
+            try:
+                self._write_config(experiment, settings)
+                yield
+            except BaseException:
+                if not (self.path / "checkpoint.safetensors").exists():
+                    self._give_up(remove_folder=not existed)
+                raise
 
     def config(self) -> dict[str, Any]:
         """The experiment, its settings and the package's version, as written."""
+        path = self.path / "config.json"
         try:
-            config = json.loads((self.path / "config.json").read_text())
-        except ValueError as error:
-            raise RunError(
-                f"{self.path / 'config.json'} is not a run's config"
-            ) from error
-        return dict(config)
+            config = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{path} is not a run's config") from error
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror}") from error
+        kinds = {"experiment": str, "noisyflow": str, "settings": dict}
+        if not isinstance(config, dict) or not all(
+            isinstance(config.get(key), kind) for key, kind in kinds.items()
+        ):
+            raise RunError(f"{path} is not a run's config")
+        return config
 
-    def write_table(self, name: str, rows: Sequence[Row]) -> None:
-        """Writes a CSV file; numbers keep all their digits."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.path / name, text.getvalue().encode())
+    def save(
+        self, tables: Mapping[str, Sequence[Row]], tensors: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Writes the tables, then the checkpoint that vouches for them.
 
-    def read_rows(self, name: str) -> list[Row]:
-        """Rows of a CSV file, numbers as numbers; none if there is no such file."""
+        Parameters
+        ----------
+        tables : mapping of file name to rows
+            A table without rows is not written.
+        tensors : mapping of str to array
+            The rest of the checkpoint.
+        """
+        vouchers: dict[str, NDArray[Any]] = {}
+        for name, rows in tables.items():
+            data = _table_bytes(rows)
+            if rows:
+                write_atomically(self.path / name, data)
+            vouchers[f"{name}.size"] = np.array(len(data))
+            vouchers[f"{name}.sha256"] = _sha256(data)
+        self.save_checkpoint({**tensors, **vouchers})
+
+    def load_table(
+        self, name: str, checkpoint: Mapping[str, NDArray[Any]]
+    ) -> list[Row]:
+        """The rows of a table that the checkpoint vouches for; later ones are dropped.
+
+        Raises
+        ------
+        RunError
+            If they are not those that were there when the checkpoint was saved.
+        """
         path = self.path / name
-        if not path.exists():
-            return []
-        with path.open(newline="") as file:
-            rows = csv.DictReader(file)
+        try:
+            size = int(checkpoint[f"{name}.size"])
+            data = path.read_bytes()[:size] if size else b""
+            if not np.array_equal(_sha256(data), checkpoint[f"{name}.sha256"]):
+                raise ValueError(name)
+            rows = csv.DictReader(io.StringIO(data.decode()))
             return [{key: _parse(row[key]) for key in row} for row in rows]
+        except (*DAMAGE, OSError) as error:
+            raise RunError(
+                f"the rows of {path} do not match its checkpoint; "
+                "remove the folder to start anew"
+            ) from error
 
     def save_figure(self, name: str, data: bytes) -> Path:
         """Writes a file into `figures/` and returns its path."""
@@ -146,10 +191,17 @@ class RunFolder:
             return None
         try:
             return dict(safetensors.numpy.load(path.read_bytes()))
-        except safetensors.SafetensorError as error:
-            raise RunError(
-                f"{path} is damaged; remove {self.path} to start anew"
-            ) from error
+        except (safetensors.SafetensorError, *DAMAGE) as error:
+            raise self.damaged_checkpoint() from error
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror}") from error
+
+    def damaged_checkpoint(self) -> RunError:
+        """What to raise where the checkpoint cannot be what was saved."""
+        return RunError(
+            f"{self.path / 'checkpoint.safetensors'} is damaged; remove {self.path} to "
+            "start anew"
+        )
 
     def results(self) -> Results:
         """All measurements up to the last checkpoint.
@@ -160,63 +212,104 @@ class RunFolder:
             If a table or the checkpoint is missing, damaged or at odds with the others.
         """
         checkpoint = self.load_checkpoint()
-        history, metrics = self.read_rows("history.csv"), self.read_rows("metrics.csv")
-        if checkpoint is None or not history:
+        if checkpoint is None:
             raise RunError(f"{self.path} holds no measurements yet")
-        num_layers = len(metrics) // len(history)
-        if len(checkpoint["logged_parameters"]) != len(history) or num_layers * len(
-            history
-        ) != len(metrics):
-            raise RunError(
-                f"history.csv and metrics.csv in {self.path} do not match its "
-                "checkpoint; remove the folder to start anew"
-            )
-        return Results(
-            epochs=np.array([row["epoch"] for row in history], np.int64),
-            metrics={
-                key: np.array([float(row[key]) for row in metrics]).reshape(
-                    -1, num_layers
+        metrics, history = (self.load_table(name, checkpoint) for name in _TABLES)
+        if not history:
+            raise RunError(f"{self.path} holds no measurements yet")
+        try:
+            return _results(metrics, history, checkpoint["logged_parameters"])
+        except DAMAGE as error:
+            raise self.damaged_checkpoint() from error
+
+    def _check_contents(self, experiment: str, settings: Mapping[str, Any]) -> None:
+        """Raises RunError unless the folder is new, empty or holds this very run."""
+        try:
+            for name in _FILES:
+                path = self.path / name
+                if path.exists() and not path.is_file():
+                    raise RunError(f"{path} is in the way: it is not a file")
+            if self.figures.exists() and not self.figures.is_dir():
+                raise RunError(f"{self.figures} is in the way: it is not a folder")
+            if (self.path / "config.json").exists():
+                self._compare(experiment, settings)
+                self._check_tables()
+            elif self.path.is_dir() and self._has_other_files():
+                raise RunError(
+                    f"{self.path} holds other files and no run (no config.json)"
                 )
-                for key in metrics[0]
-            },
-            history={
-                key: np.array([float(row[key]) for row in history])
-                for key in history[0]
-            },
-            parameters=checkpoint["logged_parameters"],
-        )
+        except OSError as error:
+            raise RunError(f"cannot read {self.path}: {error.strerror}") from error
 
     def _has_other_files(self) -> bool:
         """Whether there is more than a run killed at its very start can leave."""
         ours = {".lock", "figures", ".config.json.tmp"}
         return any(path.name not in ours for path in self.path.iterdir())
 
-    def _write_or_compare(self, experiment: str, settings: Mapping[str, Any]) -> None:
-        """Writes `config.json` in a new folder, else compares it."""
+    def _check_tables(self) -> None:
+        """Raises RunError at tables that no checkpoint vouches for.
+
+        A run saves a checkpoint before its first table, so nothing that stops it can
+        leave them.
+        """
+        found = [name for name in _TABLES if (self.path / name).exists()]
+        if found and not (self.path / "checkpoint.safetensors").exists():
+            raise RunError(
+                f"{self.path} holds {' and '.join(found)} but no "
+                "checkpoint.safetensors; remove the folder to start anew"
+            )
+
+    def _compare(self, experiment: str, settings: Mapping[str, Any]) -> None:
+        """Raises RunError unless `config.json` is that of this run."""
         from noisyflow import __version__
 
-        if not (self.path / "config.json").exists():
-            config = {
-                "experiment": experiment,
-                "noisyflow": __version__,
-                "settings": dict(settings),
-            }
-            text = json.dumps(config, indent=2) + "\n"
-            write_atomically(self.path / "config.json", text.encode())
-            return
         found = self.config()
-        if found.get("experiment") != experiment:
+        if found["experiment"] != experiment:
             raise RunError(
-                f"{self.path} holds a run of {found.get('experiment')}, not of "
+                f"{self.path} holds a run of {found['experiment']}, not of "
                 f"{experiment}; choose another --out"
             )
-        before = found.get("settings", {})
-        for key, value in json.loads(json.dumps(dict(settings))).items():
-            if before.get(key) != value:
+        if found["noisyflow"] != __version__:
+            raise RunError(
+                f"{self.path} holds a run of noisyflow {found['noisyflow']}, and this "
+                f"is {__version__}: the two do not mix; choose another --out"
+            )
+        before, now = found["settings"], json.loads(json.dumps(dict(settings)))
+        for key in {**now, **before}:
+            if before.get(key) != now.get(key):
                 raise RunError(
                     f"{self.path} holds a run with {key} = {before.get(key)}, not "
-                    f"{value}; choose another --out"
+                    f"{now.get(key)}; choose another --out"
                 )
+
+    def _write_config(self, experiment: str, settings: Mapping[str, Any]) -> None:
+        """Writes `config.json` in a new folder."""
+        from noisyflow import __version__
+
+        if (self.path / "config.json").exists():
+            return
+        config = {
+            "experiment": experiment,
+            "noisyflow": __version__,
+            "settings": dict(settings),
+        }
+        text = json.dumps(config, indent=2) + "\n"
+        write_atomically(self.path / "config.json", text.encode())
+
+    def _remove_leftovers(self) -> None:
+        """Removes what a kill left half-written."""
+        for folder in (self.path, self.figures):
+            for part in folder.glob(".*.tmp"):
+                part.unlink(missing_ok=True)
+
+    def _give_up(self, *, remove_folder: bool) -> None:
+        """Undoes the claim of a run that failed before its first checkpoint."""
+        with contextlib.suppress(OSError):
+            (self.path / "config.json").unlink(missing_ok=True)
+            self.figures.rmdir()
+            (self.path / ".lock").unlink()
+            if remove_folder:
+                self.path.rmdir()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -227,15 +320,34 @@ def write_atomically(path: Path, data: bytes) -> None:
     path : Path
         In an existing folder that has one writer at a time.
     data : bytes
-        On the disk, as `.NAME.tmp` in the same folder, before it takes the name. What a
-        kill leaves there is overwritten by the next write.
+        On the disk, as `.NAME.tmp` in the same folder, before it takes the name.
+
+    Raises
+    ------
+    OSError
+        With the file's name, after the half-written part was removed: a full disk has
+        its space again.
     """
     part = path.with_name(f".{path.name}.tmp")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        raise
+    # The new name, too, shall outlive a power cut; not every disk can promise that.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 @dataclass(frozen=True)
@@ -279,7 +391,8 @@ class Progress:
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+        # Python has no standard error where it was closed.
+        self._stream = stream or sys.stderr or io.StringIO()
         self._is_terminal = self._stream.isatty()
         self._wait = 0.2 if self._is_terminal else _SECONDS_BETWEEN_LINES
         self._last = -self._wait
@@ -295,15 +408,19 @@ class Progress:
         self._last = time.monotonic()
         if self._is_terminal:
             width = shutil.get_terminal_size().columns - 1
-            self._stream.write(f"\r{line[:width]}\033[K")
+            self._write(f"\r{line[:width]}\033[K")
         else:
-            self._stream.write(f"{line}\n")
-        self._stream.flush()
+            self._write(f"{line}\n")
 
     def finish(self) -> None:
         """Leaves the updating line, so that what follows stands on its own."""
         if self._is_terminal:
-            self._stream.write("\n")
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        """Writes if the stream still takes it: a closed pipe must not stop the run."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
             self._stream.flush()
 
 
@@ -343,6 +460,48 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _results(
+    metrics: Sequence[Row], history: Sequence[Row], parameters: NDArray[Any]
+) -> Results:
+    """Rows as arrays; raises ValueError where they do not fit one another."""
+    num_layers = len(metrics) // len(history)
+    epochs = [int(row["epoch"]) for row in history]
+    expected = [(epoch, 1 + layer) for epoch in epochs for layer in range(num_layers)]
+    if (
+        [(row["epoch"], row["layer"]) for row in metrics] != expected
+        or num_layers == 0
+        or parameters.ndim != 2
+        or len(parameters) != len(history)
+    ):
+        raise ValueError("tables and parameters differ in their epochs")
+    return Results(
+        epochs=np.array(epochs, np.int64),
+        metrics={
+            key: np.array([float(row[key]) for row in metrics]).reshape(-1, num_layers)
+            for key in metrics[0]
+        },
+        history={
+            key: np.array([float(row[key]) for row in history]) for key in history[0]
+        },
+        parameters=parameters,
+    )
+
+
+def _table_bytes(rows: Sequence[Row]) -> bytes:
+    """Rows as CSV; numbers keep all their digits. Nothing at all for no rows."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _sha256(data: bytes) -> NDArray[np.uint8]:
+    """The hash as an array, (32,)."""
+    return np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
 
 
 def _parse(text: str) -> float | int:

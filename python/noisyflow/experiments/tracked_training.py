@@ -2,7 +2,8 @@
 
 Shared by all experiments of this kind. At every logged epoch: measure, write both
 tables, then the checkpoint that vouches for them; so whatever moment a run is killed
-at, the checkpoint and the rows up to it are whole, and later rows are dropped.
+at, the checkpoint and the rows up to it are whole, and later rows are dropped. The
+first checkpoint is saved before the first pass.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from noisyflow.datasets import Dataset
 from noisyflow.runs import (
+    DAMAGE,
     Interruption,
     Progress,
     Row,
@@ -36,7 +38,10 @@ _FIGURES_GIB = 0.15
 
 
 class TrackedTraining:
-    """A training run with its measurements so far, continued from its folder.
+    """A training run with its measurements so far, in a folder.
+
+    Building it touches no file: settings that cannot work fail before a folder is
+    claimed for them.
 
     Parameters
     ----------
@@ -50,12 +55,12 @@ class TrackedTraining:
         Increasing, the last is `epochs - 1`. Epoch e is the state after pass number e,
         counted from 0, that is after e + 1 passes.
     folder : RunFolder
-        Opened. Its checkpoint is loaded if it has one.
+        Opened before `resume` and `advance` are called.
 
     Raises
     ------
     RunError
-        If the tables in the folder lack rows that the checkpoint counts.
+        If trainer or tracker cannot be built.
     """
 
     def __init__(
@@ -68,7 +73,10 @@ class TrackedTraining:
         logged_epochs: Sequence[int],
         folder: RunFolder,
     ) -> None:
-        self.trainer, self._tracker = build()
+        try:
+            self.trainer, self._tracker = build()
+        except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+            raise RunError(f"cannot set up this run: {_first_line(error)}") from error
         self._build = build
         self._train = train
         self._test = test
@@ -80,14 +88,31 @@ class TrackedTraining:
         self._parameters: list[NDArray[np.float32]] = []
         self._training_seconds = 0.0
         self._tracking_seconds = 0.0
-        checkpoint = folder.load_checkpoint()
-        if checkpoint is not None:
-            self._resume(checkpoint)
+        self._seconds_per_epoch: float | None = None
+        self._seconds_per_log: float | None = None
 
     @property
     def is_finished(self) -> bool:
         """Whether all passes are done and measured."""
         return self.trainer.epochs_done == self._epochs
+
+    def resume(self) -> None:
+        """Continues from the folder's checkpoint if there is one.
+
+        Raises
+        ------
+        RunError
+            If the checkpoint is damaged or the tables are not those it vouches for.
+        """
+        checkpoint = self._folder.load_checkpoint()
+        if checkpoint is None:
+            return
+        self._metrics = self._folder.load_table("metrics.csv", checkpoint)
+        self._history = self._folder.load_table("history.csv", checkpoint)
+        try:
+            self._take_up(checkpoint)
+        except DAMAGE as error:
+            raise self._folder.damaged_checkpoint() from error
 
     def calibrate(self) -> str:
         """How long the rest will take and how much memory, from a trial on a copy.
@@ -95,6 +120,11 @@ class TrackedTraining:
         Notes
         -----
         Takes as long as one measurement and a dozen passes.
+
+        Raises
+        ------
+        RunError
+            If the copy cannot be measured.
         """
         trainer, tracker = self._build()
         trainer.load_state(self.trainer.state())
@@ -103,10 +133,10 @@ class TrackedTraining:
         for _ in range(10):
             trainer.train_epoch()
         trained = time.perf_counter()
-        tracker.measure(0)
+        _measured(tracker, 0)
         self._seconds_per_log = time.perf_counter() - trained
         self._seconds_per_epoch = (trained - started) / 10
-        training, tracking = self._seconds_left()
+        training, tracking = self._seconds_left() or (0.0, 0.0)
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return (
             f"about {duration(training + tracking)} (training {duration(training)}, "
@@ -116,6 +146,7 @@ class TrackedTraining:
 
     def advance(self, interruption: Interruption) -> None:
         """Trains and measures until all is done or an interruption is wanted."""
+        self._save()
         progress = Progress()
         saved_at = time.monotonic()
         while not self.is_finished and not interruption.is_wanted:
@@ -134,8 +165,8 @@ class TrackedTraining:
         self._save()
         progress.finish()
 
-    def _resume(self, checkpoint: dict[str, NDArray[Any]]) -> None:
-        """Continues from a checkpoint, without the rows that are later than it."""
+    def _take_up(self, checkpoint: dict[str, NDArray[Any]]) -> None:
+        """Continues from a checkpoint; raises one of DAMAGE where it cannot be ours."""
         self.trainer.load_state(
             {
                 name.removeprefix("trainer."): torch.from_numpy(array.copy())
@@ -143,22 +174,22 @@ class TrackedTraining:
                 if name.startswith("trainer.")
             }
         )
-        self._training_seconds = float(checkpoint["training_seconds"])
-        self._tracking_seconds = float(checkpoint["tracking_seconds"])
-        self._parameters = list(checkpoint["logged_parameters"])
+        self._training_seconds = _seconds(checkpoint["training_seconds"])
+        self._tracking_seconds = _seconds(checkpoint["tracking_seconds"])
+        parameters = checkpoint["logged_parameters"]
         done = self.trainer.epochs_done
         logged = [epoch for epoch in self._logged_epochs if epoch < done]
-        self._history = _rows_before(self._folder.read_rows("history.csv"), done)
-        self._metrics = _rows_before(self._folder.read_rows("metrics.csv"), done)
+        shape = (len(logged), *checkpoint["trainer.parameters"].shape)
         if (
-            [row["epoch"] for row in self._history] != logged
+            done > self._epochs
+            or [row["epoch"] for row in self._history] != logged
             or sorted({row["epoch"] for row in self._metrics}) != logged
-            or len(self._parameters) != len(logged)
+            or parameters.shape != shape
+            or parameters.dtype != np.float32
+            or not np.isfinite(parameters).all()
         ):
-            raise RunError(
-                f"history.csv and metrics.csv in {self._folder.path} do not match its "
-                "checkpoint; remove the folder to start anew"
-            )
+            raise ValueError("the checkpoint is at odds with itself")
+        self._parameters = list(parameters)
 
     def _measure(self, epoch: int) -> None:
         """Adds the rows of a logged epoch."""
@@ -171,7 +202,7 @@ class TrackedTraining:
                 "a smaller learning rate may help"
             )
         started = time.perf_counter()
-        layers = self._tracker.measure(epoch)
+        layers = _measured(self._tracker, epoch)
         self._tracking_seconds += time.perf_counter() - started
         self._metrics += [_metrics_row(epoch, layer) for layer in layers]
         self._history.append(
@@ -189,21 +220,30 @@ class TrackedTraining:
 
     def _save(self) -> None:
         """Writes the tables, then the checkpoint that vouches for them."""
-        if not self._history:
-            return
-        self._folder.write_table("metrics.csv", self._metrics)
-        self._folder.write_table("history.csv", self._history)
         tensors: dict[str, NDArray[Any]] = {
             f"trainer.{name}": tensor.numpy()
             for name, tensor in self.trainer.state().items()
         }
-        tensors["logged_parameters"] = np.stack(self._parameters)
+        width = tensors["trainer.parameters"].size
+        tensors["logged_parameters"] = np.array(self._parameters, np.float32).reshape(
+            -1, width
+        )
         tensors["training_seconds"] = np.array(self._training_seconds)
         tensors["tracking_seconds"] = np.array(self._tracking_seconds)
-        self._folder.save_checkpoint(tensors)
+        for name in ("parameters", "exp_avg", "exp_avg_sq"):
+            if not np.isfinite(tensors[f"trainer.{name}"]).all():
+                raise RunError(
+                    f"training diverged: {name} not finite after "
+                    f"{self.trainer.epochs_done} passes; a smaller learning rate or "
+                    "less noise may help"
+                )
+        tables = {"metrics.csv": self._metrics, "history.csv": self._history}
+        self._folder.save(tables, tensors)
 
-    def _seconds_left(self) -> tuple[float, float]:
-        """Time left for training and for tracking, at the measured speeds."""
+    def _seconds_left(self) -> tuple[float, float] | None:
+        """Time left for training and for tracking; None before `calibrate`."""
+        if self._seconds_per_epoch is None or self._seconds_per_log is None:
+            return None
         passes_left = self._epochs - self.trainer.epochs_done
         logs_left = len(self._logged_epochs) - len(self._history)
         return passes_left * self._seconds_per_epoch, logs_left * self._seconds_per_log
@@ -222,7 +262,8 @@ class TrackedTraining:
                 f"  loss {last['train_loss']:.4f}  test accuracy "
                 f"{last['test_accuracy']:.3f}  I(X;T) {values} nats"
             )
-        return f"{line}  {duration(sum(self._seconds_left()))} left"
+        left = self._seconds_left()
+        return line if left is None else f"{line}  {duration(sum(left))} left"
 
 
 def _metrics_row(epoch: int, layer: LayerInformation) -> Row:
@@ -246,6 +287,24 @@ def _metrics_row(epoch: int, layer: LayerInformation) -> Row:
     }
 
 
-def _rows_before(rows: list[Row], epoch: int) -> list[Row]:
-    """The rows of earlier epochs."""
-    return [row for row in rows if row["epoch"] < epoch]
+def _measured(tracker: InformationTracker, epoch: int) -> list[LayerInformation]:
+    """A measurement; RunError where the network is beyond being measured."""
+    try:
+        return tracker.measure(epoch)
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            f"the network cannot be measured at epoch {epoch}: {_first_line(error)}"
+        ) from error
+
+
+def _seconds(value: NDArray[Any]) -> float:
+    """A time span of a checkpoint."""
+    seconds = float(value)
+    if value.shape != () or not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds must be finite and not negative, got {value}")
+    return seconds
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]
