@@ -721,6 +721,36 @@ def test_an_interrupt_while_torch_is_imported_is_one_line(tmp_path: Path) -> Non
     assert done.stderr == "noisyflow: stopped before anything was done\n"
 
 
+def test_more_interrupts_end_the_process_as_the_first_did() -> None:
+    code = (
+        "import atexit, os, signal, sys\n"
+        "from noisyflow import cli\n"
+        "press = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "def run(*_):\n"
+        "    try:\n"
+        "        press()\n"
+        "    finally:\n"
+        "        press()\n"
+        "cli._command = run\n"
+        "atexit.register(press)\n"
+        "sys.exit(cli.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == (
+        "noisyflow: stopped; the same command takes up what was saved\n"
+    )
+
+
+def test_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    config = szt.Config()
+    for value in (config.epochs, config.seed, config.noise_std, config.activation):
+        assert f"(default: {value})" in said
+    assert f"{szt.configure(quick=True).epochs} epochs" in said
+
+
 def test_a_report_of_one_epoch_shows_points_and_no_epoch_twice(
     finished: Path,
 ) -> None:

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         try:
             code = _main(arguments)
+            _ignore_interrupts(is_whole_process)
         except KeyboardInterrupt:
             _ignore_interrupts(is_whole_process)
             code = _fail("stopped; the same command takes up what was saved", 130)
@@ -140,7 +141,7 @@ def _ends_at_once_on_interrupt() -> Iterator[None]:
 
 
 def _ignore_interrupts(is_whole_process: bool) -> None:
-    """No further Ctrl-C may turn the last line into a traceback."""
+    """No further Ctrl-C may change how a process that is done comes to its end."""
     if is_whole_process:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -258,7 +258,11 @@ def _epoch_axis(axes: Axes, epochs: Sequence[int] | Array) -> Axes:
     axes.set_xscale("log")
     first = epochs[0] if len(epochs) > _FEW else 0.95 * epochs[0]  # room for a marker
     axes.set_xlim(first, _last_shown(epochs))
-    axes.xaxis.set_major_formatter(LogFormatter())
+    if len(epochs) > _FEW:
+        axes.xaxis.set_major_formatter(LogFormatter())
+    else:
+        axes.minorticks_off()
+        axes.set_xticks(list(epochs), [str(epoch) for epoch in epochs])
     axes.set_xlabel("epoch", fontsize=13)
     axes.tick_params(labelsize=12)
     return axes
