@@ -316,7 +316,7 @@ class _PointInformation:
 
     @property
     def standard_error(self) -> float:
-        """The larger of those of both informations."""
+        """That of I(X;T) or I(Y;T), whichever is larger."""
         error = _standard_error(self.lower, self.upper)
         if self.label_lower is not None and self.label_upper is not None:
             error = max(error, _standard_error(self.label_lower, self.label_upper))
