@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../cpu/dispatch.h"
+#include "../spatial/kd_blocks.h"
 
 namespace py = pybind11;
 
@@ -110,6 +111,50 @@ py::array_t<T> log_density(const py::array_t<T>& points, const py::array_t<T>& c
     run_task(problem.task, table, num_threads);
   }
   return result;
+}
+
+template <class T>
+BlocksView<T> view(const KdBlocks<T>& blocks) {
+  return {blocks.rows.data(), blocks.order.data(), blocks.begins.data(),
+          blocks.low.data(),  blocks.high.data(),  blocks.n,
+          blocks.num_blocks,  blocks.stride};
+}
+
+// log_density, leaving out centers that add less than max_lost_mass of a point's density in all.
+// Also the number of pairs evaluated.
+template <class T>
+py::tuple skipping_log_density(const py::array_t<T>& points, const py::array_t<T>& centers,
+                               double noise_std, const std::optional<py::array_t<T>>& weights,
+                               double max_lost_mass, int num_threads) {
+  constexpr int64_t kCentersTogether = 64;  // a box of fewer costs as much as its centers
+  constexpr int64_t kPad = 64;              // boxes per vector, at most
+  Problem<T> problem(points, centers, noise_std, weights);
+  require(max_lost_mass > 0 && max_lost_mass < 1, "max_lost_mass must be in (0, 1)");
+  py::array_t<T> result(problem.task.points.m);
+  const KernelTable& table = active_target();
+  SkippingTask<T> task{};
+  task.d = problem.task.mixture.d;
+  task.noise_std = noise_std;
+  task.max_lost_mass = max_lost_mass;
+  task.out = result.mutable_data();
+  int64_t evaluated = 0;
+  if (problem.task.points.m > 0) {
+    py::gil_scoped_release release;
+    const MixtureView<T>& y = problem.task.mixture;
+    const PointsView<T>& x = problem.task.points;
+    const KdBlocks<T> center_blocks(y.centers, y.stride, y.n, y.d, kCentersTogether, kPad);
+    const int group = choose_kernel<T>(table, y.d).group;
+    const KdBlocks<T> point_blocks(x.points, x.stride, x.m, y.d, group, kPad);
+    std::vector<T> shifts;
+    if (y.weight_shift) {
+      for (int64_t j : center_blocks.order) shifts.push_back(y.weight_shift[j]);
+      task.weight_shift = shifts.data();
+    }
+    task.centers = view(center_blocks);
+    task.points = view(point_blocks);
+    evaluated = run_skipping_task(task, table, num_threads);
+  }
+  return py::make_tuple(result, evaluated);
 }
 
 template <class T>
@@ -224,6 +269,10 @@ void define(py::module_& m) {
   m.def("log_density", &log_density<T>, py::arg("points").noconvert(),
         py::arg("centers").noconvert(), py::arg("noise_std"),
         py::arg("weights").noconvert().none(true), py::arg("num_threads"));
+  m.def("skipping_log_density", &skipping_log_density<T>, py::arg("points").noconvert(),
+        py::arg("centers").noconvert(), py::arg("noise_std"),
+        py::arg("weights").noconvert().none(true), py::arg("max_lost_mass"),
+        py::arg("num_threads"));
   m.def("block_log_sums", &block_log_sums<T>, py::arg("points").noconvert(),
         py::arg("centers").noconvert(), py::arg("noise_std"), py::arg("own"), py::arg("offsets"),
         py::arg("outer_offsets"), py::arg("weights").noconvert().none(true),

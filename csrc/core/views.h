@@ -56,6 +56,30 @@ struct Task {
   T* out[kNumParts];
 };
 
+// Centers and points in blocks that lie close together, with bounding boxes by dimension: box b
+// spans low[k * stride + b] .. high[k * stride + b]. Padding boxes are at infinity.
+template <class T>
+struct BlocksView {
+  const T* rows;  // (n, d), in the order of the blocks
+  const int64_t* order;
+  const int64_t* begins;
+  const T* low;
+  const T* high;
+  int64_t n, num_blocks, stride;
+};
+
+// A log-density whose far centers may be left out.
+template <class T>
+struct SkippingTask {
+  BlocksView<T> centers, points;
+  int64_t d;
+  double noise_std;
+  const T* weight_shift;  // in the order of the blocks; null: uniform weights
+  // 0 <= L - L_returned <= log(1 + max_lost_mass), before rounding.
+  double max_lost_mass;
+  T* out;  // (m,), in the original order of the points
+};
+
 // What a hidden layer applies to its pre-activation.
 enum class Activation { kLinear = 0, kTanh = 1, kSigmoid = 2, kRelu = 3, kLeakyRelu = 4 };
 constexpr double kLeakySlope = 0.01;

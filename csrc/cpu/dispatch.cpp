@@ -78,11 +78,7 @@ void run_task(const Task<T>& task, const KernelTable& table, int num_threads) {
   const int64_t m = task.points.m;
   if (m == 0) return;
   const int64_t d = task.mixture.d;
-  KernelChoice<T> kernel;
-  if constexpr (sizeof(T) == 4)
-    kernel = table.choose_f32(d);
-  else
-    kernel = table.choose_f64(d);
+  const KernelChoice<T> kernel = choose_kernel<T>(table, d);
 
   const double work = double(m) * double(task.mixture.n) * double(d + 4);
   const double worthwhile = 1 + work / kWorkPerThread;
@@ -106,6 +102,27 @@ void run_task(const Task<T>& task, const KernelTable& table, int num_threads) {
     kernel.evaluate(task, first, last, scratch[size_t(thread)].get());
   });
 }
+
+template <class T>
+int64_t run_skipping_task(const SkippingTask<T>& task, const KernelTable& table, int num_threads) {
+  constexpr int64_t kGroupsTogether = 8;
+  const KernelChoice<T> kernel = choose_kernel<T>(table, task.d);
+  const int64_t num_tasks = (task.points.num_blocks + kGroupsTogether - 1) / kGroupsTogether;
+  num_threads = int(std::min<int64_t>(num_threads, num_tasks));
+  std::vector<Scratch> scratch;
+  for (int thread = 0; thread < num_threads; ++thread)
+    scratch.push_back(allocate(kernel.skipping_scratch_bytes(task)));
+  std::atomic<int64_t> evaluated{0};
+  parallel_for(num_tasks, num_threads, [&](int thread, int64_t index) {
+    const int64_t first = index * kGroupsTogether;
+    const int64_t last = std::min(first + kGroupsTogether, task.points.num_blocks);
+    evaluated += kernel.evaluate_skipping(task, first, last, scratch[size_t(thread)].get());
+  });
+  return evaluated;
+}
+
+template int64_t run_skipping_task<float>(const SkippingTask<float>&, const KernelTable&, int);
+template int64_t run_skipping_task<double>(const SkippingTask<double>&, const KernelTable&, int);
 
 void run_path_task(const PathTask& task, const KernelTable& table, int num_threads) {
   if (task.num_points == 0) return;

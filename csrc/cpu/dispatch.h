@@ -13,6 +13,10 @@ struct KernelChoice {
   void (*evaluate)(const Task<T>& task, int64_t first, int64_t last, void* scratch);
   int64_t scratch_bytes;  // per thread, 64-byte aligned
   int group;              // points that share a vector
+  // Blocks of `group` points; returns the number of pairs evaluated.
+  int64_t (*evaluate_skipping)(const SkippingTask<T>& task, int64_t first, int64_t last,
+                               void* scratch);
+  int64_t (*skipping_scratch_bytes)(const SkippingTask<T>& task);
 };
 
 // Path importance on one target: linearise vectors of inputs, then evaluate chunks of points.
@@ -33,6 +37,15 @@ struct KernelTable {
   PathKernel path;
 };
 
+// The kernels for dimension d.
+template <class T>
+KernelChoice<T> choose_kernel(const KernelTable& table, int64_t d) {
+  if constexpr (sizeof(T) == 4)
+    return table.choose_f32(d);
+  else
+    return table.choose_f64(d);
+}
+
 KernelTable kernels_baseline();
 KernelTable kernels_avx2();
 KernelTable kernels_avx512();
@@ -50,6 +63,10 @@ void force_target(const char* name);
 // Evaluates all points of the task with these kernels on at most num_threads threads.
 template <class T>
 void run_task(const Task<T>& task, const KernelTable& table, int num_threads);
+
+// The same, leaving out what provably cannot matter; returns the number of pairs evaluated.
+template <class T>
+int64_t run_skipping_task(const SkippingTask<T>& task, const KernelTable& table, int num_threads);
 
 void run_path_task(const PathTask& task, const KernelTable& table, int num_threads);
 

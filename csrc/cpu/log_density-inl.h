@@ -16,6 +16,8 @@
 #pragma once
 #include <math.h>
 
+#include <limits>
+
 #include "../core/exp2_poly.h"
 #include "../core/log_sum.h"
 #include "../core/views.h"
@@ -383,6 +385,130 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
     }
 }
 
+// -- skipping ------------------------------------------------------------------------------------
+//
+// A center at squared distance D from a point adds 2^(-scale D) to its sum. For a block of points
+// and a block of centers, boxes bound D from below; the sum so far bounds it from below, too. A
+// block of centers is left out of a block of points when, for every point, all centers of the
+// mixture at that distance would add less than max_lost_mass times the sum: whatever is left out
+// together is less.
+
+// Lower bounds of the squared distances between one box and all boxes, in vectors.
+template <class T>
+void box_distances(const T* low, const T* high, const BlocksView<T>& boxes, int64_t d, T* out) {
+  // Rounding of the differences and of d squares and sums, taken off so that the bound holds.
+  const T safety = 1 - T(d + 4) * std::numeric_limits<T>::epsilon();
+  for (int64_t b = 0; b < boxes.stride; b += kLanes<T>) {
+    Vec<T> sum = Vec<T>{};
+    for (int64_t k = 0; k < d; ++k) {
+      const Vec<T> above = load<T>(boxes.low + k * boxes.stride + b) - high[k];
+      const Vec<T> below = low[k] - load<T>(boxes.high + k * boxes.stride + b);
+      const Vec<T> larger = above > below ? above : below;
+      const Vec<T> gap = larger > T(0) ? larger : Vec<T>{};
+      sum += gap * gap;
+    }
+    store<T>(out + b, sum * safety);
+  }
+}
+
+// Whether some point of the group may need the block: a lower bound of its squared distance to the
+// block's box is below its limit.
+template <class T, int Q>
+bool is_needed(const T* points, const BlocksView<T>& boxes, int64_t block, int64_t d,
+               const T* limits) {
+  const T safety = 1 - T(d + 4) * std::numeric_limits<T>::epsilon();
+  Int<T> needed = Int<T>{};
+  for (int q = 0; q < Q; ++q) {
+    Vec<T> sum = Vec<T>{};
+    for (int64_t k = 0; k < d; ++k) {
+      const Vec<T> x = load<T>(points + (k * Q + q) * kLanes<T>);
+      const Vec<T> above = boxes.low[k * boxes.stride + block] - x;
+      const Vec<T> below = x - boxes.high[k * boxes.stride + block];
+      const Vec<T> larger = above > below ? above : below;
+      const Vec<T> gap = larger > T(0) ? larger : Vec<T>{};
+      sum += gap * gap;
+    }
+    needed |= sum * safety < load<T>(limits + q * kLanes<T>);
+  }
+  return any<T>(needed);
+}
+
+// Squared distances beyond which a lane needs no center; the largest of them is returned.
+template <class T, int Q>
+T skip_limits(const LaneSums<T, Q>& sums, double log2_allowed, double scale, T* limits) {
+  T most = 0;
+  for (int l = 0; l < Q * kLanes<T>; ++l) {
+    const double limit = double(sums.offset[l]) + (log2_allowed - log2(sums.sum[l])) / scale;
+    limits[l] = T(limit * (1 + 2 * double(std::numeric_limits<T>::epsilon())));
+    most = limits[l] > most ? limits[l] : most;
+  }
+  return most;
+}
+
+// Blocks of points [first, last), each one group. scratch: skipping_scratch_bytes() bytes.
+template <class T, int Q, int C>
+int64_t evaluate_skipping(const SkippingTask<T>& task, int64_t first, int64_t last, void* scratch) {
+  constexpr int kGroup = Q * kLanes<T>;
+  constexpr int kBlocksBetweenLimits = 8;  // limits cost 32 logarithms, a block 64 x 32 pairs
+  const FlushDenormals flush;
+  const int64_t d = task.d;
+  const double exponent = 1 / (2 * task.noise_std * task.noise_std);
+  const T scale = T(exponent * M_LOG2E);
+  const MixtureView<T> mixture{task.centers.rows, d, task.centers.n, d, task.noise_std,
+                               task.weight_shift};
+  const double log2_allowed =
+      (task.weight_shift ? 0 : log2(double(task.centers.n))) - log2(task.max_lost_mass);
+  const double constant = -0.5 * double(d) * log(M_PI / exponent) -
+                          (task.weight_shift ? 0 : log(double(task.centers.n)));
+
+  auto* sums = static_cast<LaneSums<T, Q>*>(scratch);
+  T* limits = reinterpret_cast<T*>(sums + 1);
+  T* gaps = limits + kGroup;
+  T* box = gaps + task.centers.stride;
+  T* packed = box + 2 * d;
+  int64_t evaluated = 0;
+  for (int64_t g = first; g < last; ++g) {
+    const int64_t begin = task.points.begins[g], end = task.points.begins[g + 1];
+    pack_points<T, Q>({task.points.rows, d, task.points.n}, begin, end, d, packed);
+    for (int64_t k = 0; k < d; ++k) {
+      box[k] = task.points.low[k * task.points.stride + g];
+      box[d + k] = task.points.high[k * task.points.stride + g];
+    }
+    box_distances<T>(box, box + d, task.centers, d, gaps);
+    int64_t nearest = 0;
+    for (int64_t b = 1; b < task.centers.num_blocks; ++b)
+      if (gaps[b] < gaps[nearest]) nearest = b;
+
+    sums->clear();
+    auto add = [&](int64_t b) {
+      add_tile<T, Q, C>(packed, mixture, task.centers.begins[b], task.centers.begins[b + 1], scale,
+                        *sums);
+      evaluated += kGroup * (task.centers.begins[b + 1] - task.centers.begins[b]);
+    };
+    add(nearest);
+    T most = skip_limits<T, Q>(*sums, log2_allowed, double(scale), limits);
+    int since = 0;
+    for (int64_t b = 0; b < task.centers.num_blocks; ++b) {
+      if (!(gaps[b] < most) || b == nearest) continue;
+      if (!is_needed<T, Q>(packed, task.centers, b, d, limits)) continue;
+      add(b);
+      if (++since % kBlocksBetweenLimits == 0)
+        most = skip_limits<T, Q>(*sums, log2_allowed, double(scale), limits);
+    }
+    for (int l = 0; l < kGroup && begin + l < end; ++l)
+      task.out[task.points.order[begin + l]] =
+          T(log(sums->sum[l]) - exponent * double(sums->offset[l]) + constant);
+  }
+  return evaluated;
+}
+
+template <class T, int Q>
+int64_t skipping_scratch_bytes(const SkippingTask<T>& task) {
+  constexpr int kGroup = Q * kLanes<T>;
+  return int64_t(sizeof(LaneSums<T, Q>)) +
+         int64_t(sizeof(T)) * (kGroup + task.centers.stride + 2 * task.d + kGroup * task.d);
+}
+
 template <class T, int Q>
 int64_t scratch_bytes(int64_t d) {
   constexpr int kGroup = Q * kLanes<T>;
@@ -396,7 +522,8 @@ int64_t scratch_bytes(int64_t d) {
 template <class T>
 KernelChoice<T> choose_kernel(int64_t d) {
   constexpr int Q = 2, C = kVectorBytes == 64 ? 6 : 3;
-  return {&evaluate<T, Q, C>, scratch_bytes<T, Q>(d), Q * kLanes<T>};
+  return {&evaluate<T, Q, C>, scratch_bytes<T, Q>(d), Q * kLanes<T>, &evaluate_skipping<T, Q, C>,
+          &skipping_scratch_bytes<T, Q>};
 }
 
 }  // namespace NOISYFLOW_TARGET

@@ -13,6 +13,14 @@ def log_density(
     weights: Floats | None,
     num_threads: int,
 ) -> Floats: ...
+def skipping_log_density(
+    points: Floats,
+    centers: Floats,
+    noise_std: float,
+    weights: Floats | None,
+    max_lost_mass: float,
+    num_threads: int,
+) -> tuple[Floats, int]: ...
 def block_log_sums(
     points: Floats,
     centers: Floats,
