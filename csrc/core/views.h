@@ -26,6 +26,10 @@ struct MixtureView {
 template <class T>
 constexpr T kNever = std::numeric_limits<T>::max() / 8;
 
+// A constant, so that target files need not instantiate a function of the standard library.
+template <class T>
+constexpr T kEpsilon = std::numeric_limits<T>::epsilon();
+
 // m points, rows `stride` elements apart, each row contiguous.
 template <class T>
 struct PointsView {

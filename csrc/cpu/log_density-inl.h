@@ -16,8 +16,6 @@
 #pragma once
 #include <math.h>
 
-#include <limits>
-
 #include "../core/exp2_poly.h"
 #include "../core/log_sum.h"
 #include "../core/views.h"
@@ -397,7 +395,7 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
 template <class T>
 void box_distances(const T* low, const T* high, const BlocksView<T>& boxes, int64_t d, T* out) {
   // Rounding of the differences and of d squares and sums, taken off so that the bound holds.
-  const T safety = 1 - T(d + 4) * std::numeric_limits<T>::epsilon();
+  const T safety = 1 - T(d + 4) * kEpsilon<T>;
   for (int64_t b = 0; b < boxes.stride; b += kLanes<T>) {
     Vec<T> sum = Vec<T>{};
     for (int64_t k = 0; k < d; ++k) {
@@ -416,7 +414,7 @@ void box_distances(const T* low, const T* high, const BlocksView<T>& boxes, int6
 template <class T, int Q>
 bool is_needed(const T* points, const BlocksView<T>& boxes, int64_t block, int64_t d,
                const T* limits) {
-  const T safety = 1 - T(d + 4) * std::numeric_limits<T>::epsilon();
+  const T safety = 1 - T(d + 4) * kEpsilon<T>;
   Int<T> needed = Int<T>{};
   for (int q = 0; q < Q; ++q) {
     Vec<T> sum = Vec<T>{};
@@ -439,7 +437,7 @@ T skip_limits(const LaneSums<T, Q>& sums, double log2_allowed, double scale, T* 
   T most = 0;
   for (int l = 0; l < Q * kLanes<T>; ++l) {
     const double limit = double(sums.offset[l]) + (log2_allowed - log2(sums.sum[l])) / scale;
-    limits[l] = T(limit * (1 + 2 * double(std::numeric_limits<T>::epsilon())));
+    limits[l] = T(limit * (1 + 2 * double(kEpsilon<T>)));
     most = limits[l] > most ? limits[l] : most;
   }
   return most;
