@@ -15,6 +15,18 @@ inline namespace NOISYFLOW_TARGET {
 template <class T>
 struct Exp2;
 
+// p[i] = the polynomial at f[i], for N vectors side by side.
+template <class T, int N>
+inline __attribute__((always_inline)) void horner(const Vec<T>* f, Vec<T>* p) {
+  using E = Exp2<T>;
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) p[i] = f[i] * E::kPoly[E::kDegree] + E::kPoly[E::kDegree - 1];
+#pragma GCC unroll 16
+  for (int k = E::kDegree - 2; k >= 0; --k)
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) p[i] = p[i] * f[i] + E::kPoly[k];
+}
+
 #if defined(__AVX512F__)
 
 constexpr bool kExp2Overflows = true;  // too large a result is infinite
@@ -72,12 +84,7 @@ inline __attribute__((always_inline)) void add_exp2(const Vec<T>* s, T scale, Ve
     y[i] = s[i] * -scale;
     f[i] = E::fraction(y[i]);
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) p[i] = f[i] * E::kPoly[E::kDegree] + E::kPoly[E::kDegree - 1];
-#pragma GCC unroll 16
-  for (int k = E::kDegree - 2; k >= 0; --k)
-#pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) p[i] = p[i] * f[i] + E::kPoly[k];
+  horner<T, N>(f, p);
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) acc[i % NumAccumulators] += Vec<T>(E::scale(p[i], y[i]));
 }
@@ -135,12 +142,7 @@ inline __attribute__((always_inline)) void add_exp2(const Vec<T>* s, T scale, Ve
     const Vec<T> minus_integer = E::kMagic - t[i];
     f[i] = minus_integer - near * scale;
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) p[i] = f[i] * E::kPoly[E::kDegree] + E::kPoly[E::kDegree - 1];
-#pragma GCC unroll 16
-  for (int k = E::kDegree - 2; k >= 0; --k)
-#pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) p[i] = p[i] * f[i] + E::kPoly[k];
+  horner<T, N>(f, p);
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) {
     const Vec<T> power = (Vec<T>)((Int<T>)t[i] << E::kShift);

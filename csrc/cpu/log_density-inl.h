@@ -391,6 +391,14 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
 // mixture at that distance would add less than max_lost_mass times the sum: whatever is left out
 // together is less.
 
+// Along one dimension: how far something lies above or below an interval, squared; 0 inside.
+template <class T>
+inline __attribute__((always_inline)) Vec<T> squared_gap(Vec<T> above, Vec<T> below) {
+  const Vec<T> larger = above > below ? above : below;
+  const Vec<T> gap = larger > T(0) ? larger : Vec<T>{};
+  return gap * gap;
+}
+
 // Lower bounds of the squared distances between one box and all boxes, in vectors.
 template <class T>
 void box_distances(const T* low, const T* high, const BlocksView<T>& boxes, int64_t d, T* out) {
@@ -401,9 +409,7 @@ void box_distances(const T* low, const T* high, const BlocksView<T>& boxes, int6
     for (int64_t k = 0; k < d; ++k) {
       const Vec<T> above = load<T>(boxes.low + k * boxes.stride + b) - high[k];
       const Vec<T> below = low[k] - load<T>(boxes.high + k * boxes.stride + b);
-      const Vec<T> larger = above > below ? above : below;
-      const Vec<T> gap = larger > T(0) ? larger : Vec<T>{};
-      sum += gap * gap;
+      sum += squared_gap<T>(above, below);
     }
     store<T>(out + b, sum * safety);
   }
@@ -422,9 +428,7 @@ bool is_needed(const T* points, const BlocksView<T>& boxes, int64_t block, int64
       const Vec<T> x = load<T>(points + (k * Q + q) * kLanes<T>);
       const Vec<T> above = boxes.low[k * boxes.stride + block] - x;
       const Vec<T> below = x - boxes.high[k * boxes.stride + block];
-      const Vec<T> larger = above > below ? above : below;
-      const Vec<T> gap = larger > T(0) ? larger : Vec<T>{};
-      sum += gap * gap;
+      sum += squared_gap<T>(above, below);
     }
     needed |= sum * safety < load<T>(limits + q * kLanes<T>);
   }

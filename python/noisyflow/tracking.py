@@ -167,8 +167,7 @@ class InformationTracker:
     def _seeds(self, epoch: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(self._seed, spawn_key=(_STREAM, epoch))
 
-    # -- path importance
-    # -----------------------------------------------------------------
+    # -- path importance -----------------------------------------------------
 
     def _by_path_importance(self, epoch: int) -> list[LayerInformation]:
         layers = _layers_of(self._network)
@@ -217,8 +216,7 @@ class InformationTracker:
                 return result
             num_proposals *= 4
 
-    # -- sample propagation
-    # --------------------------------------------------------------
+    # -- sample propagation --------------------------------------------------
 
     def _by_sample_propagation(self, epoch: int) -> list[LayerInformation]:
         draw_seed, query_seed = self._seeds(epoch).generate_state(2)
