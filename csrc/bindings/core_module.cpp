@@ -7,13 +7,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "../cpu/dispatch.h"
-#include "../spatial/kd_blocks.h"
+#include "../spatial/center_tree.h"
+#include "../spatial/kd_order.h"
 
 namespace py = pybind11;
 
@@ -113,48 +115,82 @@ py::array_t<T> log_density(const py::array_t<T>& points, const py::array_t<T>& c
   return result;
 }
 
+// Centers in a tree, for one noise_std: built once, for many points.
 template <class T>
-BlocksView<T> view(const KdBlocks<T>& blocks) {
-  return {blocks.rows.data(), blocks.order.data(), blocks.begins.data(),
-          blocks.low.data(),  blocks.high.data(),  blocks.n,
-          blocks.num_blocks,  blocks.stride};
-}
-
-// log_density, leaving out centers that add less than max_lost_mass of a point's density in all.
-// Also the number of pairs evaluated.
-template <class T>
-py::tuple skipping_log_density(const py::array_t<T>& points, const py::array_t<T>& centers,
-                               double noise_std, const std::optional<py::array_t<T>>& weights,
-                               double max_lost_mass, int num_threads) {
-  constexpr int64_t kCentersTogether = 64;  // a box of fewer costs as much as its centers
-  constexpr int64_t kPad = 64;              // boxes per vector, at most
-  Problem<T> problem(points, centers, noise_std, weights);
-  require(max_lost_mass > 0 && max_lost_mass < 1, "max_lost_mass must be in (0, 1)");
-  py::array_t<T> result(problem.task.points.m);
-  const KernelTable& table = active_target();
-  SkippingTask<T> task{};
-  task.d = problem.task.mixture.d;
-  task.noise_std = noise_std;
-  task.max_lost_mass = max_lost_mass;
-  task.out = result.mutable_data();
-  int64_t evaluated = 0;
-  if (problem.task.points.m > 0) {
+class Prepared {
+ public:
+  Prepared(const py::array_t<T>& centers, double noise_std,
+           const std::optional<py::array_t<T>>& weights, double max_lost_mass, bool has_cells,
+           int num_threads)
+      : d_(centers.ndim() == 2 ? centers.shape(1) : 0),
+        noise_std_(noise_std),
+        max_lost_mass_(max_lost_mass),
+        table_(active_target()) {
+    const Problem<T> problem(centers, centers, noise_std, weights);
+    require(max_lost_mass > 0 && max_lost_mass < 1, "max_lost_mass must be in (0, 1)");
     py::gil_scoped_release release;
-    const MixtureView<T>& y = problem.task.mixture;
-    const PointsView<T>& x = problem.task.points;
-    const KdBlocks<T> center_blocks(y.centers, y.stride, y.n, y.d, kCentersTogether, kPad);
-    const int group = choose_kernel<T>(table, y.d).group;
-    const KdBlocks<T> point_blocks(x.points, x.stride, x.m, y.d, group, kPad);
-    std::vector<T> shifts;
-    if (y.weight_shift) {
-      for (int64_t j : center_blocks.order) shifts.push_back(y.weight_shift[j]);
-      task.weight_shift = shifts.data();
-    }
-    task.centers = view(center_blocks);
-    task.points = view(point_blocks);
-    evaluated = run_skipping_task(task, table, num_threads);
+    const TreeOptions options{has_cells && d_ <= kMaxCellDims, max_lost_mass};
+    tree_ = std::make_unique<CenterTree<T>>(problem.task.mixture, options, table_, num_threads);
   }
-  return py::make_tuple(result, evaluated);
+
+  // Log-densities (None where the path is kEveryPair), the path taken, the sample of points that
+  // chose it with its counts and seconds, and all counts: pairs, aggregated, terms, boxes.
+  py::tuple log_density(const py::array_t<T>& points, int path, int num_threads) const {
+    require(points.ndim() == 2 && points.shape(1) == d_, "dimensions differ");
+    require(points.shape(0) < INT32_MAX, "too many points");
+    const PointsView<T> x = rows(points);
+    py::array_t<T> result(x.m);
+    TreeCounts counts;
+    TreePlan plan{TreePath(path), 0, {}, 0};
+    if (x.m > 0) {
+      T* out = result.mutable_data();
+      py::gil_scoped_release release;
+      const int group = choose_kernel<T>(table_, d_).group;
+      const KdOrder<T> order(x.points, x.stride, x.m, d_, group, num_threads);
+      const std::vector<int64_t> begins = order.leaf_begins();
+      const TreeTask<T> task{
+          tree_->view(),
+          {order.rows.data(), order.order.data(), begins.data(), int64_t(begins.size()) - 1},
+          noise_std_,
+          max_lost_mass_,
+          out};
+      if (plan.path == TreePath::kChoose) plan = choose_path(task, table_);
+      if (plan.path != TreePath::kEveryPair)
+        counts = run_tree_task(task, table_, plan.path == TreePath::kPointByPoint, 1, num_threads);
+    }
+    auto tuple = [](const TreeCounts& c) {
+      return py::make_tuple(c.pairs, c.aggregated, c.terms, c.boxes);
+    };
+    py::object densities = py::none();
+    if (plan.path != TreePath::kEveryPair) densities = std::move(result);
+    return py::make_tuple(densities, int(plan.path), plan.num_sampled, tuple(plan.sample),
+                          plan.seconds, tuple(counts));
+  }
+
+  int64_t num_leaves() const { return tree_->view().num_leaves; }
+  int64_t num_cells() const { return tree_->num_cells(); }
+  int64_t num_bytes() const { return tree_->num_bytes(); }
+
+ private:
+  int64_t d_;
+  double noise_std_, max_lost_mass_;
+  const KernelTable& table_;
+  std::unique_ptr<CenterTree<T>> tree_;
+};
+
+template <class T>
+void define_prepared(py::module_& m, const char* name) {
+  py::class_<Prepared<T>>(m, name)
+      .def(py::init<const py::array_t<T>&, double, const std::optional<py::array_t<T>>&, double,
+                    bool, int>(),
+           py::arg("centers").noconvert(), py::arg("noise_std"),
+           py::arg("weights").noconvert().none(true), py::arg("max_lost_mass"),
+           py::arg("has_cells"), py::arg("num_threads"))
+      .def("log_density", &Prepared<T>::log_density, py::arg("points").noconvert(), py::arg("path"),
+           py::arg("num_threads"))
+      .def_property_readonly("num_leaves", &Prepared<T>::num_leaves)
+      .def_property_readonly("num_cells", &Prepared<T>::num_cells)
+      .def_property_readonly("num_bytes", &Prepared<T>::num_bytes);
 }
 
 template <class T>
@@ -269,10 +305,6 @@ void define(py::module_& m) {
   m.def("log_density", &log_density<T>, py::arg("points").noconvert(),
         py::arg("centers").noconvert(), py::arg("noise_std"),
         py::arg("weights").noconvert().none(true), py::arg("num_threads"));
-  m.def("skipping_log_density", &skipping_log_density<T>, py::arg("points").noconvert(),
-        py::arg("centers").noconvert(), py::arg("noise_std"),
-        py::arg("weights").noconvert().none(true), py::arg("max_lost_mass"),
-        py::arg("num_threads"));
   m.def("block_log_sums", &block_log_sums<T>, py::arg("points").noconvert(),
         py::arg("centers").noconvert(), py::arg("noise_std"), py::arg("own"), py::arg("offsets"),
         py::arg("outer_offsets"), py::arg("weights").noconvert().none(true),
@@ -288,6 +320,8 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Compiled kernels of noisyflow; the public functions are in the package.";
   define<float>(m);
   define<double>(m);
+  define_prepared<float>(m, "Prepared32");
+  define_prepared<double>(m, "Prepared64");
   m.def("path_importance", &path_importance, py::arg("weights"), py::arg("biases"),
         py::arg("activation"), py::arg("noise_std"), py::arg("first"), py::arg("points"),
         py::arg("own"), py::arg("path"), py::arg("groups"), py::arg("uniforms"), py::arg("normals"),

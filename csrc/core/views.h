@@ -60,26 +60,68 @@ struct Task {
   T* out[kNumParts];
 };
 
-// Centers and points in blocks that lie close together, with bounding boxes by dimension: box b
-// spans low[k * stride + b] .. high[k * stride + b]. Padding boxes are at infinity.
+// Points in blocks that lie close together: rows begins[b] .. begins[b + 1] - 1 of block b.
 template <class T>
 struct BlocksView {
-  const T* rows;  // (n, d), in the order of the blocks
-  const int64_t* order;
+  const T* rows;         // (m, d), in the order of the blocks
+  const int32_t* order;  // (m,): the original row of every row here
   const int64_t* begins;
-  const T* low;
-  const T* high;
-  int64_t n, num_blocks, stride;
+  int64_t num_blocks;
 };
 
-// A log-density whose far centers may be left out.
+constexpr int kFanout = 16;  // children of a tree's node: one vector of floats
+constexpr int32_t kNoChild = INT32_MIN;
+// Polynomials that stand for cells: their order, variables and coefficients, at most.
+constexpr int kMaxOrder = 24, kMaxCellDims = 64, kMaxCoefficients = 16000;
+
+// A leaf whose centers a polynomial can stand for: its sum at x is about
+// exp(-|x - centroid|^2 / (2 noise_std^2)) * polynomial((x - centroid) / noise_std).
+// Lengths are in units of noise_std.
+struct Cell {
+  double radius;       // largest distance of a center from the centroid, rounded up
+  double mean_square;  // of those distances, rounded up: Jensen's bound of the sum from below
+  double weight;       // number of centers, or the sum of their weights
+  // Per order p = 2, 4, ..: -log2 of what cutting off the polynomial changes for a center, on
+  // average, next to the cell: mean |u|^p 1.0865 / sqrt(p!), rounded up.
+  float bits[kMaxOrder / 2];
+  int max_order;        // total degree of its longest polynomial plus 1; 0: none
+  int64_t polynomials;  // where they begin, one after the other for orders 2, 4, .. max_order
+};
+
+// Centers in the leaves of a tree with kFanout children per node, node 0 being the root.
 template <class T>
-struct SkippingTask {
-  BlocksView<T> centers, points;
-  int64_t d;
+struct TreeView {
+  int64_t n, d, num_leaves, depth;
+  const T* rows;            // (n, d), leaf after leaf
+  const int32_t* order;     // (n,): the original row of every row here
+  const int64_t* begins;    // (num_leaves + 1,)
+  const T* leaf_boxes;      // (num_leaves, 2, d): lower and upper corners
+  const T* node_boxes;      // (num_nodes, 2, d, kFanout) of the children; missing ones at infinity
+  const int32_t* children;  // (num_nodes, kFanout): a node, ~leaf or kNoChild
+  // Leaves by dimension, each padded to whole vectors of kFanout centers.
+  const T* columns;
+  const int64_t* column_begins;  // (num_leaves,): in vectors
+  const Cell* cells;             // (num_leaves,); null: no polynomials
+  const T* centroids;            // (num_leaves, d)
+  const T* polynomials;
+  const T* weight_shift;  // in the order of the rows; null: uniform weights
+};
+
+// What an evaluation over a tree did.
+struct TreeCounts {
+  int64_t pairs = 0;       // points x centers evaluated one by one, in parts if given up
+  int64_t aggregated = 0;  // points x centers represented by polynomials
+  int64_t terms = 0;       // points x coefficients of those
+  int64_t boxes = 0;       // comparisons of a point or block with a box
+};
+
+// A log-density that may leave out far centers and let polynomials stand for near ones.
+template <class T>
+struct TreeTask {
+  TreeView<T> tree;
+  BlocksView<T> points;
   double noise_std;
-  const T* weight_shift;  // in the order of the blocks; null: uniform weights
-  // 0 <= L - L_returned <= log(1 + max_lost_mass), before rounding.
+  // The sum at a point is changed by at most this fraction, before rounding.
   double max_lost_mass;
   T* out;  // (m,), in the original order of the points
 };

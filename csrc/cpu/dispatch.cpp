@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -19,6 +20,7 @@ namespace {
 
 // Below this many pair-dimensions a second thread costs more than it saves (about 20 us each).
 constexpr double kWorkPerThread = 4e6;
+constexpr int64_t kBlocksTogether = 8;  // of points, in one task over a tree
 
 const std::vector<KernelTable>& tables() {
   static const std::vector<KernelTable> found = [] {
@@ -104,25 +106,80 @@ void run_task(const Task<T>& task, const KernelTable& table, int num_threads) {
 }
 
 template <class T>
-int64_t run_skipping_task(const SkippingTask<T>& task, const KernelTable& table, int num_threads) {
-  constexpr int64_t kGroupsTogether = 8;
-  const KernelChoice<T> kernel = choose_kernel<T>(table, task.d);
-  const int64_t num_tasks = (task.points.num_blocks + kGroupsTogether - 1) / kGroupsTogether;
+TreeCounts run_tree_task(const TreeTask<T>& task, const KernelTable& table, bool point_by_point,
+                         int64_t every, int num_threads) {
+  const KernelChoice<T> kernel = choose_kernel<T>(table, task.tree.d);
+  const int64_t parts = (task.points.num_blocks + kBlocksTogether - 1) / kBlocksTogether;
+  const int64_t num_tasks = (parts + every - 1) / every;
   num_threads = int(std::min<int64_t>(num_threads, num_tasks));
   std::vector<Scratch> scratch;
+  std::vector<TreeCounts> counts(size_t(std::max(num_threads, 1)));
   for (int thread = 0; thread < num_threads; ++thread)
-    scratch.push_back(allocate(kernel.skipping_scratch_bytes(task)));
-  std::atomic<int64_t> evaluated{0};
+    scratch.push_back(allocate(kernel.tree_scratch_bytes(task.tree)));
   parallel_for(num_tasks, num_threads, [&](int thread, int64_t index) {
-    const int64_t first = index * kGroupsTogether;
-    const int64_t last = std::min(first + kGroupsTogether, task.points.num_blocks);
-    evaluated += kernel.evaluate_skipping(task, first, last, scratch[size_t(thread)].get());
+    const int64_t first = index * every * kBlocksTogether;
+    const int64_t last =
+        every == 1 ? std::min(first + kBlocksTogether, task.points.num_blocks) : first + 1;
+    (point_by_point ? kernel.evaluate_points : kernel.evaluate_blocks)(
+        task, first, last, scratch[size_t(thread)].get(), counts[size_t(thread)]);
   });
-  return evaluated;
+  for (size_t thread = 1; thread < counts.size(); ++thread) {
+    counts[0].pairs += counts[thread].pairs;
+    counts[0].aggregated += counts[thread].aggregated;
+    counts[0].terms += counts[thread].terms;
+    counts[0].boxes += counts[thread].boxes;
+  }
+  return counts[0];
 }
 
-template int64_t run_skipping_task<float>(const SkippingTask<float>&, const KernelTable&, int);
-template int64_t run_skipping_task<double>(const SkippingTask<double>&, const KernelTable&, int);
+// Instructions, as measured (bench/README.md): a vector of pairs, of polynomial terms, a box.
+template <class T>
+double tree_work(const TreeCounts& counts, int64_t d, int lanes, bool point_by_point) {
+  const double exponential = sizeof(T) == 4 ? 9 : 15;
+  const double pair = 2.0 * double(d) + exponential + (point_by_point ? 10 : 0);
+  const double box = point_by_point ? 6.0 * double(d) + 150 : 12.0 * double(d) + 300;
+  return double(counts.pairs) / lanes * pair + double(counts.terms) / lanes * 1.5 +
+         double(counts.boxes) * box;
+}
+
+template <class T>
+TreePlan choose_path(const TreeTask<T>& task, const KernelTable& table) {
+  constexpr int64_t kSampledBlocks = 12;
+  const int64_t d = task.tree.d;
+  const int group = choose_kernel<T>(table, d).group, lanes = group / 2;
+  const int64_t tasks = (task.points.num_blocks + kBlocksTogether - 1) / kBlocksTogether;
+  const int64_t every = std::max<int64_t>(2, tasks / kSampledBlocks);
+  int64_t num_sampled = 0;
+  for (int64_t t = 0; t < tasks; t += every)
+    num_sampled +=
+        task.points.begins[t * kBlocksTogether + 1] - task.points.begins[t * kBlocksTogether];
+  const double sampled_groups = double((tasks + every - 1) / every) * group / lanes;
+  const double exponential = sizeof(T) == 4 ? 9 : 15;
+  const double every_pair =
+      0.97 * sampled_groups * double(task.tree.n) * (2.0 * double(d) + exponential);
+  TreePlan best{TreePath::kEveryPair, num_sampled, {}, 0};
+  double least = every_pair;
+  for (const TreePath path : {TreePath::kBlocks, TreePath::kPointByPoint}) {
+    const bool point_by_point = path == TreePath::kPointByPoint;
+    // Cells are for blocks; and in few dimensions blocks are always better.
+    if (point_by_point && (task.tree.cells || d < 3)) continue;
+    const auto start = std::chrono::steady_clock::now();
+    const TreeCounts counts = run_tree_task(task, table, point_by_point, every, 1);
+    const double work = tree_work<T>(counts, d, lanes, point_by_point);
+    if (work >= least) continue;
+    least = work;
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    best = {path, num_sampled, counts, elapsed.count()};
+  }
+  return best;
+}
+
+template TreeCounts run_tree_task<float>(const TreeTask<float>&, const KernelTable&, bool, int64_t,
+                                         int);
+template TreeCounts run_tree_task<double>(const TreeTask<double>&, const KernelTable&, bool,
+                                          int64_t, int);
+template TreePlan choose_path<float>(const TreeTask<float>&, const KernelTable&);
+template TreePlan choose_path<double>(const TreeTask<double>&, const KernelTable&);
 
 void run_path_task(const PathTask& task, const KernelTable& table, int num_threads) {
   if (task.num_points == 0) return;

@@ -13,10 +13,20 @@ struct KernelChoice {
   void (*evaluate)(const Task<T>& task, int64_t first, int64_t last, void* scratch);
   int64_t scratch_bytes;  // per thread, 64-byte aligned
   int group;              // points that share a vector
-  // Blocks of `group` points; returns the number of pairs evaluated.
-  int64_t (*evaluate_skipping)(const SkippingTask<T>& task, int64_t first, int64_t last,
-                               void* scratch);
-  int64_t (*skipping_scratch_bytes)(const SkippingTask<T>& task);
+  // Over a tree: blocks [first, last) of `group` points together, or point by point.
+  void (*evaluate_blocks)(const TreeTask<T>& task, int64_t first, int64_t last, void* scratch,
+                          TreeCounts& counts);
+  void (*evaluate_points)(const TreeTask<T>& task, int64_t first, int64_t last, void* scratch,
+                          TreeCounts& counts);
+  int64_t (*tree_scratch_bytes)(const TreeView<T>& tree);
+  // The centroid of some centers, and radius, mean_square and weight of their cell.
+  void (*cell_shape)(const T* rows, int64_t count, int64_t d, double noise_std,
+                     const T* weight_shift, T* centroid, Cell* cell);
+  // Sums of w_j u_j^a, u_j the distance from the centroid over noise_std, nested for the order.
+  // scratch: 64 bytes per coefficient, aligned.
+  void (*cell_moments)(const T* rows, int64_t count, int64_t d, double noise_std,
+                       const T* weight_shift, const T* centroid, int order, double* moments,
+                       void* scratch);
 };
 
 // Path importance on one target: linearise vectors of inputs, then evaluate chunks of points.
@@ -64,9 +74,23 @@ void force_target(const char* name);
 template <class T>
 void run_task(const Task<T>& task, const KernelTable& table, int num_threads);
 
-// The same, leaving out what provably cannot matter; returns the number of pairs evaluated.
+// Every `every`-th part of the blocks of points: all for 1. point_by_point: one after the other
+// through the tree's columns, instead of a block at a time.
 template <class T>
-int64_t run_skipping_task(const SkippingTask<T>& task, const KernelTable& table, int num_threads);
+TreeCounts run_tree_task(const TreeTask<T>& task, const KernelTable& table, bool point_by_point,
+                         int64_t every, int num_threads);
+
+enum class TreePath { kChoose = 0, kEveryPair = 1, kBlocks = 2, kPointByPoint = 3 };
+
+// The path that is least work, by running a sample of the points each way and counting.
+struct TreePlan {
+  TreePath path;
+  int64_t num_sampled;
+  TreeCounts sample;  // the chosen path's
+  double seconds;     // of its sample; never looked at to choose
+};
+template <class T>
+TreePlan choose_path(const TreeTask<T>& task, const KernelTable& table);
 
 void run_path_task(const PathTask& task, const KernelTable& table, int num_threads);
 

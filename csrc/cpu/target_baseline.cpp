@@ -3,6 +3,7 @@
 #define NOISYFLOW_TARGET baseline
 #include "log_density-inl.h"
 #include "path_importance-inl.h"
+#include "tree_log_density-inl.h"
 
 namespace noisyflow {
 KernelTable kernels_baseline() {

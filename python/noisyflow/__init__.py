@@ -18,7 +18,13 @@ from noisyflow.information import (
     entropy_bounds,
     mutual_information,
 )
-from noisyflow.mixture import BlockLogSums, mixture_block_log_sums, mixture_log_density
+from noisyflow.mixture import (
+    BlockLogSums,
+    explain,
+    mixture_block_log_sums,
+    mixture_log_density,
+)
+from noisyflow.prepared import Plan, PreparedMixture, prepare
 
 __version__ = "0.1.0"
 
@@ -26,11 +32,15 @@ __all__ = [
     "BlockLogSums",
     "EntropyBounds",
     "Estimate",
+    "Plan",
+    "PreparedMixture",
     "UndersampledWarning",
     "conditional_entropy",
     "entropy",
     "entropy_bounds",
+    "explain",
     "mixture_block_log_sums",
     "mixture_log_density",
     "mutual_information",
+    "prepare",
 ]

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 Indices = NDArray[np.int64]
+Counts = tuple[int, int, int, int]
 
 def log_density(
     points: Floats,
@@ -13,14 +14,27 @@ def log_density(
     weights: Floats | None,
     num_threads: int,
 ) -> Floats: ...
-def skipping_log_density(
-    points: Floats,
-    centers: Floats,
-    noise_std: float,
-    weights: Floats | None,
-    max_lost_mass: float,
-    num_threads: int,
-) -> tuple[Floats, int]: ...
+
+class _Prepared:
+    def __init__(
+        self,
+        centers: Floats,
+        noise_std: float,
+        weights: Floats | None,
+        max_lost_mass: float,
+        has_cells: bool,
+        num_threads: int,
+    ) -> None: ...
+    def log_density(
+        self, points: Floats, path: int, num_threads: int
+    ) -> tuple[Floats | None, int, int, Counts, float, Counts]: ...
+    num_leaves: int
+    num_cells: int
+    num_bytes: int
+
+class Prepared32(_Prepared): ...
+class Prepared64(_Prepared): ...
+
 def block_log_sums(
     points: Floats,
     centers: Floats,

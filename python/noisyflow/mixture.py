@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from noisyflow import _arrays, _checks, _core
+from noisyflow import _arrays, _core
+from noisyflow.prepared import (
+    SMALLEST_WORK,
+    Plan,
+    PreparedMixture,
+    checked_max_lost_mass,
+    pair_work,
+)
 from noisyflow.runtime import num_threads
 
 
@@ -44,7 +51,7 @@ def mixture_log_density(
     noise_std: float,
     *,
     weights: Any = None,
-    max_lost_mass: float = 0.0,
+    max_lost_mass: float | None = None,
 ) -> Any:
     """Log-density of a Gaussian mixture, log sum_j w_j N(x_i; y_j, noise_std^2 I).
 
@@ -59,10 +66,12 @@ def mixture_log_density(
         (beta in Goldfeld et al. 2019.)
     weights : (n,) array, optional
         Component weights, not negative, summing to 1. Uniform by default.
-    max_lost_mass : float
-        Largest fraction of a point's density that may be left out, from 0 (every pair
-        is evaluated) to below 1. By construction the result is then below the
-        log-density by at most log(1 + max_lost_mass), and above it by rounding alone.
+    max_lost_mass : float, optional
+        Largest fraction of a point's density that the result may be off by, from 0
+        (every pair is evaluated) to below 1: by construction, before rounding,
+        -log(1 + max_lost_mass) <= L - log-density <= -log(1 - max_lost_mass), and never
+        above the log-density where no polynomials were used (`explain` says so). 1e-6
+        by default in float32 and 1e-13 in float64: about what rounding does anyway.
 
     Returns
     -------
@@ -81,12 +90,12 @@ def mixture_log_density(
 
     Notes
     -----
-    Cost O(m n d) time, O(m + n) memory beyond the arrays. With max_lost_mass > 0, and
-    where a sample of pairs says that it pays, centers and points are ordered into
-    blocks that lie close together (a copy of both), and pairs of blocks too far apart
-    are left out: bench/README.md says what is gained. Direct differences, so that
-    nothing cancels at small noise. Error: 1e-4 nats in float32 at noise_std = 0.005 for
-    data in [-1, 1]^10. Deterministic; the number of threads does not change the result.
+    Cost at most O(m n d) time, O((m + n) d) memory. Where a sample says that it pays,
+    centers are ordered into a tree, which leaves out what is too far to matter and
+    stands in with polynomials for centers that lie within the noise of each other:
+    bench/README.md says what is gained. `prepare` keeps the tree for further points.
+    Direct differences, so that nothing cancels at small noise: docs/numerics.md derives
+    the error. Deterministic; the number of threads does not change the result.
 
     Source: Goldfeld et al. (2019), "Estimating Information Flow in Deep Neural
     Networks".
@@ -99,38 +108,50 @@ def mixture_log_density(
     array([-1.41893853, -1.4851577 ])
     """
     x, y, beta, w = _checked(points, centers, noise_std, weights)
-    lost = _checked_max_lost_mass(max_lost_mass)
-    if lost > 0 and _skipping_pays(x, y, beta, lost):
-        result, _ = _core.skipping_log_density(x, y, beta, w, lost, num_threads())
-    else:
+    lost = checked_max_lost_mass(max_lost_mass, y.dtype)
+    if lost == 0 or pair_work(len(x), len(y), y.shape[1], y.itemsize) < SMALLEST_WORK:
         result = _core.log_density(x, y, beta, w, num_threads())
-    _arrays.check_representable("the log-density", result, allow_minus_inf=False)
+        _arrays.check_representable("the log-density", result, allow_minus_inf=False)
+    else:
+        result, _ = PreparedMixture(y, beta, w, lost)._evaluate(x)
     return _arrays.same_library(result, points)
 
 
-def _checked_max_lost_mass(value: Any) -> float:
-    lost = _checks.as_real("max_lost_mass", value)
-    if not 0 <= lost < 1:
-        raise ValueError(f"max_lost_mass must be at least 0 and below 1, got {value}")
-    return lost
+def explain(
+    points: Any,
+    centers: Any,
+    noise_std: float,
+    *,
+    weights: Any = None,
+    max_lost_mass: float | None = None,
+) -> Plan:
+    """How `mixture_log_density` computes its result, and what of it.
 
+    Parameters
+    ----------
+    points, centers, noise_std, weights, max_lost_mass
+        As in `mixture_log_density`.
 
-def _skipping_pays(x: Any, y: Any, noise_std: float, max_lost_mass: float) -> bool:
-    """Whether blocks are likely to save more than ordering them costs.
+    Returns
+    -------
+    Plan
+        The path, the work and time expected from a sample, memory; and the pairs that
+        were evaluated, aggregated and skipped, for the result is computed once.
 
-    A pair takes about 2 d + 9 instructions for 16 pairs, ordering a point about as long
-    as 1000 + 60 d of them. The pairs that matter are closer than noise_std
-    sqrt(d + 2 log(n / max_lost_mass)), give or take the size of a block.
+    Raises
+    ------
+    TypeError, ValueError
+        As `mixture_log_density`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> explain(np.zeros((2, 1)), np.zeros((3, 1)), noise_std=1.0).path
+    'every pair'
     """
-    (m, n, d) = (len(x), len(y), y.shape[1])
-    if n * m * (2 * d + 9) < 4 * 16 * (n + m) * (1000 + 60 * d):
-        return False
-    size = max(8, min(256, 2**21 // (256 * d)))
-    some_x = np.asarray(x[:: -(-m // size)], np.float64)
-    some_y = np.asarray(y[:: -(-n // 256)], np.float64)
-    squares = ((some_x[:, None, :] - some_y[None, :, :]) ** 2).sum(axis=2)
-    reach = noise_std**2 * (d + 2 * np.log(n / max_lost_mass))
-    return bool((squares < reach).mean() < 0.25)
+    x, y, beta, w = _checked(points, centers, noise_std, weights)
+    lost = checked_max_lost_mass(max_lost_mass, y.dtype)
+    return PreparedMixture(y, beta, w, lost)._evaluate(x)[1]
 
 
 def mixture_block_log_sums(

@@ -1,0 +1,753 @@
+// The sums of log_density-inl.h over a tree of centers, for points in blocks that lie close
+// together: far leaves are skipped, tight cells are replaced by polynomials, the rest is summed.
+//
+// A center at squared distance D from a point adds 2^(-scale D) to its sum. A bound of the sum from
+// below, and a share max_lost_mass / n of it per center (per unit of weight, if centers have
+// weights), give a limit: centers beyond this squared distance are left out, and a polynomial may
+// be off by as much. All centers together then change the sum by max_lost_mass of it at most.
+// docs/numerics.md derives the bounds. Rules of target files: as in log_density-inl.h.
+
+#pragma once
+#include "log_density-inl.h"
+
+namespace noisyflow {
+inline namespace NOISYFLOW_TARGET {
+
+// -- boxes ---------------------------------------------------------------------------------------
+
+// Along one dimension: how far something lies above or below an interval, squared; 0 inside.
+template <class T>
+inline __attribute__((always_inline)) Vec<T> squared_gap(Vec<T> above, Vec<T> below) {
+  const Vec<T> larger = above > below ? above : below;
+  const Vec<T> gap = larger > T(0) ? larger : Vec<T>{};
+  return gap * gap;
+}
+
+// Rounding of the differences and of d squares and sums, taken off so that a bound stays one.
+template <class T>
+T box_safety(int64_t d) {
+  return 1 - T(d + 4) * kEpsilon<T>;
+}
+
+// Lower bounds of the squared distances between the box low .. high and a node's children.
+template <class T>
+inline void child_distances(const T* low, const T* high, const T* boxes, int64_t d, T* out) {
+  for (int c = 0; c < kFanout; c += kLanes<T>) {
+    Vec<T> sum = Vec<T>{};
+    for (int64_t k = 0; k < d; ++k) {
+      const Vec<T> above = load<T>(boxes + k * kFanout + c) - high[k];
+      const Vec<T> below = low[k] - load<T>(boxes + (d + k) * kFanout + c);
+      sum += squared_gap<T>(above, below);
+    }
+    store<T>(out + c, sum * box_safety<T>(d));
+  }
+}
+
+// Whether some point of a group may need the box: a lower bound of its squared distance is below
+// its limit.
+template <class T, int Q>
+bool is_needed(const T* points, const T* box, int64_t d, const T* limits) {
+  Int<T> needed = Int<T>{};
+  for (int q = 0; q < Q; ++q) {
+    Vec<T> sum = Vec<T>{};
+    for (int64_t k = 0; k < d; ++k) {
+      const Vec<T> x = load<T>(points + (k * Q + q) * kLanes<T>);
+      sum += squared_gap<T>(box[k] - x, x - box[d + k]);
+    }
+    needed |= sum * box_safety<T>(d) < load<T>(limits + q * kLanes<T>);
+  }
+  return any<T>(needed);
+}
+
+// log2 from below, off by less than 1: the exponent.
+inline double log2_floor(double x) {
+  int64_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return x > 0 ? double((bits >> 52) - 1023) : -INFINITY;
+}
+
+// What is the same for all points of a task.
+template <class T>
+struct TreeScale {
+  double exponent, constant, log2_allowed;
+  T scale;
+
+  explicit TreeScale(const TreeTask<T>& task)
+      : exponent(1 / (2 * task.noise_std * task.noise_std)), scale(T(exponent * M_LOG2E)) {
+    const double log_n = task.tree.weight_shift ? 0 : log(double(task.tree.n));
+    constant = -0.5 * double(task.tree.d) * log(M_PI / exponent) - log_n;
+    // 1 + max_lost_mass: a sum that holds polynomials may be too large by that.
+    log2_allowed = log_n * M_LOG2E - log2(task.max_lost_mass) + log2(1 + task.max_lost_mass) + 0.01;
+  }
+
+  // The squared distance beyond which centers may be left out of a sum.
+  T limit(double offset, double sum) const {
+    const double at = offset + (log2_allowed - log2_floor(sum)) / double(scale);
+    return T(at * (at > 0 ? 1 + 2 * double(kEpsilon<T>) : 1));
+  }
+};
+
+// Nodes still to be looked at, the nearest of each family on top.
+template <class T>
+struct TreeStack {
+  struct Entry {
+    int32_t child;
+    T distance;
+  };
+  Entry* entries;
+  int64_t size;
+
+  void start() {
+    entries[0] = {0, T(0)};
+    size = 1;
+  }
+
+  // Children nearer than most. Room: (kFanout - 1) * depth + 1 entries.
+  void push(const TreeView<T>& tree, int32_t node, const T* low, const T* high, T most) {
+    T distances[kFanout];
+    child_distances<T>(low, high, tree.node_boxes + int64_t(node) * 2 * tree.d * kFanout, tree.d,
+                       distances);
+    const int32_t* children = tree.children + int64_t(node) * kFanout;
+    const int64_t begin = size;
+    int64_t nearest = begin;
+    for (int c = 0; c < kFanout; ++c) {
+      if (!(distances[c] < most)) continue;  // also missing children, at infinity
+      if (distances[c] < (size > begin ? entries[nearest].distance : T(INFINITY))) nearest = size;
+      entries[size++] = {children[c], distances[c]};
+    }
+    if (size == begin) return;
+    const Entry top = entries[nearest];
+    entries[nearest] = entries[size - 1];
+    entries[size - 1] = top;
+  }
+};
+
+// -- polynomials ---------------------------------------------------------------------------------
+
+// C(order - 1 + d, d), the number of coefficients of d variables, at most kMaxCoefficients.
+struct CoefficientCounts {
+  int32_t at[kMaxCellDims + 1][kMaxOrder + 1];
+
+  constexpr CoefficientCounts() : at() {
+    for (int d = 0; d <= kMaxCellDims; ++d)
+      for (int order = 0; order <= kMaxOrder; ++order) {
+        const int64_t count = order == 0             ? 0
+                              : order == 1 || d == 0 ? 1
+                                                     : int64_t(at[d - 1][order]) + at[d][order - 1];
+        at[d][order] = int32_t(count < kMaxCoefficients ? count : kMaxCoefficients);
+      }
+  }
+};
+constexpr CoefficientCounts kCoefficientCounts;
+
+// A polynomial of total degree below N in two variables: rows of N, N - 1, .. 1 coefficients. All
+// unrolled: rows are short, and as loops they would mostly be branches that are guessed wrong.
+template <class T, int Q, int N>
+__attribute__((noinline)) void triangle(const T* coefficients, const Vec<T> (*x)[Q], Vec<T>* out) {
+  Vec<T> sum[Q];
+#pragma GCC unroll 16
+  for (int a = N - 1; a >= 0; --a) {
+    const T* row = coefficients + a * N - a * (a - 1) / 2;
+    Vec<T> inner[Q];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) inner[q] = broadcast<T>(row[N - a - 1]);
+#pragma GCC unroll 16
+    for (int b = N - a - 2; b >= 0; --b)
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) inner[q] = inner[q] * x[1][q] + row[b];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) sum[q] = a == N - 1 ? inner[q] : sum[q] * x[0][q] + inner[q];
+  }
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) out[q] = sum[q];
+}
+
+// The same for any order.
+template <class T, int Q>
+void any_triangle(const T* coefficients, const Vec<T> (*x)[Q], int order, Vec<T>* out) {
+  constexpr int kUnrolled = 12;
+  int rest = 0;  // rows before those that are unrolled
+  const T* row = coefficients;
+  for (; order - rest > kUnrolled; ++rest) row += order - rest;
+  switch (order - rest) {
+    case 1:
+      triangle<T, Q, 1>(row, x, out);
+      break;
+    case 2:
+      triangle<T, Q, 2>(row, x, out);
+      break;
+    case 3:
+      triangle<T, Q, 3>(row, x, out);
+      break;
+    case 4:
+      triangle<T, Q, 4>(row, x, out);
+      break;
+    case 5:
+      triangle<T, Q, 5>(row, x, out);
+      break;
+    case 6:
+      triangle<T, Q, 6>(row, x, out);
+      break;
+    case 7:
+      triangle<T, Q, 7>(row, x, out);
+      break;
+    case 8:
+      triangle<T, Q, 8>(row, x, out);
+      break;
+    case 9:
+      triangle<T, Q, 9>(row, x, out);
+      break;
+    case 10:
+      triangle<T, Q, 10>(row, x, out);
+      break;
+    case 11:
+      triangle<T, Q, 11>(row, x, out);
+      break;
+    case 12:
+      triangle<T, Q, 12>(row, x, out);
+      break;
+  }
+  for (int a = rest - 1; a >= 0; --a) {
+    row -= order - a;
+    Vec<T> inner[Q];
+    for (int q = 0; q < Q; ++q) inner[q] = broadcast<T>(row[order - a - 1]);
+    for (int b = order - a - 2; b >= 0; --b)
+      for (int q = 0; q < Q; ++q) inner[q] = inner[q] * x[1][q] + row[b];
+    for (int q = 0; q < Q; ++q) out[q] = out[q] * x[0][q] + inner[q];
+  }
+}
+
+// A polynomial of total degree below `order` in `dims` variables, nested as in polynomials.h.
+template <class T, int Q>
+void nested_horner(const T* coefficients, const Vec<T> (*x)[Q], int dims, int order, Vec<T>* out) {
+  if (dims == 2) return any_triangle<T, Q>(coefficients, x, order, out);
+  Vec<T> inner[Q];
+  // From the highest power of the first variable down; its rows lie at the end.
+  const T* row = coefficients + kCoefficientCounts.at[dims][order];
+  for (int a = order - 1; a >= 0; --a) {
+    row -= kCoefficientCounts.at[dims - 1][order - a];
+    if (dims == 1)
+      for (int q = 0; q < Q; ++q) inner[q] = broadcast<T>(row[0]);
+    else
+      nested_horner<T, Q>(row, x + 1, dims - 1, order - a, inner);
+    for (int q = 0; q < Q; ++q) out[q] = a == order - 1 ? inner[q] : out[q] * x[0][q] + inner[q];
+  }
+}
+
+// The rows of kLanes centers in vectors, minus the centroid; rows beyond the last repeat it.
+template <class D, class T>
+void center_columns(const T* rows, int64_t count, int64_t d, const T* centroid, Vec<D>* u) {
+  for (int l = 0; l < kLanes<D>; ++l) {
+    const T* row = rows + (l < count ? l : count - 1) * d;
+    for (int64_t k = 0; k < d; ++k) u[k][l] = D(row[k]) - D(centroid[k]);
+  }
+}
+
+// Their weights; 0 beyond the last.
+template <class D, class T>
+Vec<D> center_weights(const T* weight_shift, int64_t count, double noise_std) {
+  Vec<D> weights = Vec<D>{};
+  for (int l = 0; l < kLanes<D> && l < count; ++l)
+    weights[l] =
+        weight_shift ? D(exp(-double(weight_shift[l]) / (2 * noise_std * noise_std))) : D(1);
+  return weights;
+}
+
+template <class T>
+void cell_shape(const T* rows, int64_t count, int64_t d, double noise_std, const T* weight_shift,
+                T* centroid, Cell* cell) {
+  constexpr int kLanesD = kLanes<double>;
+  Vec<double> u[kMaxCellDims], means[kMaxCellDims], weights = Vec<double>{};
+  for (int64_t k = 0; k < d; ++k) means[k] = Vec<double>{};
+  for (int64_t i = 0; i < count; i += kLanesD) {
+    const Vec<double> w =
+        center_weights<double>(weight_shift ? weight_shift + i : nullptr, count - i, noise_std);
+    center_columns<double>(rows + i * d, count - i, d, rows, u);  // from the first: small numbers
+    weights += w;
+    for (int64_t k = 0; k < d; ++k) means[k] += w * u[k];
+  }
+  double weight = 0, drift = 0;
+  for (int l = 0; l < kLanesD; ++l) weight += weights[l];
+  cell->weight = weight;
+  if (!(weight > 0)) return;
+  const double per_variance = 1 / (noise_std * noise_std);
+  for (int64_t k = 0; k < d; ++k) {
+    double mean = 0;
+    for (int l = 0; l < kLanesD; ++l) mean += means[k][l];
+    mean = double(rows[k]) + mean / weight;
+    centroid[k] = T(mean);
+    drift += (mean - double(centroid[k])) * (mean - double(centroid[k])) * per_variance;
+  }
+  // The centroid is rounded: what that moves Jensen's bound is at most drift (1 + |x|^2), which the
+  // evaluation allows for, if it is small.
+  drift = sqrt(drift);
+
+  Vec<double> largest = Vec<double>{}, powers[kMaxOrder / 2];
+  for (int p = 0; p < kMaxOrder / 2; ++p) powers[p] = Vec<double>{};
+  for (int64_t i = 0; i < count; i += kLanesD) {
+    center_columns<double>(rows + i * d, count - i, d, centroid, u);
+    Vec<double> square = Vec<double>{};
+    for (int64_t k = 0; k < d; ++k) square += u[k] * u[k];
+    square *= per_variance * (1 + 1e-6);
+    Vec<double> power =
+        center_weights<double>(weight_shift ? weight_shift + i : nullptr, count - i, noise_std);
+    largest = power > 0 && square > largest ? square : largest;
+    for (int p = 0; p < kMaxOrder / 2; ++p) {
+      power *= square;
+      powers[p] += power;
+    }
+  }
+  double most = 0, log2_root = 0;  // of sqrt(p!)
+  for (int l = 0; l < kLanesD; ++l) most = largest[l] > most ? largest[l] : most;
+  cell->radius = drift < 1e-3 ? sqrt(most) : double(INFINITY);
+  for (int p = 0; p < kMaxOrder / 2; ++p) {
+    double mean = 0;
+    for (int l = 0; l < kLanesD; ++l) mean += powers[p][l];
+    mean /= weight;
+    if (p == 0) cell->mean_square = mean + drift;
+    log2_root += 0.5 * log2(double(2 * p + 1) * double(2 * p + 2));
+    cell->bits[p] = float(log2_root - log2(mean) - 0.13);  // log2(1.0865) = 0.1197
+  }
+}
+
+// Moments of two variables, w u^a v^b for a + b < N, for V vectors of centers: as triangle().
+template <class T, int V, int N>
+__attribute__((noinline)) void triangle_moments(const Vec<T> (*u)[V], const Vec<T>* weights,
+                                                Vec<T>* sums) {
+  Vec<T> outer[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) outer[v] = weights[v];
+#pragma GCC unroll 16
+  for (int a = 0; a < N; ++a) {
+    Vec<T>* row = sums + a * N - a * (a - 1) / 2;
+    Vec<T> product[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) product[v] = outer[v];
+#pragma GCC unroll 16
+    for (int b = 0; b < N - a; ++b) {
+      Vec<T> sum = product[0];
+#pragma GCC unroll 8
+      for (int v = 1; v < V; ++v) sum += product[v];
+      row[b] += sum;
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) product[v] *= u[1][v];
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) outer[v] *= u[0][v];
+  }
+}
+
+// sums[place of a] += w u^a for V vectors of centers.
+template <class T, int V>
+void add_moments(const Vec<T> (*u)[V], int dims, int order, const Vec<T>* weights, Vec<T>* sums) {
+  if (dims == 2) {
+    switch (order) {
+      case 1:
+        return triangle_moments<T, V, 1>(u, weights, sums);
+      case 2:
+        return triangle_moments<T, V, 2>(u, weights, sums);
+      case 3:
+        return triangle_moments<T, V, 3>(u, weights, sums);
+      case 4:
+        return triangle_moments<T, V, 4>(u, weights, sums);
+      case 5:
+        return triangle_moments<T, V, 5>(u, weights, sums);
+      case 6:
+        return triangle_moments<T, V, 6>(u, weights, sums);
+      case 7:
+        return triangle_moments<T, V, 7>(u, weights, sums);
+      case 8:
+        return triangle_moments<T, V, 8>(u, weights, sums);
+      case 9:
+        return triangle_moments<T, V, 9>(u, weights, sums);
+      case 10:
+        return triangle_moments<T, V, 10>(u, weights, sums);
+    }
+  }
+  Vec<T> product[V];
+  for (int v = 0; v < V; ++v) product[v] = weights[v];
+  for (int a = 0; a < order; ++a) {
+    if (dims == 1) {
+      for (int v = 0; v < V; ++v) *sums += product[v];
+      ++sums;
+    } else {
+      add_moments<T, V>(u + 1, dims - 1, order - a, product, sums);
+      sums += kCoefficientCounts.at[dims - 1][order - a];
+    }
+    for (int v = 0; v < V; ++v) product[v] *= u[0][v];
+  }
+}
+
+// scratch: num_coefficients vectors.
+template <class T>
+void cell_moments(const T* rows, int64_t count, int64_t d, double noise_std, const T* weight_shift,
+                  const T* centroid, int order, double* moments, void* scratch) {
+  constexpr int V = 4;
+  constexpr int64_t kStep = V * kLanes<T>;
+  constexpr int64_t kBatch = 32 * kStep;  // float sums of more terms would lose digits
+  Vec<T> u[kMaxCellDims][V], column[kMaxCellDims], weights[V];
+  auto* sums = static_cast<Vec<T>*>(scratch);
+  const int64_t size = kCoefficientCounts.at[d][order];
+  const T per_noise = T(1 / noise_std);
+  for (int64_t p = 0; p < size; ++p) moments[p] = 0;
+  for (int64_t begin = 0; begin < count; begin += kBatch) {
+    const int64_t end = begin + kBatch < count ? begin + kBatch : count;
+    for (int64_t p = 0; p < size; ++p) sums[p] = Vec<T>{};
+    for (int64_t i = begin; i < end; i += kStep) {
+      for (int v = 0; v < V; ++v) {
+        const int64_t at = i + v * kLanes<T>, first = at < end ? at : end - 1;
+        weights[v] =
+            center_weights<T>(weight_shift ? weight_shift + first : nullptr, end - at, noise_std);
+        center_columns<T>(rows + first * d, end - first, d, centroid, column);
+        for (int64_t k = 0; k < d; ++k) u[k][v] = column[k] * per_noise;
+      }
+      add_moments<T, V>(u, int(d), order, weights, sums);
+    }
+    for (int64_t p = 0; p < size; ++p)
+      for (int l = 0; l < kLanes<T>; ++l) moments[p] += double(sums[p][l]);
+  }
+}
+
+// -- one point -----------------------------------------------------------------------------------
+
+// The running sum of one point over leaves by dimension, kLanes centers in a vector.
+template <class T>
+struct PointSum {
+  T offset = T(INFINITY);
+  double sum = 0;
+  Vec<T> terms = Vec<T>{};  // not yet in the sum
+
+  void fold() {
+    for (int l = 0; l < kLanes<T>; ++l) sum += double(terms[l]);
+    terms = Vec<T>{};
+  }
+
+  void rebase(Vec<T> s, T scale) {
+    T nearest = s[0];
+    for (int l = 1; l < kLanes<T>; ++l) nearest = s[l] < nearest ? s[l] : nearest;
+    if (!(nearest < offset)) return;
+    fold();
+    sum =
+        offset == T(INFINITY) ? 0 : sum * exp2(double(scale) * (double(nearest) - double(offset)));
+    offset = nearest;
+  }
+
+  // The centers of a leaf within the limit; returns whether there are any. x: d coordinates,
+  // `stride` apart.
+  bool add_leaf(const TreeView<T>& tree, int32_t leaf, const T* x, int64_t stride, T limit, T scale,
+                TreeCounts& counts) {
+    constexpr int kDimsBetweenTests = 8;  // leaves mostly lie beyond the limit in few dimensions
+    const int64_t d = tree.d, begin = tree.begins[leaf], count = tree.begins[leaf + 1] - begin;
+    const T* column = tree.columns + tree.column_begins[leaf] * kFanout * d;
+    const T slack = T(kSlack) / scale;
+    Int<T> lane;
+    for (int l = 0; l < kLanes<T>; ++l) lane[l] = typename Simd<T>::Scalar(l);
+    bool any_near = false;
+    int64_t dims = 0;  // evaluated, of all vectors of centers
+    for (int64_t j = 0; j < count; j += kLanes<T>) {
+      const T* y = column + (j / kFanout * d * kFanout + j % kFanout);
+      Vec<T> s = Vec<T>{};
+      if (count - j < kLanes<T>)  // padding: farther than anything
+        s = lane < Int<T>{} + typename Simd<T>::Scalar(count - j) ? s : broadcast<T>(kNever<T>);
+      int64_t k = 0;
+      bool is_near = true;
+      while (is_near && k < d) {
+        const int64_t stop = d - k > kDimsBetweenTests + 4 ? k + kDimsBetweenTests : d;
+        for (; k < stop; ++k) {
+          const Vec<T> diff = x[k * stride] - load<T>(y + k * kFanout);
+          s += diff * diff;
+        }
+        is_near = any<T>(s * box_safety<T>(d) < limit);
+      }
+      dims += k;
+      if (!is_near) continue;
+      any_near = true;
+      if (tree.weight_shift)  // only now: the limit is for distances, whatever the weight
+        for (int l = 0; l < kLanes<T> && j + l < count; ++l)
+          s[l] += tree.weight_shift[begin + j + l];
+      if (any<T>(s < offset - slack) || offset == T(INFINITY)) rebase(s, scale);
+      const Vec<T> relative = s - offset;
+      add_exp2<T, 1, 1>(&relative, scale, &terms);
+      if (j % (64 * kLanes<T>) == 0) fold();  // float sums of more terms would lose digits
+    }
+    counts.pairs += dims * kLanes<T> / d;
+    return any_near;
+  }
+};
+
+// -- blocks of points ----------------------------------------------------------------------------
+
+// One block of points, and what is known of it so far.
+template <class T, int Q, int C>
+struct TreeBlock {
+  static constexpr int kGroup = Q * kLanes<T>;
+
+  const TreeTask<T>& task;
+  const TreeScale<T>& scale;
+  const MixtureView<T>& mixture;
+  TreeCounts& counts;
+  LaneSums<T, Q>& sums;
+  const T* points;  // d x Q vectors
+  T* limits;        // (kGroup,)
+  T most;           // the largest of them
+
+  void start() {
+    for (int l = 0; l < kGroup; ++l) limits[l] = T(INFINITY);
+    most = T(INFINITY);
+  }
+
+  // The sums at least, not all of which may be known yet: limits only fall.
+  void lower_limits(const LaneSums<T, Q>& at_least) {
+    most = -T(INFINITY);
+    for (int l = 0; l < kGroup; ++l) {
+      const T limit = scale.limit(double(at_least.offset[l]), at_least.sum[l]);
+      limits[l] = limit < limits[l] ? limit : limits[l];
+      most = limits[l] > most ? limits[l] : most;
+    }
+  }
+
+  void add_leaf(int32_t leaf) {
+    const int64_t begin = task.tree.begins[leaf], end = task.tree.begins[leaf + 1];
+    add_tile<T, Q, C>(points, mixture, begin, end, scale.scale, sums);
+    counts.pairs += kGroup * (end - begin);
+  }
+
+  bool has_polynomial(int32_t leaf) const {
+    return task.tree.cells && task.tree.cells[leaf].max_order > 0;
+  }
+
+  Vec<T> squared_distance(const T* y, int q) const {
+    Vec<T> s = Vec<T>{};
+    for (int64_t k = 0; k < task.tree.d; ++k) {
+      const Vec<T> diff = load<T>(points + (k * Q + q) * kLanes<T>) - y[k];
+      s += diff * diff;
+    }
+    return s;
+  }
+
+  // Jensen's bound from below of what the cell adds, to `bounds`; its distances to their offsets.
+  void add_bound(int32_t leaf, LaneSums<T, Q>& bounds) {
+    const Cell& cell = task.tree.cells[leaf];
+    const T* centroid = task.tree.centroids + leaf * task.tree.d;
+    const T shift = T(double(M_LOG2E) * 0.5 * cell.mean_square - log2(cell.weight)) / scale.scale;
+    for (int q = 0; q < Q; ++q) {
+      // 1e-3: a centroid that is rounded, see cell_shape().
+      const Vec<T> s = squared_distance(centroid, q) * T(1 + 1e-3) + shift;
+      Vec<T> base = load<T>(bounds.offset + q * kLanes<T>);
+      if (any<T>(s < base - T(kSlack) / scale.scale)) {
+        bounds.rebase(q, s, scale.scale);
+        base = load<T>(bounds.offset + q * kLanes<T>);
+      }
+      const Vec<T> relative = s - base;
+      Vec<T> term = Vec<T>{};
+      add_exp2<T, 1, 1>(&relative, scale.scale, &term);
+      bounds.fold(q, term);
+    }
+    ++counts.boxes;
+  }
+
+  // Adds the cell, by a polynomial where that is good enough and to the other points center by
+  // center; the order that makes the least work of both.
+  void add_cell(int32_t leaf) {
+    const TreeView<T>& tree = task.tree;
+    const Cell& cell = tree.cells[leaf];
+    const T* centroid = tree.centroids + leaf * tree.d;
+    const int64_t d = tree.d, count = tree.begins[leaf + 1] - tree.begins[leaf];
+    const T per_noise = T(1 / task.noise_std), radius = T(cell.radius);
+    Vec<T> squares[Q];
+    T needed[kGroup];  // bits
+    for (int q = 0; q < Q; ++q) {
+      squares[q] = squared_distance(centroid, q);
+      store<T>(needed + q * kLanes<T>, squares[q]);
+    }
+    for (int l = 0; l < kGroup; ++l) {
+      const T gap = sqrt(needed[l]) * per_noise * box_safety<T>(d) - radius;
+      const T falls = gap > 0 ? T(0.25 * M_LOG2E) * gap * gap : T(0);
+      needed[l] = limits[l] * scale.scale - falls;
+    }
+    const int64_t per_lane = count * (2 * d + 12) / kLanes<T>;
+    int64_t terms = 0, least = kGroup * per_lane, at = cell.polynomials;
+    int order = 0;
+    const T* polynomial = nullptr;
+    for (int p = 2; p <= cell.max_order && Q * kCoefficientCounts.at[d][p] < least; p += 2) {
+      int poor = 0;
+      for (int l = 0; l < kGroup; ++l) poor += !(needed[l] < T(cell.bits[p / 2 - 1]));
+      const int64_t work = Q * kCoefficientCounts.at[d][p] + poor * per_lane;
+      if (work < least) {
+        least = work;
+        order = p;
+        terms = kCoefficientCounts.at[d][p];
+        polynomial = tree.polynomials + at;
+      }
+      at += kCoefficientCounts.at[d][p];
+    }
+    if (order == 0) return add_leaf(leaf);
+
+    Vec<T> x[kMaxCellDims][Q], value[Q];
+    for (int64_t k = 0; k < d; ++k)
+      for (int q = 0; q < Q; ++q)
+        x[k][q] = (load<T>(points + (k * Q + q) * kLanes<T>) - centroid[k]) * per_noise;
+    nested_horner<T, Q>(polynomial, x, int(d), order, value);
+    const T reached = T(cell.bits[order / 2 - 1]);
+    for (int q = 0; q < Q; ++q) {
+      const auto is_good = load<T>(needed + q * kLanes<T>) < reached;
+      const Vec<T> distance = is_good ? squares[q] : broadcast<T>(kNever<T>);
+      Vec<T> base = load<T>(sums.offset + q * kLanes<T>);
+      if (any<T>(distance < base - T(kSlack) / scale.scale)) {
+        sums.rebase(q, distance, scale.scale);
+        base = load<T>(sums.offset + q * kLanes<T>);
+      }
+      const Vec<T> relative = distance - base;
+      Vec<T> factor = Vec<T>{};
+      add_exp2<T, 1, 1>(&relative, scale.scale, &factor);
+      factor = is_good ? factor * value[q] : Vec<T>{};
+      sums.fold(q, factor);
+    }
+    for (int l = 0; l < kGroup; ++l) {
+      if (needed[l] < reached) continue;
+      PointSum<T> point{sums.offset[l], sums.sum[l]};
+      point.add_leaf(tree, leaf, points + l, kGroup, limits[l], scale.scale, counts);
+      point.fold();
+      sums.offset[l] = point.offset;
+      sums.sum[l] = point.sum;
+    }
+    counts.terms += kGroup * terms;
+    counts.aggregated += kGroup * count;
+  }
+};
+
+// Bytes per thread for either way over a tree.
+template <class T, int Q>
+int64_t tree_scratch_bytes(const TreeView<T>& tree) {
+  constexpr int kGroup = Q * kLanes<T>;
+  using Entry = typename TreeStack<T>::Entry;
+  return int64_t(2 * sizeof(LaneSums<T, Q>)) +
+         int64_t(sizeof(Entry)) * ((kFanout - 1) * tree.depth + 1) +
+         (tree.cells ? int64_t(sizeof(int32_t)) * (tree.num_leaves + 1) : 0) +
+         int64_t(sizeof(T)) * (kGroup + 2 * tree.d + kGroup * tree.d) + 64;
+}
+
+// Blocks of points [first, last), each one group. scratch: tree_scratch_bytes() bytes.
+template <class T, int Q, int C>
+void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void* scratch,
+                     TreeCounts& counts) {
+  constexpr int kGroup = Q * kLanes<T>;
+  constexpr int kLeavesBetweenLimits = 8;  // limits cost about as much as half a leaf
+  const FlushDenormals flush;
+  const TreeView<T>& tree = task.tree;
+  const int64_t d = tree.d;
+  const TreeScale<T> scale(task);
+  const MixtureView<T> mixture{tree.rows, d, tree.n, d, task.noise_std, tree.weight_shift};
+
+  auto* sums = static_cast<LaneSums<T, Q>*>(scratch);
+  LaneSums<T, Q>* bounds = sums + 1;
+  T* limits = reinterpret_cast<T*>(sums + 2);
+  T* packed = limits + kGroup;
+  T* box = packed + kGroup * d;
+  TreeStack<T> stack{reinterpret_cast<typename TreeStack<T>::Entry*>(box + 2 * d), 0};
+  auto* candidates = reinterpret_cast<int32_t*>(stack.entries + (kFanout - 1) * tree.depth + 1);
+
+  for (int64_t g = first; g < last; ++g) {
+    const int64_t begin = task.points.begins[g], end = task.points.begins[g + 1];
+    pack_points<T, Q>({task.points.rows, d, end}, begin, end, d, packed);
+    for (int64_t k = 0; k < d; ++k) {
+      T low = packed[k * kGroup], high = low;
+      for (int l = 1; l < kGroup; ++l) {
+        const T x = packed[k * kGroup + l];
+        low = x < low ? x : low;
+        high = x > high ? x : high;
+      }
+      box[k] = low;
+      box[d + k] = high;
+    }
+    sums->clear();
+    bounds->clear();
+    TreeBlock<T, Q, C> block{task, scale, mixture, counts, *sums, packed, limits, T(INFINITY)};
+    block.start();
+
+    // -- leaves within reach, near ones first; those without polynomials are added at once --------
+    int64_t num_candidates = 0, added = 0;
+    stack.start();
+    while (stack.size > 0) {
+      const auto at = stack.entries[--stack.size];
+      if (!(at.distance < block.most)) continue;
+      if (at.child >= 0) {
+        stack.push(tree, at.child, box, box + d, block.most);
+        ++counts.boxes;
+        continue;
+      }
+      const int32_t leaf = ~at.child;
+      ++counts.boxes;
+      if (!is_needed<T, Q>(packed, tree.leaf_boxes + leaf * 2 * d, d, limits)) continue;
+      if (block.has_polynomial(leaf)) {
+        candidates[num_candidates] = leaf;
+        block.add_bound(leaf, *bounds);
+        if (num_candidates++ % kLeavesBetweenLimits == 0) block.lower_limits(*bounds);
+      } else {
+        block.add_leaf(leaf);
+        if (added++ % kLeavesBetweenLimits == 0) block.lower_limits(*sums);
+      }
+    }
+
+    // -- cells, with limits that all of them give together
+    // -----------------------------------------
+    if (num_candidates > 0) {
+      block.lower_limits(*bounds);
+      for (int64_t c = 0; c < num_candidates; ++c) {
+        const int32_t leaf = candidates[c];
+        if (is_needed<T, Q>(packed, tree.leaf_boxes + leaf * 2 * d, d, limits))
+          block.add_cell(leaf);
+      }
+    }
+    for (int l = 0; l < kGroup && begin + l < end; ++l)
+      task.out[task.points.order[begin + l]] =
+          T(log(sums->sum[l]) - scale.exponent * double(sums->offset[l]) + scale.constant);
+  }
+}
+
+// Blocks of points [first, last), each point alone: for points whose neighbours need other leaves,
+// as in ten dimensions. scratch: tree_scratch_bytes() bytes.
+template <class T>
+void evaluate_points(const TreeTask<T>& task, int64_t first, int64_t last, void* scratch,
+                     TreeCounts& counts) {
+  constexpr int kLeavesBetweenLimits = 4;
+  const FlushDenormals flush;
+  const TreeView<T>& tree = task.tree;
+  const TreeScale<T> scale(task);
+  TreeStack<T> stack{static_cast<typename TreeStack<T>::Entry*>(scratch), 0};
+
+  for (int64_t i = task.points.begins[first]; i < task.points.begins[last]; ++i) {
+    const T* x = task.points.rows + i * tree.d;
+    T limit = T(INFINITY);
+    PointSum<T> sum;
+    int64_t leaves = 0;
+    stack.start();
+    while (stack.size > 0) {
+      const auto at = stack.entries[--stack.size];
+      if (!(at.distance < limit)) continue;
+      ++counts.boxes;
+      if (at.child >= 0) {
+        stack.push(tree, at.child, x, x, limit);
+      } else if (sum.add_leaf(tree, ~at.child, x, 1, limit, scale.scale, counts) &&
+                 leaves++ % kLeavesBetweenLimits == 0) {
+        sum.fold();
+        limit = scale.limit(double(sum.offset), sum.sum);
+      }
+    }
+    sum.fold();
+    task.out[task.points.order[i]] =
+        T(log(sum.sum) - scale.exponent * double(sum.offset) + scale.constant);
+  }
+}
+
+// 2 x 6 fills 32 registers and 2 x 3 fills 16; 1 x 12, 2 x 8, 3 x 4 are up to 6 % slower, and
+// anything larger spills (bench/README.md).
+template <class T>
+KernelChoice<T> choose_kernel(int64_t d) {
+  constexpr int Q = 2, C = kVectorBytes == 64 ? 6 : 3;
+  return {&evaluate<T, Q, C>,  scratch_bytes<T, Q>(d),    Q * kLanes<T>,  &evaluate_blocks<T, Q, C>,
+          &evaluate_points<T>, &tree_scratch_bytes<T, Q>, &cell_shape<T>, &cell_moments<T>};
+}
+
+}  // namespace NOISYFLOW_TARGET
+}  // namespace noisyflow

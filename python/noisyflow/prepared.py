@@ -1,0 +1,329 @@
+"""Mixtures prepared for many points, and how their log-density is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisyflow import _arrays, _checks, _core
+from noisyflow.runtime import num_threads
+
+Floats = NDArray[Any]
+
+# Instructions of a 16-lane processor, measured (bench/README.md): ordering a point or a
+# center, and below how many pair-instructions nothing but evaluating them can pay.
+_ORDER_WORK, _ORDER_WORK_PER_DIM = 1100.0, 40.0
+SMALLEST_WORK = 3e7
+_MAX_CELL_DIMS = 64
+
+_CHOOSE, _EVERY_PAIR = 0, 1
+_PATHS = {1: "every pair", 2: "blocks of points", 3: "point by point"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a log-density is computed, and what that leaves to do.
+
+    Expectations come from a sample of the points, which also chose the path. After an
+    evaluation the counts of what was done stand beside them.
+
+    Attributes
+    ----------
+    path : str
+        "every pair", "blocks of points" (far leaves of a tree are left out, tight cells
+        replaced by polynomials) or "point by point" (each through the tree alone).
+    num_pairs : int
+        Points times centers.
+    expected_pairs, expected_terms : float
+        Pairs evaluated one by one, and coefficients of polynomials evaluated.
+    expected_seconds : float
+        With one thread, on this machine, as the sample ran; the tree included.
+    num_cells : int
+        Groups of centers that a polynomial can stand for.
+    num_bytes : int
+        Memory of the tree, beside copies of centers and points.
+    evaluated_pairs, aggregated_pairs, evaluated_terms : int or None
+        What was done: pairs one by one, pairs that polynomials stood for, and the
+        polynomials' coefficients. All other pairs were skipped. None: not evaluated.
+    seconds : float or None
+        Of the evaluation, all threads together on the clock.
+    """
+
+    path: str
+    num_pairs: int
+    expected_pairs: float
+    expected_terms: float
+    expected_seconds: float
+    num_cells: int
+    num_bytes: int
+    evaluated_pairs: int | None = None
+    aggregated_pairs: int | None = None
+    evaluated_terms: int | None = None
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.path}: {self.expected_pairs:.3g} of {self.num_pairs:.3g} pairs "
+            f"expected one by one, {self.expected_terms:.3g} polynomial terms, "
+            f"{self.expected_seconds:.2g} s; {self.num_bytes / 1e6:.3g} MB"
+        )
+        if self.evaluated_pairs is not None and self.seconds is not None:
+            skipped = 1 - (self.evaluated_pairs + (self.aggregated_pairs or 0)) / max(
+                self.num_pairs, 1
+            )
+            text += (
+                f". Evaluated {self.evaluated_pairs:.3g} pairs, "
+                f"{self.aggregated_pairs:.3g} by {self.evaluated_terms:.3g} terms, "
+                f"{max(skipped, 0):.1%} skipped, in {self.seconds:.2g} s"
+            )
+        return text
+
+
+def checked_max_lost_mass(value: Any, dtype: Any) -> float:
+    """The default for the dtype, or a number in [0, 1)."""
+    if value is None:
+        return 1e-6 if dtype == np.float32 else 1e-13
+    lost = _checks.as_real("max_lost_mass", value)
+    if not 0 <= lost < 1:
+        raise ValueError(f"max_lost_mass must be at least 0 and below 1, got {value}")
+    return lost
+
+
+def pair_work(num_points: int, num_centers: int, d: int, itemsize: int) -> float:
+    """Instructions to evaluate every pair, in vectors of 16 floats or 8 doubles."""
+    exponential = 9 if itemsize == 4 else 15
+    return num_points * num_centers * (2 * d + exponential) * itemsize / 64
+
+
+def order_work(num_points: int, num_centers: int, d: int) -> float:
+    """Instructions to order points and centers."""
+    return (num_points + num_centers) * (_ORDER_WORK + _ORDER_WORK_PER_DIM * d)
+
+
+def is_worth_a_tree(
+    x: Floats, y: Floats, noise_std: float, max_lost_mass: float
+) -> bool:
+    """Whether a tree is likely to save more than it costs, by a sample of pairs.
+
+    Either few pairs are near enough to matter, or many centers lie so close together
+    that polynomials can stand for them.
+    """
+    (m, n, d) = (len(x), len(y), y.shape[1])
+    all_pairs = pair_work(m, n, d, y.itemsize)
+    ordering = order_work(m, n, d)
+    if all_pairs < max(SMALLEST_WORK, 1.5 * ordering):
+        return False
+    size = max(16, min(128, 2**20 // (256 * d)))
+    some_x = np.asarray(x[:: -(-m // size)][:size], np.float64)
+    some_y = np.asarray(y[:: -(-n // 256)], np.float64)
+    near = _squares(some_x, some_y) / noise_std**2 < d + 2 * math.log(n / max_lost_mass)
+    share = float(near.mean())
+    # The boxes of blocks are wider than the points themselves: the square root.
+    if math.sqrt(share) * all_pairs + 3 * ordering < 0.8 * all_pairs:
+        return True
+    if d > _MAX_CELL_DIMS:
+        return False
+    squares = _squares(some_y, some_y) / noise_std**2
+    return cell_work_share(squares, n, d, max_lost_mass) < 0.5 - ordering / all_pairs
+
+
+def _squares(x: Floats, y: Floats) -> Floats:
+    squares: Floats = ((x[:, None, :] - y[None, :, :]) ** 2).sum(axis=2)
+    return squares
+
+
+def cell_work_share(squares: Floats, n: int, d: int, max_lost_mass: float) -> float:
+    """Work with cells as a share of that of every pair, by the centers' distances.
+
+    squares: squared distances of a sample of centers, in units of noise_std.
+    """
+    bits = -math.log2(max_lost_mass) + 7
+    best = 1.0
+    for mean_square in (0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4):
+        # Centers within a cell of this mean square around a center.
+        count = n * float((squares < 2 * mean_square).mean(axis=1).mean())
+        for order in range(2, 25, 2):
+            reached = 0.5 * math.lgamma(order + 1) / math.log(2)
+            reached -= 0.5 * order * math.log2(2 * mean_square)
+            if reached >= bits:
+                terms = math.comb(order - 1 + d, d)
+                if terms <= 16000:
+                    best = min(best, (2.3 * terms + 60) / (count * (2 * d + 9)))
+                break
+    return best
+
+
+class PreparedMixture:
+    """A Gaussian mixture ordered once, for the log-density at many sets of points.
+
+    Made by `prepare`.
+
+    Attributes
+    ----------
+    num_centers, dimension : int
+    noise_std, max_lost_mass : float
+    """
+
+    def __init__(
+        self, centers: Floats, noise_std: float, weights: Any, max_lost_mass: float
+    ) -> None:
+        self._centers = centers
+        self._weights = weights
+        self.noise_std = noise_std
+        self.max_lost_mass = max_lost_mass
+        self._tree: Any = None
+        self._tree_seconds = 0.0
+
+    @property
+    def num_centers(self) -> int:
+        return len(self._centers)
+
+    @property
+    def dimension(self) -> int:
+        return int(self._centers.shape[1])
+
+    def log_density(self, points: Any) -> Any:
+        """Log-density at points (m, d), as `mixture_log_density`; (m,), in nats."""
+        x = self._as_points(points)
+        result, _ = self._evaluate(x, is_sure=True)
+        return _arrays.same_library(result, points)
+
+    def explain(self, points: Any) -> Plan:
+        """The `Plan` of `log_density(points)`, which is computed for it."""
+        return self._evaluate(self._as_points(points), is_sure=True)[1]
+
+    def _as_points(self, points: Any) -> Floats:
+        x = _arrays.as_matrix("points", points, allow_empty=True)
+        if x.dtype != self._centers.dtype:
+            raise TypeError(
+                f"points must have the dtype of the centers, {self._centers.dtype}, "
+                f"got {x.dtype}"
+            )
+        if x.shape[1] != self.dimension:
+            raise ValueError(
+                f"points must have the dimension of the centers, {self.dimension}, "
+                f"got shape {x.shape}"
+            )
+        return x
+
+    def _build(self) -> Any:
+        if self._tree is None:
+            start = time.perf_counter()
+            kind = _core.Prepared32 if self._centers.itemsize == 4 else _core.Prepared64
+            self._tree = kind(
+                self._centers,
+                self.noise_std,
+                self._weights,
+                self.max_lost_mass,
+                True,
+                num_threads(),
+            )
+            self._tree_seconds = time.perf_counter() - start
+        return self._tree
+
+    def _evaluate(self, x: Floats, *, is_sure: bool = False) -> tuple[Floats, Plan]:
+        """The log-density and how it was computed.
+
+        is_sure: a tree is wanted anyway; else a sample of pairs decides about it.
+        """
+        start = time.perf_counter()
+        (m, n, d) = (len(x), self.num_centers, self.dimension)
+        result = None
+        expected = (float(m) * n, 0.0, 0.0)
+        counts, cells, num_bytes, path = (m * n, 0, 0, 0), 0, 0, _EVERY_PAIR
+        is_large = pair_work(m, n, d, x.itemsize) >= SMALLEST_WORK
+        if (
+            self.max_lost_mass > 0
+            and is_large
+            and (
+                is_sure
+                or is_worth_a_tree(x, self._centers, self.noise_std, self.max_lost_mass)
+            )
+        ):
+            tree = self._build()
+            result, path, sampled, sample, seconds, done = tree.log_density(
+                x, _CHOOSE, num_threads()
+            )
+            if result is not None:
+                scale = m / sampled
+                expected = (
+                    sample[0] * scale,
+                    sample[2] * scale,
+                    seconds * scale + self._tree_seconds,
+                )
+                counts, cells, num_bytes = done, tree.num_cells, tree.num_bytes
+        if result is None:
+            result = _core.log_density(
+                x, self._centers, self.noise_std, self._weights, num_threads()
+            )
+        _arrays.check_representable("the log-density", result, allow_minus_inf=False)
+        elapsed = time.perf_counter() - start
+        if path == _EVERY_PAIR:
+            expected = (expected[0], 0.0, elapsed)
+        return result, Plan(
+            path=_PATHS[path],
+            num_pairs=m * n,
+            expected_pairs=expected[0],
+            expected_terms=expected[1],
+            expected_seconds=expected[2],
+            num_cells=cells,
+            num_bytes=num_bytes,
+            evaluated_pairs=counts[0],
+            aggregated_pairs=counts[1],
+            evaluated_terms=counts[2],
+            seconds=elapsed,
+        )
+
+
+def prepare(
+    centers: Any,
+    noise_std: float,
+    *,
+    weights: Any = None,
+    max_lost_mass: float | None = None,
+) -> PreparedMixture:
+    """A mixture ordered into a tree once, for log-densities at many sets of points.
+
+    Parameters
+    ----------
+    centers : (n, d) array
+        Component means. NumPy array or CPU torch tensor, float32 or float64.
+    noise_std : float
+        Standard deviation of every component, in the units of `centers`. Positive.
+    weights : (n,) array, optional
+        Component weights, not negative, summing to 1. Uniform by default.
+    max_lost_mass : float, optional
+        As in `mixture_log_density`.
+
+    Returns
+    -------
+    PreparedMixture
+        With `log_density(points)` and `explain(points)`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mixture_log_density`.
+
+    Notes
+    -----
+    The tree is built at the first large evaluation: O(n log n) time and O(n d) memory,
+    a few percent of one evaluation of every pair at n = 100,000. The centers are kept,
+    not copied: do not change them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mixture = prepare(np.array([[-1.0], [1.0]]), noise_std=1.0)
+    >>> mixture.log_density(np.array([[0.0], [1.0]]))
+    array([-1.41893853, -1.4851577 ])
+    """
+    y = _arrays.as_matrix("centers", centers)
+    beta = _arrays.check_noise_std(noise_std, y.dtype)
+    w = None if weights is None else _arrays.as_weights(weights, len(y), y.dtype)
+    return PreparedMixture(y, beta, w, checked_max_lost_mass(max_lost_mass, y.dtype))

@@ -1,0 +1,221 @@
+"""What a tree leaves out or aggregates stays within what was allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from noisyflow import _core, explain, mixture_log_density, prepare, prepared
+
+
+def dataset(kind: str, n: int, d: int, rng: np.random.Generator) -> Any:
+    """Centers of very different geometry, most within [-1, 1]^d."""
+    match kind:
+        case "uniform":
+            return rng.uniform(-1, 1, (n, d))
+        case "clustered":
+            means = rng.uniform(-1, 1, (16, d))
+            return means[rng.integers(0, 16, n)] + 0.02 * rng.standard_normal((n, d))
+        case "heavy-tailed":
+            return rng.standard_cauchy((n, d)).clip(-1e4, 1e4)
+        case "duplicated":
+            return np.repeat(rng.uniform(-1, 1, (n // 50 + 1, d)), 50, axis=0)[:n]
+        case "collapsed":  # hundreds of centers within a fraction of the noise
+            means = rng.uniform(-1, 1, (4, d))
+            return means[rng.integers(0, 4, n)] + 1e-3 * rng.standard_normal((n, d))
+        case "collinear":
+            return rng.uniform(-1, 1, (n, 1)) * np.ones((1, d))
+    raise AssertionError(kind)
+
+
+_BLOCKS, _POINT_BY_POINT = 2, 3
+
+
+def tree(y: Any, noise_std: float, w: Any, allowed: float, has_cells: bool) -> Any:
+    kind = _core.Prepared32 if y.dtype == np.float32 else _core.Prepared64
+    return kind(y, noise_std, w, allowed, has_cells, 1)
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 20])
+@pytest.mark.parametrize(
+    "kind",
+    ["uniform", "clustered", "heavy-tailed", "duplicated", "collinear", "collapsed"],
+)
+def test_changes_stay_within_the_certificate(
+    kind: str, d: int, cpu_target: str, rng: np.random.Generator
+) -> None:
+    """0 <= L - L' <= log(1 + allowed) by skipping; with polynomials on both sides.
+
+    In float64, where rounding (1e-12 of an exponent) hides nothing, near and far.
+    """
+    (n, m) = (900, 150)
+    centers = dataset(kind, n, d, rng)
+    for noise_std in (0.005, 0.1, 1.0, 10.0):
+        own = rng.integers(0, n, m)
+        points = centers[own] + noise_std * rng.standard_normal((m, d))
+        points[::7] = dataset("uniform", len(points[::7]), d, rng)  # far from all
+        weights = rng.random(n)
+        weights[rng.random(n) < 0.2] = 0
+        for w in (None, weights / weights.sum()):
+            exact = mixture_log_density(
+                points, centers, noise_std, weights=w, max_lost_mass=0
+            )
+            rounding = 1e-12 * np.maximum(1, np.abs(exact))
+            for allowed in (1e-10, 1e-2):
+                for has_cells in (False, True):
+                    built = tree(centers, noise_std, w, allowed, has_cells)
+                    for path in (_BLOCKS, _POINT_BY_POINT):
+                        ours, _, _, _, _, counts = built.log_density(points, path, 1)
+                        above = -np.log1p(-allowed) if counts[1] else 0.0
+                        assert (ours - exact <= above + rounding).all()
+                        assert (exact - ours <= np.log1p(allowed) + rounding).all()
+                        assert counts[0] + counts[1] > 0
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5])
+def test_float32_is_as_good_as_the_type(
+    d: int, cpu_target: str, rng: np.random.Generator
+) -> None:
+    """The defaults, 1e-6, against float64: 1e-5 nats, rounding included."""
+    for kind, noise_std in (("uniform", 0.1), ("uniform", 0.5), ("clustered", 0.1)):
+        centers = dataset(kind, 8000, d, rng).astype(np.float32)
+        noise = rng.standard_normal((600, d))
+        points = (centers[:600] + noise_std * noise).astype(np.float32)
+        exact = mixture_log_density(
+            points.astype(np.float64), centers.astype(np.float64), noise_std
+        )
+        built = tree(centers, noise_std, None, 1e-6, True)
+        ours = built.log_density(points, _BLOCKS, 1)[0]
+        assert np.abs(ours - exact).max() < 1e-5
+
+
+def test_cells_stand_for_most_pairs_of_tight_clusters(
+    cpu_target: str, dtype: Any, rng: np.random.Generator
+) -> None:
+    centers = dataset("clustered", 20_000, 2, rng).astype(dtype)
+    points = (centers + 0.1 * rng.standard_normal(centers.shape)).astype(dtype)
+    built = tree(centers, 0.1, None, 1e-6, True)
+    *_, counts = built.log_density(points, _BLOCKS, 1)
+    assert built.num_cells > 0
+    assert counts[0] < 0.05 * 20_000**2  # one by one
+    assert counts[2] < 0.05 * 20_000**2  # terms of polynomials
+
+
+def test_far_pairs_are_left_out(cpu_target: str, rng: np.random.Generator) -> None:
+    centers = rng.uniform(-1, 1, (20_000, 3)).astype(np.float32)
+    points = centers + np.float32(0.005) * rng.standard_normal((20_000, 3), np.float32)
+    built = tree(centers, 0.005, None, 1e-6, False)
+    for path in (_BLOCKS, _POINT_BY_POINT):
+        assert built.log_density(points, path, 1)[-1][0] < 0.05 * 20_000**2
+
+
+def test_a_tree_is_built_only_where_it_pays(rng: np.random.Generator) -> None:
+    centers = rng.uniform(-1, 1, (20_000, 3)).astype(np.float32)
+    points = centers + np.float32(0.005) * rng.standard_normal((20_000, 3), np.float32)
+    assert prepared.is_worth_a_tree(points, centers, 0.005, 1e-6)
+    assert prepared.is_worth_a_tree(points, centers, 1.0, 1e-6)  # cells
+    assert not prepared.is_worth_a_tree(points[:500], centers[:500], 0.005, 1e-6)
+    wide = rng.uniform(-1, 1, (20_000, 10)).astype(np.float32)
+    assert not prepared.is_worth_a_tree(wide, wide, 1.0, 1e-6)
+
+
+def test_the_public_function_leaves_out_no_more_than_it_may(
+    dtype: Any, rng: np.random.Generator
+) -> None:
+    centers = rng.uniform(-1, 1, (30_000, 2)).astype(dtype)
+    points = (centers + 0.01 * rng.standard_normal(centers.shape)).astype(dtype)
+    exact = mixture_log_density(points[:2000], centers, 0.01, max_lost_mass=0)
+    ours = mixture_log_density(points, centers, 0.01, max_lost_mass=1e-4)[:2000]
+    rounding = 200 * np.finfo(dtype).eps
+    assert np.abs(exact - ours).max() <= 1e-4 + rounding
+    plan = explain(points, centers, 0.01, max_lost_mass=1e-4)
+    assert plan.path != "every pair"
+    assert plan.evaluated_pairs is not None
+    assert plan.evaluated_pairs < 0.1 * 30_000**2
+    every = explain(points[:2000], centers, 0.01, max_lost_mass=0)
+    assert every.path == "every pair"
+    assert every.evaluated_pairs == 2000 * 30_000
+
+
+def test_a_prepared_mixture_serves_many_sets_of_points(
+    dtype: Any, rng: np.random.Generator
+) -> None:
+    centers = rng.uniform(-1, 1, (20_000, 3)).astype(dtype)
+    mixture = prepare(centers, 0.02)
+    for m in (0, 1, 5, 20_000):
+        points = (centers[:m] + 0.02 * rng.standard_normal((m, 3))).astype(dtype)
+        exact = mixture_log_density(points, centers, 0.02, max_lost_mass=0)
+        rounding = 200 * np.finfo(dtype).eps
+        np.testing.assert_allclose(
+            mixture.log_density(points), exact, rtol=0, atol=1e-6 + rounding
+        )
+    assert mixture.explain(points).num_bytes > 0
+    with pytest.raises(ValueError, match="points must have the dimension"):
+        mixture.log_density(points[:, :2])
+    with pytest.raises(TypeError, match="points must have the dtype"):
+        mixture.log_density(points.astype(_other(dtype)))
+
+
+def _other(dtype: Any) -> Any:
+    return np.float64 if dtype == np.float32 else np.float32
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (1, 64), (33, 65)])
+@pytest.mark.parametrize("path", [_BLOCKS, _POINT_BY_POINT])
+def test_small_problems_are_the_same(
+    shape: tuple[int, int], path: int, cpu_target: str, rng: np.random.Generator
+) -> None:
+    (m, n) = shape
+    centers, points = rng.standard_normal((n, 3)), rng.standard_normal((m, 3))
+    exact = mixture_log_density(points, centers, 0.3)
+    ours = tree(centers, 0.3, None, 1e-13, True).log_density(points, path, 2)[0]
+    np.testing.assert_allclose(ours, exact, rtol=1e-12)
+
+
+def test_equal_centers_are_one_cell(cpu_target: str, dtype: Any) -> None:
+    centers = np.full((5000, 4), 0.3, dtype)
+    points = np.linspace(-1, 1, 200, dtype=dtype)[:, None] * np.ones((1, 4), dtype)
+    built = tree(centers, 0.1, None, 1e-6, True)
+    ours, _, _, _, _, counts = built.log_density(points, _BLOCKS, 1)
+    exact = mixture_log_density(points, centers[:1], 0.1)
+    np.testing.assert_allclose(ours, exact, rtol=4e-6 if dtype == np.float32 else 1e-6)
+    assert built.num_cells == 1
+    assert counts[0] == 0
+
+
+def test_points_a_million_noise_widths_away(
+    cpu_target: str, rng: np.random.Generator
+) -> None:
+    centers = rng.uniform(-1, 1, (3000, 3))
+    points = rng.standard_normal((100, 3)) * 1e5
+    exact = mixture_log_density(points, centers, 0.1, max_lost_mass=0)
+    for path in (_BLOCKS, _POINT_BY_POINT):
+        built = tree(centers, 0.1, None, 1e-9, True)
+        ours = built.log_density(points, path, 1)[0]
+        np.testing.assert_allclose(ours, exact, rtol=1e-12)
+
+
+def test_the_number_of_threads_does_not_change_a_bit(rng: np.random.Generator) -> None:
+    for kind in ("uniform", "clustered"):
+        centers = dataset(kind, 6000, 3, rng)
+        kinds = [
+            _core.Prepared64(centers, 0.05, None, 1e-6, True, count)
+            for count in (1, 2, 3, 7)
+        ]
+        for path in (_BLOCKS, _POINT_BY_POINT):
+            first, *_, counts = kinds[0].log_density(centers, path, 1)
+            for built, threads in zip(kinds[1:], (2, 3, 7), strict=True):
+                other, *_, other_counts = built.log_density(centers, path, threads)
+                np.testing.assert_array_equal(other, first)
+                assert other_counts == counts
+
+
+@pytest.mark.parametrize("value", [-1e-3, 1.0, 2.0, np.nan, "0.1", True])
+def test_bad_max_lost_mass_is_named(value: Any) -> None:
+    for function in (mixture_log_density, explain):
+        with pytest.raises((TypeError, ValueError), match="max_lost_mass must be"):
+            function(np.zeros((1, 1)), np.zeros((1, 1)), 1.0, max_lost_mass=value)
+    with pytest.raises((TypeError, ValueError), match="max_lost_mass must be"):
+        prepare(np.zeros((1, 1)), 1.0, max_lost_mass=value)
