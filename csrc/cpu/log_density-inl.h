@@ -25,28 +25,39 @@
 namespace noisyflow {
 inline namespace NOISYFLOW_TARGET {
 
-constexpr double kSlack = 40;  // log2; 512 terms of 2^40 stay far below 2^127
+constexpr double kSlack = 20;      // log2; 512 terms of 2^20 are exact enough to be exceeded by one
+constexpr int kChunk = 16;         // dimensions whose sum starts near zero
 constexpr int64_t kTileBytes =
     32768;                         // centers of one tile: they stay in L1 for all points of a task
 constexpr int64_t kMaxTile = 512;  // float sums of more terms would lose digits
 
+// Chunks whose offsets are kept apart; 0: so few dimensions that one offset does.
+inline int64_t num_chunks(int64_t d) { return d > kChunk ? (d + kChunk - 1) / kChunk : 0; }
+
 // The running sums of Q vectors of points: per lane an offset (squared distance) and a double.
 template <class T, int Q>
 struct LaneSums {
-  T offset[Q * kLanes<T>];
+  double offset[Q * kLanes<T>];
   double sum[Q * kLanes<T>];
+  // num_chunks() x Q vectors, whose sum the offset is: squared distances to one and the same
+  // center, the lane's nearest when the offset last moved. Null: the offset serves as a whole.
+  T* chunks;
 
-  void clear() {
+  void clear(T* chunk_memory = nullptr, int64_t d = 0) {
+    chunks = chunk_memory;
     for (int l = 0; l < Q * kLanes<T>; ++l) {
-      offset[l] = T(INFINITY);
+      offset[l] = INFINITY;
       sum[l] = 0;
     }
+    if (!chunks) return;
+    for (int64_t i = 0; i < num_chunks(d) * Q * kLanes<T>; ++i)
+      chunks[i] = i < Q * kLanes<T> ? T(INFINITY) : T(0);
   }
 
-  bool all_met() const {
-    for (int l = 0; l < Q * kLanes<T>; ++l)
-      if (offset[l] == T(INFINITY)) return false;
-    return true;
+  Vec<T> base(int q) const {
+    Vec<T> v;
+    for (int l = 0; l < kLanes<T>; ++l) v[l] = T(offset[q * kLanes<T> + l]);
+    return v;
   }
 
   // Empties the tile's accumulator into the sums.
@@ -54,36 +65,42 @@ struct LaneSums {
     for (int l = 0; l < kLanes<T>; ++l) sum[q * kLanes<T> + l] += double(acc[l]);
     acc = Vec<T>{};
   }
-
-  // Lowers the offset of every lane of vector q that met a distance far below it.
-  void rebase(int q, Vec<T> nearest, T scale) {
-    const T slack = T(kSlack) / scale;
-    for (int l = 0; l < kLanes<T>; ++l) {
-      T& at = offset[q * kLanes<T> + l];
-      if (!(nearest[l] < at - slack)) continue;  // also: inf < inf, nothing met yet
-      LogSum moved{double(scale) * double(at), sum[q * kLanes<T> + l]};
-      moved.rebase(double(scale) * double(nearest[l]));
-      sum[q * kLanes<T> + l] = moved.sum;
-      at = nearest[l];
-    }
-  }
 };
 
-// Squared distances minus base from Q vectors of points to C centers.
-// points: d x Q vectors; centers: rows `stride` apart; shift: per center or null.
+// The centers that count for each lane: [begin, end) without [hole_begin, hole_end).
+template <class T, int Q>
+struct LaneRanges {
+  Int<T> begin[Q], end[Q], hole_begin[Q], hole_end[Q];
+};
+
+// Moves centers first, first + 1, .. that do not count for a lane out of its sight.
+template <class T, int Q, int C>
+inline __attribute__((always_inline)) void hide(const LaneRanges<T, Q>& ranges, int64_t first,
+                                                Vec<T>* s) {
+  const Vec<T> nowhere = broadcast<T>(T(INFINITY));
+#pragma GCC unroll 16
+  for (int c = 0; c < C; ++c) {
+    const Int<T> j = Int<T>{} + typename Simd<T>::Scalar(first + c);
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      const Int<T> counts = (j >= ranges.begin[q]) & (j < ranges.end[q]) &
+                            ((j < ranges.hole_begin[q]) | (j >= ranges.hole_end[q]));
+      s[c * Q + q] = counts ? s[c * Q + q] : nowhere;
+    }
+  }
+}
+
+// Adds the squared distances along dimensions [from, to) of Q vectors of points to C centers.
+// points: d x Q vectors; centers: rows `stride` apart.
 //
 // The loop over dimensions stays a loop: with d known at compile time and everything unrolled,
 // GCC 12 spills and is 15 % (d = 3) to 30 % (d = 10) slower (bench/README.md).
-template <class T, int Q, int C, bool Weighted>
-inline __attribute__((always_inline)) void distances(const T* points, const T* centers,
-                                                     int64_t stride, const T* shift, int d,
-                                                     const Vec<T>* base, Vec<T>* s) {
-#pragma GCC unroll 16
-  for (int c = 0; c < C; ++c)
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; ++q) s[c * Q + q] = Weighted ? shift[c] - base[q] : -base[q];
+template <class T, int Q, int C>
+inline __attribute__((always_inline)) void add_squares(const T* points, const T* centers,
+                                                       int64_t stride, int from, int to,
+                                                       Vec<T>* s) {
 #pragma GCC unroll 1
-  for (int k = 0; k < d; ++k) {
+  for (int k = from; k < to; ++k) {
     Vec<T> x[Q];
 #pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) x[q] = load<T>(points + (k * Q + q) * kLanes<T>);
@@ -99,163 +116,347 @@ inline __attribute__((always_inline)) void distances(const T* points, const T* c
   }
 }
 
+// Where accumulation starts: minus base, plus the centers' own shift.
+template <class T, int Q, int C, bool Weighted>
+inline __attribute__((always_inline)) void start(const T* shift, const Vec<T>* base, Vec<T>* s) {
+#pragma GCC unroll 16
+  for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) s[c * Q + q] = Weighted ? shift[c] - base[q] : -base[q];
+}
+
+// A block of C centers at some lanes' offsets, computed slowly and safely.
+template <class T, int Q>
+struct Block {
+  const T* points;
+  const T* centers;
+  int64_t stride;
+  const T* shift;                  // of its centers; null: none
+  const LaneRanges<T, Q>* ranges;  // null: all centers count for all lanes
+  int64_t first;                   // index of its first center
+  int d;
+};
+
+// Squared distances from zero.
+template <class T, int Q, int C>
+void whole_distances(const Block<T, Q>& block, Vec<T>* s) {
+  for (int c = 0; c < C; ++c)
+    for (int q = 0; q < Q; ++q) s[c * Q + q] = broadcast<T>(block.shift ? block.shift[c] : T(0));
+  add_squares<T, Q, C>(block.points, block.centers, block.stride, 0, block.d, s);
+  if (block.ranges) hide<T, Q, C>(*block.ranges, block.first, s);
+}
+
+// 2^-(scale * s) added up, for s that may be anything: too near can only be rounding of distances
+// that are larger than any exponent, NaN a lane that has met nothing yet.
+template <class T, int Q, int C>
+void add_exp2_safely(Vec<T>* s, T scale, Vec<T>* acc) {
+  const Vec<T> nearest = broadcast<T>(-T(kSlack) / scale);
+  for (int i = 0; i < C * Q; ++i) {
+    const Vec<T> bounded = s[i] < nearest ? nearest : s[i];
+    s[i] = s[i] == s[i] ? bounded : broadcast<T>(T(INFINITY));
+  }
+  add_exp2<T, C * Q, Q>(s, scale, acc);
+}
+
+// Adds a block in which some lane met a center far nearer than all before: moves such lanes'
+// offsets to their nearest center in it. acc: what the tile added before; zero after.
+template <class T, int Q, int C>
+__attribute__((noinline)) void settle(const Block<T, Q>& block, T scale, LaneSums<T, Q>& sums,
+                                      Vec<T>* acc) {
+  constexpr T kMove = T(4);  // log2: a smaller step is not worth a rounding
+  Vec<T> s[C * Q];
+  whole_distances<T, Q, C>(block, s);
+  for (int q = 0; q < Q; ++q) {
+    Vec<T> least = s[q];
+    for (int c = 1; c < C; ++c) least = vmin(s[c * Q + q], least);
+    const Vec<T> before = sums.base(q);
+    const Int<T> moves = least < before - kMove / scale;  // inf < inf: still nothing met
+    const Vec<T> base = moves ? least : before;
+    const Vec<T> lowered = moves ? before - least : Vec<T>{};
+    Vec<T> factor = Vec<T>{};
+    add_exp2<T, 1, 1>(&lowered, scale, &factor);
+    for (int l = 0; l < kLanes<T>; ++l) {
+      const int at = q * kLanes<T> + l;
+      sums.sum[at] = (sums.sum[at] + double(acc[q][l])) * (moves[l] ? double(factor[l]) : 1);
+      sums.offset[at] = double(base[l]);
+    }
+    for (int c = 0; c < C; ++c) s[c * Q + q] -= base;
+    acc[q] = Vec<T>{};
+  }
+  add_exp2_safely<T, Q, C>(s, scale, acc);
+  for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
+}
+
 // Adds the terms of `count` centers, a multiple of C, to the sums of Q vectors of points.
 //
-// Search: offsets move whenever a center is far nearer than all before. Without, they stay, which
-// saves an instruction per pair; where that lets a term pass 2^kSlack nothing is added and the
-// result is false. Only where exponentials that are too large are infinite (kExp2Overflows).
-template <class T, int Q, int C, bool Weighted, bool Search>
-__attribute__((noinline)) bool add_centers(const T* points, const T* centers, int64_t stride,
-                                           const T* shift, int64_t count, int d, T scale,
+// Where too large an exponential is infinite (kExp2Overflows), a center far nearer than all before
+// is noticed after the fact, by a sum out of range; elsewhere before, for an instruction per pair.
+template <class T, int Q, int C, bool Weighted, bool Ranged>
+__attribute__((noinline)) void add_centers(Block<T, Q> block, int64_t count, T scale,
                                            LaneSums<T, Q>& sums) {
-  constexpr int kNumAccumulators = C % 4 == 0 ? 4 : 1;  // per point vector: hides FMA latency
-  Vec<T> base[Q], acc[Q][kNumAccumulators];
+  const Vec<T> too_near = broadcast<T>(-T(kSlack) / scale);
+  const Vec<T> too_large = broadcast<T>(T(1 << int(kSlack)));
+  Vec<T> base[Q], acc[Q];
   for (int q = 0; q < Q; ++q) {
-    base[q] = load<T>(sums.offset + q * kLanes<T>);
-    for (int a = 0; a < kNumAccumulators; ++a) acc[q][a] = Vec<T>{};
+    base[q] = sums.base(q);
+    acc[q] = Vec<T>{};
   }
-  const T too_near = -T(kSlack) / scale;
-
   for (int64_t j = 0; j < count; j += C) {
-    Vec<T> s[C * Q];
-    distances<T, Q, C, Weighted>(points, centers + j * stride, stride, shift + (Weighted ? j : 0),
-                                 d, base, s);
+    Vec<T> s[C * Q], before[Q];
+    start<T, Q, C, Weighted>(block.shift, base, s);
+    add_squares<T, Q, C>(block.points, block.centers, block.stride, 0, block.d, s);
+    if constexpr (Ranged) hide<T, Q, C>(*block.ranges, block.first, s);
 
-    // -- a term far above the offset: move the offset -------------------------------------------
-    if constexpr (Search) {
+    Int<T> unsettled = Int<T>{};
+    if constexpr (kExp2Overflows) {
+      for (int q = 0; q < Q; ++q) before[q] = acc[q];
+      add_exp2<T, C * Q, Q>(s, scale, acc);
+      for (int q = 0; q < Q; ++q) unsettled |= ~(acc[q] < too_large);  // also NaN
+    } else {
       Vec<T> nearest = s[0];
 #pragma GCC unroll 16
       for (int i = 1; i < C * Q; ++i) nearest = vmin(s[i], nearest);
-      if (__builtin_expect(any<T>(nearest < too_near), 0)) {
-        Vec<T> zero[Q];
-        for (int q = 0; q < Q; ++q) zero[q] = Vec<T>{};
-        distances<T, Q, C, Weighted>(points, centers + j * stride, stride,
-                                     shift + (Weighted ? j : 0), d, zero, s);
-        for (int q = 0; q < Q; ++q) {
-          Vec<T> least = s[q];
-          for (int c = 1; c < C; ++c) least = vmin(s[c * Q + q], least);
-          for (int a = 0; a < kNumAccumulators; ++a) sums.fold(q, acc[q][a]);
-          sums.rebase(q, least, scale);
-          base[q] = load<T>(sums.offset + q * kLanes<T>);
-          for (int c = 0; c < C; ++c) s[c * Q + q] -= base[q];
-        }
+      unsettled = ~(nearest >= too_near);
+      for (int q = 0; q < Q; ++q) before[q] = acc[q];
+    }
+    if (__builtin_expect(any<T>(unsettled), 0)) {
+      for (int q = 0; q < Q; ++q) acc[q] = before[q];
+      settle<T, Q, C>(block, scale, sums, acc);
+      for (int q = 0; q < Q; ++q) base[q] = sums.base(q);
+    } else if constexpr (!kExp2Overflows) {
+      add_exp2<T, C * Q, Q>(s, scale, acc);
+    }
+    block.centers += C * block.stride;
+    block.first += C;
+    if constexpr (Weighted) block.shift += C;
+  }
+  for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
+}
+
+// -- many dimensions -----------------------------------------------------------------------------
+//
+// A running sum of d squares passes values as large as d / 2 exponents, and each addition is
+// rounded accordingly. With an offset for every kChunk dimensions it stays near zero for every
+// center about as near, dimension by dimension, as the lane's reference.
+
+// The chunked twin of settle(). s: the block's distances minus the offsets.
+template <class T, int Q, int C>
+__attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, Vec<T>* s,
+                                             LaneSums<T, Q>& sums, Vec<T>* acc) {
+  constexpr int kGroup = Q * kLanes<T>;
+  const T step = -T(4) / scale;
+  const int d = block.d;
+  Vec<T> whole[C * Q], least[Q];
+  whole_distances<T, Q, C>(block, whole);
+  Int<T> reference[Q];
+  for (int q = 0; q < Q; ++q) {
+    const Int<T> met = sums.base(q) < T(INFINITY);
+    least[q] = broadcast<T>(T(INFINITY));
+    reference[q] = Int<T>{} - 1;
+    for (int c = 0; c < C; ++c) {
+      const Vec<T> at = met ? s[c * Q + q] : whole[c * Q + q];
+      const Int<T> nearer = at < least[q];
+      least[q] = nearer ? at : least[q];
+      reference[q] = nearer ? Int<T>{} + c : reference[q];
+    }
+    reference[q] = (least[q] < step) | ~met ? reference[q] : Int<T>{} - 1;
+    sums.fold(q, acc[q]);
+  }
+
+  // -- new offsets, one center at a time ---------------------------------------------------------
+  for (int c = 0; c < C; ++c) {
+    Int<T> moves[Q], some = Int<T>{};
+    for (int q = 0; q < Q; ++q) some |= moves[q] = reference[q] == c;
+    if (!any<T>(some)) continue;
+    double offset[kGroup] = {};
+    T* chunk = sums.chunks;
+    for (int k = 0; k < d; k += kChunk, chunk += kGroup) {
+      Vec<T> sum[Q];
+      for (int q = 0; q < Q; ++q)
+        sum[q] = broadcast<T>(k == 0 && block.shift ? block.shift[c] : T(0));
+      add_squares<T, Q, 1>(block.points, block.centers + c * block.stride, 0, k,
+                           k + kChunk < d ? k + kChunk : d, sum);
+      for (int q = 0; q < Q; ++q) {
+        T* at = chunk + q * kLanes<T>;
+        store<T>(at, moves[q] ? sum[q] : load<T>(at));
+        for (int l = 0; l < kLanes<T>; ++l) offset[q * kLanes<T> + l] += double(sum[q][l]);
       }
     }
-
-    // -- exponentials ------------------------------------------------------------------------
-    if constexpr (Q == 1) {
-      add_exp2<T, C, kNumAccumulators>(s, scale, acc[0]);
-    } else {
-      // s is ordered center-major: accumulator index alternates over the point vectors.
-      Vec<T> sum[Q];
-      for (int q = 0; q < Q; ++q) sum[q] = acc[q][0];
-      add_exp2<T, C * Q, Q>(s, scale, sum);
-      for (int q = 0; q < Q; ++q) acc[q][0] = sum[q];
+    for (int l = 0; l < kGroup; ++l) {
+      if (!moves[l / kLanes<T>][l % kLanes<T>]) continue;
+      LogSum moved{double(scale) * sums.offset[l], sums.sum[l]};
+      moved.rebase(double(scale) * offset[l]);
+      sums.sum[l] = moved.sum;
+      sums.offset[l] = offset[l];
     }
   }
-  if constexpr (!Search) {
-    // 2^kSlack in one term, or NaN and infinity from far beyond: not (sum < limit).
-    const Vec<T> limit = broadcast<T>(T(1099511627776.0));
-    Int<T> passed = Int<T>{};
-    for (int q = 0; q < Q; ++q)
-      for (int a = 0; a < kNumAccumulators; ++a) passed |= ~(acc[q][a] < limit);
-    if (any<T>(passed)) return false;
-  }
+
+  // -- the block's terms at the new offsets ------------------------------------------------------
   for (int q = 0; q < Q; ++q)
-    for (int a = 0; a < kNumAccumulators; ++a) sums.fold(q, acc[q][a]);
-  return true;
+    for (int c = 0; c < C; ++c) s[c * Q + q] = broadcast<T>(block.shift ? block.shift[c] : T(0));
+  const T* chunk = sums.chunks;
+  for (int k = 0; k < d; k += kChunk, chunk += kGroup) {
+    for (int i = 0; i < C * Q; ++i) s[i] -= load<T>(chunk + i % Q * kLanes<T>);
+    add_squares<T, Q, C>(block.points, block.centers, block.stride, k,
+                         k + kChunk < d ? k + kChunk : d, s);
+  }
+  if (block.ranges) hide<T, Q, C>(*block.ranges, block.first, s);
+  add_exp2_safely<T, Q, C>(s, scale, acc);
+  for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
 }
 
-// Offsets are searched for where some lane has none yet or the quick way fails, which happens
-// in few tiles: each time the nearest distance falls by kSlack.
+// The chunked twin of add_centers(). Limited: a block of which every center is farther from every
+// lane than its limit, a squared distance, is left out as soon as the dimensions so far say so.
+template <class T, int Q, int C, bool Weighted, bool Ranged, bool Limited>
+__attribute__((noinline)) void add_centers_chunked(Block<T, Q> block, int64_t count, T scale,
+                                                   const T* limits, LaneSums<T, Q>& sums) {
+  constexpr int kGroup = Q * kLanes<T>;
+  const Vec<T> too_near = broadcast<T>(-T(kSlack) / scale);
+  const int d = block.d;
+  Vec<T> acc[Q], limit[Q];
+  for (int q = 0; q < Q; ++q) acc[q] = Vec<T>{};
+  auto set_limits = [&] {
+    // The running sum s of the dimensions so far, with offsets P, and the limit less P have
+    // 2 roundings for every dimension and 2 more for every chunk, none of more than
+    // |limit| + offset, or s is beyond the limit by more than that.
+    const T rounding = T(d + 2 * num_chunks(d) + 8) * kEpsilon<T>;
+    for (int q = 0; q < Q; ++q) {
+      const Vec<T> given = load<T>(limits + q * kLanes<T>);
+      limit[q] = given + rounding * (given + sums.base(q));
+    }
+  };
+  if constexpr (Limited) set_limits();
+
+  for (int64_t j = 0; j < count; j += C) {
+    Vec<T> s[C * Q], near[Q], left[Q];
+    for (int q = 0; q < Q; ++q) {
+      near[q] = load<T>(sums.chunks + q * kLanes<T>);
+      if constexpr (Limited) left[q] = limit[q] - near[q];
+    }
+    start<T, Q, C, Weighted>(block.shift, near, s);
+    const T* chunk = sums.chunks;
+    bool is_beyond = false;
+    for (int k = 0;;) {
+      const int end = k + kChunk < d ? k + kChunk : d;
+      add_squares<T, Q, C>(block.points, block.centers, block.stride, k, end, s);
+      k = end;
+      if (Limited || k == d) {
+        if constexpr (Ranged) hide<T, Q, C>(*block.ranges, block.first, s);
+        for (int q = 0; q < Q; ++q) {
+          near[q] = s[q];
+#pragma GCC unroll 16
+          for (int c = 1; c < C; ++c) near[q] = vmin(s[c * Q + q], near[q]);
+        }
+        if constexpr (Limited) {
+          Int<T> within = Int<T>{};
+          for (int q = 0; q < Q; ++q) within |= ~(near[q] > left[q]);
+          is_beyond = !any<T>(within);
+        }
+        if (is_beyond || k == d) break;
+      }
+      chunk += kGroup;
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        const Vec<T> next = load<T>(chunk + q * kLanes<T>);
+        if constexpr (Limited) left[q] -= next;
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) s[c * Q + q] -= next;
+      }
+    }
+    if (!is_beyond) {
+      Int<T> unsettled = Int<T>{};
+      for (int q = 0; q < Q; ++q) unsettled |= ~(near[q] >= too_near);
+      if (__builtin_expect(any<T>(unsettled), 0)) {
+        settle_chunks<T, Q, C>(block, scale, s, sums, acc);
+        if constexpr (Limited) set_limits();
+      } else {
+        add_exp2<T, C * Q, Q>(s, scale, acc);
+      }
+    }
+    block.centers += C * block.stride;
+    block.first += C;
+    if constexpr (Weighted) block.shift += C;
+  }
+  for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
+}
+
+// -- any number of centers -----------------------------------------------------------------------
+
 template <class T, int Q, int C, bool Weighted>
-void add_block(const T* points, const MixtureView<T>& mixture, int64_t begin, int64_t count,
-               T scale, LaneSums<T, Q>& sums) {
-  const T* centers = mixture.centers + begin * mixture.stride;
-  const T* shift = Weighted ? mixture.weight_shift + begin : nullptr;
-  const int d = int(mixture.d);
-  if constexpr (kExp2Overflows)
-    if (sums.all_met() && add_centers<T, Q, C, Weighted, false>(points, centers, mixture.stride,
-                                                                shift, count, d, scale, sums))
-      return;
-  add_centers<T, Q, C, Weighted, true>(points, centers, mixture.stride, shift, count, d, scale,
-                                       sums);
+void add_blocks(const Block<T, Q>& block, int64_t count, T scale, const T* limits,
+                LaneSums<T, Q>& sums) {
+  if (sums.chunks && limits)
+    add_centers_chunked<T, Q, C, Weighted, false, true>(block, count, scale, limits, sums);
+  else if (sums.chunks && block.ranges)
+    add_centers_chunked<T, Q, C, Weighted, true, false>(block, count, scale, nullptr, sums);
+  else if (sums.chunks)
+    add_centers_chunked<T, Q, C, Weighted, false, false>(block, count, scale, nullptr, sums);
+  else if (block.ranges)
+    add_centers<T, Q, C, Weighted, true>(block, count, scale, sums);
+  else
+    add_centers<T, Q, C, Weighted, false>(block, count, scale, sums);
 }
 
-// Any number of centers: whole blocks of C, then one by one.
+// Centers [begin, end): whole blocks of C, then a block of which the last centers are the rest and
+// the others are out of sight.
+template <class T, int Q, int C>
+void add_range(const T* points, const MixtureView<T>& mixture, int64_t begin, int64_t end, T scale,
+               const LaneRanges<T, Q>* ranges, const T* limits, LaneSums<T, Q>& sums) {
+  const T* shift = mixture.weight_shift;
+  Block<T, Q> block{points, mixture.centers + begin * mixture.stride,
+                    mixture.stride, shift ? shift + begin : nullptr,
+                    ranges, begin, int(mixture.d)};
+  const int64_t whole = (end - begin) / C * C;
+  if (whole && shift) add_blocks<T, Q, C, true>(block, whole, scale, limits, sums);
+  if (whole && !shift) add_blocks<T, Q, C, false>(block, whole, scale, limits, sums);
+  // Fewer than C centers in all: one by one, as C times the same row.
+  const bool is_tiny = mixture.n < C;
+  block.stride = is_tiny ? 0 : mixture.stride;
+  for (int64_t j = begin + whole; j < end; ++j) {
+    const int64_t first = is_tiny ? j : end < C ? 0 : end - C;
+    T shifts[C];
+    for (int c = 0; c < C; ++c) {
+      const bool counts = is_tiny ? c == 0 : first + c >= j && first + c < end;
+      shifts[c] = !counts ? T(INFINITY) : shift ? shift[first + c] : T(0);
+    }
+    block.centers = mixture.centers + first * mixture.stride;
+    block.shift = shifts;
+    block.first = first;
+    add_blocks<T, Q, C, true>(block, C, scale, limits, sums);
+    if (!is_tiny) break;
+  }
+}
+
 template <class T, int Q, int C>
 void add_tile(const T* points, const MixtureView<T>& mixture, int64_t begin, int64_t end, T scale,
               LaneSums<T, Q>& sums) {
-  const int64_t whole = (end - begin) / C * C, rest = end - begin - whole;
-  if (mixture.weight_shift) {
-    if (whole) add_block<T, Q, C, true>(points, mixture, begin, whole, scale, sums);
-    if (rest) add_block<T, Q, 1, true>(points, mixture, begin + whole, rest, scale, sums);
-  } else {
-    if (whole) add_block<T, Q, C, false>(points, mixture, begin, whole, scale, sums);
-    if (rest) add_block<T, Q, 1, false>(points, mixture, begin + whole, rest, scale, sums);
-  }
+  add_range<T, Q, C>(points, mixture, begin, end, scale, nullptr, nullptr, sums);
 }
 
-// Centers that are not in the same part of the mixture for every lane: one at a time, masked.
-// memberships: one per lane. Adds to parts[kInner], [kOuter], [kRest] and to own, each Q vectors.
-template <class T, int Q>
-void add_mixed(const T* points, const MixtureView<T>& mixture, int64_t begin, int64_t end, T scale,
-               const Membership* membership, bool include_rest, LaneSums<T, Q>* parts) {
-  using Scalar = typename Simd<T>::Scalar;
-  for (int q = 0; q < Q; ++q) {
-    Int<T> own, inner_begin, inner_end, outer_begin, outer_end;
-    for (int l = 0; l < kLanes<T>; ++l) {
-      const Membership& lane = membership[q * kLanes<T> + l];
-      own[l] = Scalar(lane.own);
-      inner_begin[l] = Scalar(lane.inner_begin);
-      inner_end[l] = Scalar(lane.inner_end);
-      outer_begin[l] = Scalar(lane.outer_begin);
-      outer_end[l] = Scalar(lane.outer_end);
-    }
-    for (int64_t j = begin; j < end; ++j) {
-      const T* y = mixture.centers + j * mixture.stride;
-      Vec<T> s = broadcast<T>(mixture.weight_shift ? mixture.weight_shift[j] : T(0));
-      for (int64_t k = 0; k < mixture.d; ++k) {
-        const Vec<T> diff = load<T>(points + (k * Q + q) * kLanes<T>) - y[k];
-        s += diff * diff;
-      }
-      const Int<T> index = Int<T>{} + Scalar(j);
-      const Int<T> is_own = index == own;
-      const Int<T> is_inner = (index >= inner_begin) & (index < inner_end);
-      const Int<T> is_outer = (index >= outer_begin) & (index < outer_end);
-      const Int<T> chosen[kNumParts] = {is_inner & ~is_own, is_outer & ~is_inner, ~is_outer,
-                                        is_own};
-      for (int part = 0; part < kNumParts; ++part) {
-        const bool beyond = part == kOuter || part == kRest;
-        if ((beyond && !include_rest) || !any<T>(chosen[part])) continue;
-        LaneSums<T, Q>& sums = parts[part];
-        const Vec<T> distance = chosen[part] ? s : broadcast<T>(T(INFINITY));
-        Vec<T> base = load<T>(sums.offset + q * kLanes<T>);
-        if (any<T>(distance < base - T(kSlack) / scale)) {
-          sums.rebase(q, distance, scale);
-          base = load<T>(sums.offset + q * kLanes<T>);
-        }
-        const Vec<T> relative = distance - base;  // NaN where nothing was met: not chosen
-        Vec<T> term = Vec<T>{};
-        add_exp2<T, 1, 1>(&relative, scale, &term);
-        for (int l = 0; l < kLanes<T>; ++l)
-          if (chosen[part][l]) sums.sum[q * kLanes<T> + l] += double(term[l]);
-      }
-    }
-  }
+// add_tile, but a center farther from a lane than the lane's limit, a squared distance (with the
+// center's weight_shift), may or may not be added. limits: Q vectors. Pays where d > kChunk.
+template <class T, int Q, int C>
+void add_tile_limited(const T* points, const MixtureView<T>& mixture, int64_t begin, int64_t end,
+                      T scale, const T* limits, LaneSums<T, Q>& sums) {
+  add_range<T, Q, C>(points, mixture, begin, end, scale, nullptr, limits, sums);
 }
+
+// -- the parts of a mixture ----------------------------------------------------------------------
 
 // A range of centers and the part of the mixture that it is for all lanes; kNumParts: mixed.
+// has_own: own centers of some lanes are among them.
 struct Segment {
   int64_t begin, end;
   int part;
+  bool has_own;
 };
 constexpr int kMaxSegments = 7;
 
 // Cuts [0, n) for one group of lanes. Blocks of neighbouring points are mostly the same, so that
-// almost all centers are in an unmixed segment.
+// almost all centers are in an unmixed segment. The segment of own centers begins and ends a
+// multiple of `step` after the block's begin.
 inline int cut_segments(const Membership* lanes, int num_lanes, int64_t n, bool include_rest,
-                        Segment* out) {
+                        int step, Segment* out) {
   Membership low = lanes[0], high = lanes[0];
   for (int l = 1; l < num_lanes; ++l) {
     const Membership& lane = lanes[l];
@@ -272,15 +473,18 @@ inline int cut_segments(const Membership* lanes, int num_lanes, int64_t n, bool 
     same_outer &= lanes[l].outer_begin == low.outer_begin && lanes[l].outer_end == high.outer_end;
   }
   int count = 0;
-  auto push = [&](int64_t begin, int64_t end, int part) {
-    if (begin < end) out[count++] = {begin, end, part};
+  auto push = [&](int64_t begin, int64_t end, int part, bool has_own = false) {
+    if (begin < end) out[count++] = {begin, end, part, has_own};
   };
   if (include_rest) push(0, low.outer_begin, kRest);
   if (same_outer && same_inner) {
+    const int64_t from = low.own - (low.own - low.inner_begin) % step;
+    const int64_t past = high.own + step - (high.own - low.inner_begin) % step;
+    const int64_t to = past < high.inner_end ? past : high.inner_end;
     if (include_rest) push(low.outer_begin, low.inner_begin, kOuter);
-    push(low.inner_begin, low.own, kInner);
-    push(low.own, high.own + 1, kNumParts);
-    push(high.own + 1, high.inner_end, kInner);
+    push(low.inner_begin, from, kInner);
+    push(from, to, kInner, true);
+    push(to, high.inner_end, kInner);
     if (include_rest) push(high.inner_end, high.outer_end, kOuter);
   } else if (same_outer) {
     if (include_rest) push(low.outer_begin, low.inner_begin, kOuter);
@@ -293,6 +497,64 @@ inline int cut_segments(const Membership* lanes, int num_lanes, int64_t n, bool 
   }
   if (include_rest) push(high.outer_end, n, kRest);
   return count;
+}
+
+// The centers that each lane counts to a part; n in all. Returns whether [begin, end) has any.
+template <class T, int Q>
+bool part_ranges(const Membership* lanes, int part, int64_t n, int64_t begin, int64_t end,
+                 LaneRanges<T, Q>& ranges) {
+  using Scalar = typename Simd<T>::Scalar;
+  bool some = false;
+  for (int l = 0; l < Q * kLanes<T>; ++l) {
+    const Membership& lane = lanes[l];
+    const int64_t from = part == kInner ? lane.inner_begin : part == kOuter ? lane.outer_begin : 0;
+    const int64_t to = part == kInner ? lane.inner_end : part == kOuter ? lane.outer_end : n;
+    const int64_t hole_from = part == kInner   ? lane.own
+                              : part == kOuter ? lane.inner_begin
+                                               : lane.outer_begin;
+    const int64_t hole_to = part == kInner   ? lane.own + 1
+                            : part == kOuter ? lane.inner_end
+                                             : lane.outer_end;
+    some |= from < end && begin < to && !(hole_from <= begin && end <= hole_to);
+    const int q = l / kLanes<T>, at = l % kLanes<T>;
+    ranges.begin[q][at] = Scalar(from);
+    ranges.end[q][at] = Scalar(to);
+    ranges.hole_begin[q][at] = Scalar(hole_from);
+    ranges.hole_end[q][at] = Scalar(hole_to);
+  }
+  return some;
+}
+
+// A segment in which lanes differ: once for every part, with the centers of others hidden.
+template <class T, int Q, int C>
+void add_ranged(const T* points, const MixtureView<T>& mixture, const Segment& segment,
+                int64_t begin, int64_t end, T scale, const Membership* lanes, bool include_rest,
+                LaneSums<T, Q>* parts) {
+  LaneRanges<T, Q> ranges;
+  for (int part = kInner; part < kOwn; ++part) {
+    if (segment.part == kNumParts ? part != kInner && !include_rest : part != segment.part) continue;
+    if (!part_ranges<T, Q>(lanes, part, mixture.n, begin, end, ranges)) continue;
+    add_range<T, Q, C>(points, mixture, begin, end, scale, &ranges, nullptr, parts[part]);
+  }
+}
+
+// The squared distance of two rows, with the summands of every lane in T and lanes in double.
+template <class T>
+double squared_distance(const T* x, const T* y, int64_t d) {
+  Vec<T> sum = Vec<T>{};
+  int64_t k = 0;
+  for (; k + kLanes<T> <= d; k += kLanes<T>) {
+    const Vec<T> diff = load<T>(x + k) - load<T>(y + k);
+    sum += diff * diff;
+  }
+  double total = 0;
+  if (k)
+    for (int l = 0; l < kLanes<T>; ++l) total += double(sum[l]);
+  for (; k < d; ++k) {
+    const T diff = x[k] - y[k];
+    total += double(diff * diff);
+  }
+  return total;
 }
 
 // Points of a task as Q vectors per coordinate; the last lanes repeat the last point.
@@ -312,30 +574,33 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
   constexpr int kGroup = Q * kLanes<T>;
   const FlushDenormals flush;
   const MixtureView<T>& mixture = task.mixture;
-  const int num_parts = task.membership ? kNumParts : 1;
+  const int num_parts = task.membership ? kOwn : 1;
   const int num_groups = int((last - first + kGroup - 1) / kGroup);
+  const int64_t chunk_size = num_chunks(mixture.d) * kGroup;
   const double exponent = 1 / (2 * mixture.noise_std * mixture.noise_std);
   const T scale = T(exponent * M_LOG2E);
 
   auto* sums = static_cast<LaneSums<T, Q>*>(scratch);
-  auto* members = reinterpret_cast<Membership*>(sums + kGroupsPerTask * kNumParts);
+  auto* members = reinterpret_cast<Membership*>(sums + kGroupsPerTask * kOwn);
   auto* segments = reinterpret_cast<Segment*>(members + kGroupsPerTask * kGroup);
   T* packed = reinterpret_cast<T*>(segments + kGroupsPerTask * kMaxSegments);
+  T* chunks = packed + kGroupsPerTask * kGroup * mixture.d;
   int segment_count[kGroupsPerTask];
 
   int64_t range_begin = mixture.n, range_end = 0;
   for (int g = 0; g < num_groups; ++g) {
     const int64_t start = first + g * kGroup;
     pack_points<T, Q>(task.points, start, last, mixture.d, packed + g * kGroup * mixture.d);
-    for (int part = 0; part < num_parts; ++part) sums[g * num_parts + part].clear();
+    for (int i = g * num_parts; i < (g + 1) * num_parts; ++i)
+      sums[i].clear(chunk_size ? chunks + i * chunk_size : nullptr, mixture.d);
     Segment* cuts = segments + g * kMaxSegments;
     if (task.membership) {
       for (int l = 0; l < kGroup; ++l)
         members[g * kGroup + l] = task.membership[start + l < last ? start + l : last - 1];
       segment_count[g] =
-          cut_segments(members + g * kGroup, kGroup, mixture.n, task.include_rest, cuts);
+          cut_segments(members + g * kGroup, kGroup, mixture.n, task.include_rest, C, cuts);
     } else {
-      cuts[0] = {0, mixture.n, kInner};
+      cuts[0] = {0, mixture.n, kInner, false};
       segment_count[g] = 1;
     }
     if (cuts[0].begin < range_begin) range_begin = cuts[0].begin;
@@ -356,9 +621,9 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
         const int64_t to = segment.end < end ? segment.end : end;
         if (from >= to) continue;
         LaneSums<T, Q>* parts = sums + g * num_parts;
-        if (segment.part == kNumParts)
-          add_mixed<T, Q>(points, mixture, from, to, scale, members + g * kGroup, task.include_rest,
-                          parts);
+        if (segment.part == kNumParts || segment.has_own)
+          add_ranged<T, Q, C>(points, mixture, segment, from, to, scale, members + g * kGroup,
+                              task.include_rest, parts);
         else
           add_tile<T, Q, C>(points, mixture, from, to, scale, parts[segment.part]);
       }
@@ -372,7 +637,7 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
     for (int part = 0; part < num_parts; ++part) {
       const LaneSums<T, Q>& part_sums = sums[g * num_parts + part];
       for (int l = 0; l < kGroup && first + g * kGroup + l < last; ++l) {
-        const double offset = double(part_sums.offset[l]);
+        const double offset = part_sums.offset[l];
         // Nothing met, or nothing but centers of weight zero.
         const bool is_empty =
             offset == INFINITY || (mixture.weight_shift && offset >= double(kNever<T>));
@@ -381,14 +646,24 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
         task.out[part][first + g * kGroup + l] = T(value);
       }
     }
+  if (!task.membership) return;
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t own = task.membership[i].own;
+    const T shift = mixture.weight_shift ? mixture.weight_shift[own] : T(0);
+    const double distance =
+        double(shift) + squared_distance(task.points.points + i * task.points.stride,
+                                         mixture.centers + own * mixture.stride, mixture.d);
+    task.out[kOwn][i] = shift >= kNever<T> ? T(-INFINITY) : T(constant - exponent * distance);
+  }
 }
 
 template <class T, int Q>
 int64_t scratch_bytes(int64_t d) {
   constexpr int kGroup = Q * kLanes<T>;
   return kGroupsPerTask *
-         (kNumParts * int64_t(sizeof(LaneSums<T, Q>)) + kGroup * int64_t(sizeof(Membership)) +
-          kMaxSegments * int64_t(sizeof(Segment)) + kGroup * d * int64_t(sizeof(T)));
+         (kOwn * int64_t(sizeof(LaneSums<T, Q>)) + kGroup * int64_t(sizeof(Membership)) +
+          kMaxSegments * int64_t(sizeof(Segment)) +
+          kGroup * (d + kOwn * num_chunks(d)) * int64_t(sizeof(T)));
 }
 
 }  // namespace NOISYFLOW_TARGET
