@@ -125,15 +125,15 @@ inline __attribute__((always_inline)) void start(const T* shift, const Vec<T>* b
     for (int q = 0; q < Q; ++q) s[c * Q + q] = Weighted ? shift[c] - base[q] : -base[q];
 }
 
-// A block of C centers at some lanes' offsets, computed slowly and safely.
+// Rows of centers beside Q vectors of points.
 template <class T, int Q>
 struct Block {
   const T* points;
   const T* centers;
   int64_t stride;
-  const T* shift;                  // of its centers; null: none
+  const T* shift;                  // of the centers; null: none
   const LaneRanges<T, Q>* ranges;  // null: all centers count for all lanes
-  int64_t first;                   // index of its first center
+  int64_t first;                   // index of the first center
   int d;
 };
 
@@ -159,32 +159,38 @@ void add_exp2_safely(Vec<T>* s, T scale, Vec<T>* acc) {
 }
 
 // Adds a block in which some lane met a center far nearer than all before: moves such lanes'
-// offsets to their nearest center in it. acc: what the tile added before; zero after.
+// offsets to their nearest center in it. acc: what the tile added before, then the block's terms.
 template <class T, int Q, int C>
 __attribute__((noinline)) void settle(const Block<T, Q>& block, T scale, LaneSums<T, Q>& sums,
                                       Vec<T>* acc) {
   constexpr T kMove = T(4);  // log2: a smaller step is not worth a rounding
   Vec<T> s[C * Q];
   whole_distances<T, Q, C>(block, s);
+#pragma GCC unroll 4
   for (int q = 0; q < Q; ++q) {
     Vec<T> least = s[q];
+#pragma GCC unroll 16
     for (int c = 1; c < C; ++c) least = vmin(s[c * Q + q], least);
     const Vec<T> before = sums.base(q);
     const Int<T> moves = least < before - kMove / scale;  // inf < inf: still nothing met
     const Vec<T> base = moves ? least : before;
-    const Vec<T> lowered = moves ? before - least : Vec<T>{};
-    Vec<T> factor = Vec<T>{};
-    add_exp2<T, 1, 1>(&lowered, scale, &factor);
+    const Vec<T> lowered = before - least;
+    Vec<T> power = Vec<T>{};
+    add_exp2<T, 1, 1>(&lowered, scale, &power);
+    T added[kLanes<T>], factor[kLanes<T>], moved[kLanes<T>];
+    store<T>(added, acc[q]);
+    store<T>(factor, moves ? power : broadcast<T>(T(1)));
+    store<T>(moved, base);
     for (int l = 0; l < kLanes<T>; ++l) {
       const int at = q * kLanes<T> + l;
-      sums.sum[at] = (sums.sum[at] + double(acc[q][l])) * (moves[l] ? double(factor[l]) : 1);
-      sums.offset[at] = double(base[l]);
+      sums.sum[at] = (sums.sum[at] + double(added[l])) * double(factor[l]);
+      sums.offset[at] = double(moved[l]);
     }
+#pragma GCC unroll 16
     for (int c = 0; c < C; ++c) s[c * Q + q] -= base;
     acc[q] = Vec<T>{};
   }
   add_exp2_safely<T, Q, C>(s, scale, acc);
-  for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
 }
 
 // Adds the terms of `count` centers, a multiple of C, to the sums of Q vectors of points.
@@ -192,9 +198,9 @@ __attribute__((noinline)) void settle(const Block<T, Q>& block, T scale, LaneSum
 // Where too large an exponential is infinite (kExp2Overflows), a center far nearer than all before
 // is noticed after the fact, by a sum out of range; elsewhere before, for an instruction per pair.
 template <class T, int Q, int C, bool Weighted, bool Ranged>
-__attribute__((noinline)) void add_centers(Block<T, Q> block, int64_t count, T scale,
+__attribute__((noinline)) void add_centers(const Block<T, Q>& all, int64_t count, T scale,
                                            LaneSums<T, Q>& sums) {
-  const Vec<T> too_near = broadcast<T>(-T(kSlack) / scale);
+  const Vec<T> too_far_off = broadcast<T>(T(kSlack) / scale);
   const Vec<T> too_large = broadcast<T>(T(1 << int(kSlack)));
   Vec<T> base[Q], acc[Q];
   for (int q = 0; q < Q; ++q) {
@@ -203,32 +209,38 @@ __attribute__((noinline)) void add_centers(Block<T, Q> block, int64_t count, T s
   }
   for (int64_t j = 0; j < count; j += C) {
     Vec<T> s[C * Q], before[Q];
-    start<T, Q, C, Weighted>(block.shift, base, s);
-    add_squares<T, Q, C>(block.points, block.centers, block.stride, 0, block.d, s);
-    if constexpr (Ranged) hide<T, Q, C>(*block.ranges, block.first, s);
+    start<T, Q, C, Weighted>(all.shift + (Weighted ? j : 0), base, s);
+    add_squares<T, Q, C>(all.points, all.centers + j * all.stride, all.stride, 0, all.d, s);
+    if constexpr (Ranged) hide<T, Q, C>(*all.ranges, all.first + j, s);
 
-    Int<T> unsettled = Int<T>{};
+    bool is_settled;
+    for (int q = 0; q < Q; ++q) before[q] = acc[q];
     if constexpr (kExp2Overflows) {
-      for (int q = 0; q < Q; ++q) before[q] = acc[q];
       add_exp2<T, C * Q, Q>(s, scale, acc);
-      for (int q = 0; q < Q; ++q) unsettled |= ~(acc[q] < too_large);  // also NaN
+      is_settled = all_below<T, Q>(acc, too_large);
     } else {
-      Vec<T> nearest = s[0];
+      Vec<T> nearness[Q];
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        Vec<T> least = s[q];
 #pragma GCC unroll 16
-      for (int i = 1; i < C * Q; ++i) nearest = vmin(s[i], nearest);
-      unsettled = ~(nearest >= too_near);
-      for (int q = 0; q < Q; ++q) before[q] = acc[q];
+        for (int c = 1; c < C; ++c) least = vmin(s[c * Q + q], least);
+        nearness[q] = -least;
+      }
+      is_settled = all_below<T, Q>(nearness, too_far_off);
+      if (is_settled) add_exp2<T, C * Q, Q>(s, scale, acc);
     }
-    if (__builtin_expect(any<T>(unsettled), 0)) {
-      for (int q = 0; q < Q; ++q) acc[q] = before[q];
-      settle<T, Q, C>(block, scale, sums, acc);
-      for (int q = 0; q < Q; ++q) base[q] = sums.base(q);
-    } else if constexpr (!kExp2Overflows) {
-      add_exp2<T, C * Q, Q>(s, scale, acc);
+    if (__builtin_expect(!is_settled, 0)) {
+      Block<T, Q> block = all;
+      block.centers += j * all.stride;
+      block.first += j;
+      if constexpr (Weighted) block.shift += j;
+      settle<T, Q, C>(block, scale, sums, before);
+      for (int q = 0; q < Q; ++q) {
+        acc[q] = before[q];
+        base[q] = sums.base(q);
+      }
     }
-    block.centers += C * block.stride;
-    block.first += C;
-    if constexpr (Weighted) block.shift += C;
   }
   for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
 }
@@ -247,19 +259,19 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
   const T step = -T(4) / scale;
   const int d = block.d;
   Vec<T> whole[C * Q], least[Q];
-  whole_distances<T, Q, C>(block, whole);
-  Int<T> reference[Q];
+  Int<T> reference[Q], met[Q], unmet = Int<T>{};
+  for (int q = 0; q < Q; ++q) unmet |= ~(met[q] = sums.base(q) < T(INFINITY));
+  if (any<T>(unmet)) whole_distances<T, Q, C>(block, whole);
   for (int q = 0; q < Q; ++q) {
-    const Int<T> met = sums.base(q) < T(INFINITY);
     least[q] = broadcast<T>(T(INFINITY));
     reference[q] = Int<T>{} - 1;
     for (int c = 0; c < C; ++c) {
-      const Vec<T> at = met ? s[c * Q + q] : whole[c * Q + q];
+      const Vec<T> at = any<T>(~met[q]) ? met[q] ? s[c * Q + q] : whole[c * Q + q] : s[c * Q + q];
       const Int<T> nearer = at < least[q];
       least[q] = nearer ? at : least[q];
       reference[q] = nearer ? Int<T>{} + c : reference[q];
     }
-    reference[q] = (least[q] < step) | ~met ? reference[q] : Int<T>{} - 1;
+    reference[q] = (least[q] < step) | ~met[q] ? reference[q] : Int<T>{} - 1;
     sums.fold(q, acc[q]);
   }
 
@@ -292,8 +304,7 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
   }
 
   // -- the block's terms at the new offsets ------------------------------------------------------
-  for (int q = 0; q < Q; ++q)
-    for (int c = 0; c < C; ++c) s[c * Q + q] = broadcast<T>(block.shift ? block.shift[c] : T(0));
+  for (int i = 0; i < C * Q; ++i) s[i] = broadcast<T>(block.shift ? block.shift[i / Q] : T(0));
   const T* chunk = sums.chunks;
   for (int k = 0; k < d; k += kChunk, chunk += kGroup) {
     for (int i = 0; i < C * Q; ++i) s[i] -= load<T>(chunk + i % Q * kLanes<T>);
@@ -302,23 +313,22 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
   }
   if (block.ranges) hide<T, Q, C>(*block.ranges, block.first, s);
   add_exp2_safely<T, Q, C>(s, scale, acc);
-  for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
 }
 
 // The chunked twin of add_centers(). Limited: a block of which every center is farther from every
 // lane than its limit, a squared distance, is left out as soon as the dimensions so far say so.
 template <class T, int Q, int C, bool Weighted, bool Ranged, bool Limited>
-__attribute__((noinline)) void add_centers_chunked(Block<T, Q> block, int64_t count, T scale,
+__attribute__((noinline)) void add_centers_chunked(const Block<T, Q>& all, int64_t count, T scale,
                                                    const T* limits, LaneSums<T, Q>& sums) {
   constexpr int kGroup = Q * kLanes<T>;
-  const Vec<T> too_near = broadcast<T>(-T(kSlack) / scale);
-  const int d = block.d;
+  const Vec<T> too_far_off = broadcast<T>(T(kSlack) / scale);
+  const int d = all.d;
   Vec<T> acc[Q], limit[Q];
   for (int q = 0; q < Q; ++q) acc[q] = Vec<T>{};
   auto set_limits = [&] {
-    // The running sum s of the dimensions so far, with offsets P, and the limit less P have
-    // 2 roundings for every dimension and 2 more for every chunk, none of more than
-    // |limit| + offset, or s is beyond the limit by more than that.
+    // The running sum s of the dimensions so far less their offsets, and the limit less these,
+    // have 2 roundings for every dimension and 2 more for every chunk, none of more than
+    // limit + offset, unless s is beyond the limit by more than that.
     const T rounding = T(d + 2 * num_chunks(d) + 8) * kEpsilon<T>;
     for (int q = 0; q < Q; ++q) {
       const Vec<T> given = load<T>(limits + q * kLanes<T>);
@@ -328,54 +338,72 @@ __attribute__((noinline)) void add_centers_chunked(Block<T, Q> block, int64_t co
   if constexpr (Limited) set_limits();
 
   for (int64_t j = 0; j < count; j += C) {
-    Vec<T> s[C * Q], near[Q], left[Q];
+    const T* centers = all.centers + j * all.stride;
+    Vec<T> s[C * Q], next[Q], left[Q], nearness[Q];
+#pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) {
-      near[q] = load<T>(sums.chunks + q * kLanes<T>);
-      if constexpr (Limited) left[q] = limit[q] - near[q];
+      next[q] = load<T>(sums.chunks + q * kLanes<T>);
+      if constexpr (Limited) left[q] = limit[q] - next[q];
     }
-    start<T, Q, C, Weighted>(block.shift, near, s);
-    const T* chunk = sums.chunks;
-    bool is_beyond = false;
-    for (int k = 0;;) {
-      const int end = k + kChunk < d ? k + kChunk : d;
-      add_squares<T, Q, C>(block.points, block.centers, block.stride, k, end, s);
-      k = end;
-      if (Limited || k == d) {
-        if constexpr (Ranged) hide<T, Q, C>(*block.ranges, block.first, s);
-        for (int q = 0; q < Q; ++q) {
-          near[q] = s[q];
+    start<T, Q, C, Weighted>(all.shift + (Weighted ? j : 0), next, s);
+    auto find_nearest = [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        Vec<T> least = s[q];
 #pragma GCC unroll 16
-          for (int c = 1; c < C; ++c) near[q] = vmin(s[c * Q + q], near[q]);
-        }
-        if constexpr (Limited) {
-          Int<T> within = Int<T>{};
-          for (int q = 0; q < Q; ++q) within |= ~(near[q] > left[q]);
-          is_beyond = !any<T>(within);
-        }
-        if (is_beyond || k == d) break;
+        for (int c = 1; c < C; ++c) least = vmin(s[c * Q + q], least);
+        nearness[q] = -least;
+      }
+    };
+    auto is_beyond = [&]() __attribute__((always_inline)) {
+      Vec<T> within[Q];
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) within[q] = nearness[q] + left[q];
+      return all_below<T, Q>(within, Vec<T>{});
+    };
+
+    // -- chunk by chunk ------------------------------------------------------------------------
+    const T* chunk = sums.chunks;
+    int k = 0;
+    bool is_left_out = false;
+    while (k + kChunk < d) {
+      add_squares<T, Q, C>(all.points, centers, all.stride, k, k + kChunk, s);
+      k += kChunk;
+      if constexpr (Limited) {
+        find_nearest();
+        is_left_out = is_beyond();
+        if (is_left_out) break;
       }
       chunk += kGroup;
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q) {
-        const Vec<T> next = load<T>(chunk + q * kLanes<T>);
-        if constexpr (Limited) left[q] -= next;
+        const Vec<T> offset = load<T>(chunk + q * kLanes<T>);
+        if constexpr (Limited) left[q] -= offset;
 #pragma GCC unroll 16
-        for (int c = 0; c < C; ++c) s[c * Q + q] -= next;
+        for (int c = 0; c < C; ++c) s[c * Q + q] -= offset;
       }
     }
-    if (!is_beyond) {
-      Int<T> unsettled = Int<T>{};
-      for (int q = 0; q < Q; ++q) unsettled |= ~(near[q] >= too_near);
-      if (__builtin_expect(any<T>(unsettled), 0)) {
-        settle_chunks<T, Q, C>(block, scale, s, sums, acc);
-        if constexpr (Limited) set_limits();
-      } else {
-        add_exp2<T, C * Q, Q>(s, scale, acc);
-      }
+    if (is_left_out) continue;
+    add_squares<T, Q, C>(all.points, centers, all.stride, k, d, s);
+    if constexpr (Ranged) hide<T, Q, C>(*all.ranges, all.first + j, s);
+    find_nearest();
+    if constexpr (Limited)
+      if (is_beyond()) continue;
+
+    if (__builtin_expect(all_below<T, Q>(nearness, too_far_off), 1)) {
+      add_exp2<T, C * Q, Q>(s, scale, acc);
+    } else {
+      Block<T, Q> block = all;
+      block.centers = centers;
+      block.first += j;
+      if constexpr (Weighted) block.shift += j;
+      Vec<T> distances[C * Q], added[Q];
+      for (int i = 0; i < C * Q; ++i) distances[i] = s[i];
+      for (int q = 0; q < Q; ++q) added[q] = acc[q];
+      settle_chunks<T, Q, C>(block, scale, distances, sums, added);
+      for (int q = 0; q < Q; ++q) acc[q] = added[q];
+      if constexpr (Limited) set_limits();
     }
-    block.centers += C * block.stride;
-    block.first += C;
-    if constexpr (Weighted) block.shift += C;
   }
   for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
 }

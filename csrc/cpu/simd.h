@@ -83,5 +83,27 @@ inline __attribute__((always_inline)) bool any(Int<T> mask) {
 #endif
 }
 
+// Whether all of N vectors are below the limit in every lane; NaN is not.
+template <class T, int N>
+inline __attribute__((always_inline)) bool all_below(const Vec<T>* a, Vec<T> limit) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    __mmask16 below = 0xffff;
+    for (int i = 0; i < N; ++i)
+      below = _mm512_mask_cmp_ps_mask(below, __m512(a[i]), __m512(limit), _CMP_LT_OQ);
+    return below == 0xffff;
+  } else {
+    __mmask8 below = 0xff;
+    for (int i = 0; i < N; ++i)
+      below = _mm512_mask_cmp_pd_mask(below, __m512d(a[i]), __m512d(limit), _CMP_LT_OQ);
+    return below == 0xff;
+  }
+#else
+  Int<T> below = a[0] < limit;
+  for (int i = 1; i < N; ++i) below &= a[i] < limit;
+  return !any<T>(~below);
+#endif
+}
+
 }  // namespace NOISYFLOW_TARGET
 }  // namespace noisyflow
