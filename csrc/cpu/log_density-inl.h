@@ -366,9 +366,16 @@ __attribute__((noinline)) void add_centers_chunked(const Block<T, Q>& all, int64
     const T* chunk = sums.chunks;
     int k = 0;
     bool is_left_out = false;
-    while (k + kChunk < d) {
-      add_squares<T, Q, C>(all.points, centers, all.stride, k, k + kChunk, s);
-      k += kChunk;
+    if constexpr (Limited) {  // at little noise half a chunk says enough about most blocks
+      add_squares<T, Q, C>(all.points, centers, all.stride, 0, kChunk / 2, s);
+      find_nearest();
+      if (is_beyond()) continue;
+      k = kChunk / 2;
+    }
+    while (k / kChunk * kChunk + kChunk < d) {
+      const int end = k / kChunk * kChunk + kChunk;
+      add_squares<T, Q, C>(all.points, centers, all.stride, k, end, s);
+      k = end;
       if constexpr (Limited) {
         find_nearest();
         is_left_out = is_beyond();
