@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -49,31 +50,24 @@ std::vector<T> weight_shifts(const py::array_t<T>& weights, double noise_std) {
   return shifts;
 }
 
-std::vector<Membership> memberships(const Indices& own, const Indices& inner, const Indices& outer,
-                                    int64_t n) {
-  auto check = [n](const Indices& offsets) {
+// Of each of n centers.
+std::vector<Membership> memberships(const Indices& inner, const Indices& outer, int64_t n) {
+  for (const Indices& offsets : {inner, outer}) {
     require(offsets.ndim() == 1 && offsets.shape(0) >= 2, "offsets need at least two entries");
     const int64_t* at = offsets.data();
     require(at[0] == 0 && at[offsets.shape(0) - 1] == n, "offsets must run from 0 to n");
     for (py::ssize_t b = 1; b < offsets.shape(0); ++b)
       require(at[b - 1] < at[b], "offsets must increase");
-  };
-  check(inner);
-  check(outer);
-  auto find = [](const Indices& offsets, int64_t j) {
-    const int64_t* begin = offsets.data();
-    return std::upper_bound(begin, begin + offsets.shape(0), j) - 1;
-  };
-  std::vector<Membership> out(size_t(own.shape(0)));
-  for (size_t i = 0; i < out.size(); ++i) {
-    const int64_t j = own.data()[i];
-    require(j >= 0 && j < n, "own must index centers");
-    const int64_t* block = find(inner, j);
-    const int64_t* outer_block = find(outer, j);
+  }
+  std::vector<Membership> out(static_cast<size_t>(n));
+  const int64_t* outer_block = outer.data();
+  for (const int64_t* block = inner.data(); block[0] < n; ++block) {
+    if (outer_block[1] <= block[0]) ++outer_block;
     require(outer_block[0] <= block[0] && block[1] <= outer_block[1],
             "outer blocks must be unions of blocks");
-    out[i] = {int32_t(j), int32_t(block[0]), int32_t(block[1]), int32_t(outer_block[0]),
-              int32_t(outer_block[1])};
+    const Membership member{int32_t(block[0]), int32_t(block[1]), int32_t(outer_block[0]),
+                            int32_t(outer_block[1])};
+    std::fill(out.begin() + block[0], out.begin() + block[1], member);
   }
   return out;
 }
@@ -200,12 +194,18 @@ py::tuple block_log_sums(const py::array_t<T>& points, const py::array_t<T>& cen
                          bool include_rest, int num_threads) {
   Problem<T> problem(points, centers, noise_std, weights);
   require(own.ndim() == 1 && own.shape(0) == problem.task.points.m, "one own center per point");
-  const auto members = memberships(own, offsets, outer_offsets, problem.task.mixture.n);
+  const int64_t m = problem.task.points.m, n = problem.task.mixture.n;
+  for (int64_t i = 0; i < m; ++i)
+    require(own.data()[i] >= 0 && own.data()[i] < n, "own must index centers");
+  const auto members = memberships(offsets, outer_offsets, n);
   std::vector<py::array_t<T>> parts;
   for (int part = 0; part < kNumParts; ++part) {
-    parts.emplace_back(problem.task.points.m);
+    parts.emplace_back(m);
     problem.task.out[part] = parts.back().mutable_data();
+    if (!include_rest && (part == kOuter || part == kRest))
+      std::fill_n(parts.back().mutable_data(), m, -std::numeric_limits<T>::infinity());
   }
+  problem.task.own = own.data();
   problem.task.membership = members.data();
   problem.task.include_rest = include_rest;
   const KernelTable& table = active_target();  // reads the environment: needs the GIL

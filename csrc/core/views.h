@@ -38,25 +38,32 @@ struct PointsView {
   int64_t m;
 };
 
-// Which centers belong to a point: its own, its block [inner_begin, inner_end) and the outer
-// block [outer_begin, outer_end) around that. One entry per point.
+// Where a center belongs: its block [inner_begin, inner_end) and the outer block
+// [outer_begin, outer_end) around that.
 struct Membership {
-  int32_t own;
   int32_t inner_begin, inner_end;
   int32_t outer_begin, outer_end;
+};
+
+// Neighbouring points [begin, end) that share vectors.
+struct PointGroup {
+  int64_t begin, end;
 };
 
 // The parts into which the mixture's sum at a point is split; the order of the outputs.
 enum Part { kInner = 0, kOuter = 1, kRest = 2, kOwn = 3, kNumParts = 4 };
 
-// Evaluates points [first, last). Without membership all centers count as kInner and only
-// out[kInner] is written; otherwise all four are. Outputs are log-densities in nats.
+// A log-density at points, or with `own` the parts of the mixture's sum. Outputs are log-densities
+// in nats; without own all centers count as kInner and only out[kInner] is written.
 template <class T>
 struct Task {
   PointsView<T> points;
   MixtureView<T> mixture;
-  const Membership* membership;  // null: plain log-density
-  bool include_rest;             // false: skip centers outside the point's block
+  const int64_t* own;            // the center of each point; null: plain log-density
+  const Membership* membership;  // of each center
+  const PointGroup* groups;      // null: as many points as a group can hold, one after another
+  int64_t num_groups;
+  bool include_rest;  // false: out[kInner] and out[kOwn] alone
   T* out[kNumParts];
 };
 

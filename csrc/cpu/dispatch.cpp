@@ -62,6 +62,24 @@ Scratch allocate(int64_t bytes) {
   return Scratch(memory);
 }
 
+// Groups of at most `size` neighbouring points. They end with a block of own centers where that
+// leaves at least half a group; where blocks are smaller than that, groups are full and mixed.
+std::vector<PointGroup> cut_groups(const int64_t* own, int64_t m, const Membership* membership,
+                                   int64_t size) {
+  std::vector<PointGroup> groups;
+  groups.reserve(size_t(2 * m / size + 1));
+  for (int64_t begin = 0; begin < m;) {
+    const Membership& block = membership[own[begin]];
+    const int64_t most = std::min(m, begin + size);
+    int64_t end = begin + 1;
+    while (end < most && own[end] >= block.inner_begin && own[end] < block.inner_end) ++end;
+    if (end - begin < size / 2) end = most;
+    groups.push_back({begin, end});
+    begin = end;
+  }
+  return groups;
+}
+
 }  // namespace
 
 int num_available_targets() { return int(tables().size()); }
@@ -86,22 +104,25 @@ void run_task(const Task<T>& task, const KernelTable& table, int num_threads) {
   const double worthwhile = 1 + work / kWorkPerThread;
   if (num_threads > worthwhile) num_threads = int(worthwhile);
 
-  // Small calls are cut finer, so that every thread has several tasks. Always between groups: a
-  // point's sum depends on nothing beyond its group, so the cut cannot change a result.
-  const int64_t groups = (m + kernel.group - 1) / kernel.group;
-  int64_t groups_per_task = groups / (4 * int64_t(num_threads));
-  groups_per_task = groups_per_task < 1                ? 1
-                    : groups_per_task > kGroupsPerTask ? kGroupsPerTask
-                                                       : groups_per_task;
-  const int64_t step = groups_per_task * kernel.group;
-
+  // A point's sum depends on nothing beyond its group, so neither the cut into tasks nor the number
+  // of threads can change a result. Small calls are cut finer: every thread has several tasks.
+  Task<T> grouped = task;
+  std::vector<PointGroup> groups;
+  if (task.own) {
+    groups = cut_groups(task.own, m, task.membership, kernel.group);
+    grouped.groups = groups.data();
+    grouped.num_groups = int64_t(groups.size());
+  } else {
+    grouped.num_groups = (m + kernel.group - 1) / kernel.group;
+  }
+  const int64_t step = std::clamp<int64_t>(grouped.num_groups / (4 * int64_t(num_threads)), 1,
+                                           kGroupsPerTask);
   std::vector<Scratch> scratch;
   for (int thread = 0; thread < num_threads; ++thread)
     scratch.push_back(allocate(kernel.scratch_bytes));
-  parallel_for((m + step - 1) / step, num_threads, [&](int thread, int64_t index) {
-    const int64_t first = index * step;
-    const int64_t last = first + step < m ? first + step : m;
-    kernel.evaluate(task, first, last, scratch[size_t(thread)].get());
+  parallel_for((grouped.num_groups + step - 1) / step, num_threads, [&](int thread, int64_t index) {
+    const int64_t last = std::min(grouped.num_groups, (index + 1) * step);
+    kernel.evaluate(grouped, index * step, last, scratch[size_t(thread)].get());
   });
 }
 

@@ -10,9 +10,10 @@ constexpr int kGroupsPerTask = 16;  // a tile of centers serves this many groups
 // How to evaluate one task of points on one target.
 template <class T>
 struct KernelChoice {
+  // Groups [first, last) of points, at most kGroupsPerTask.
   void (*evaluate)(const Task<T>& task, int64_t first, int64_t last, void* scratch);
   int64_t scratch_bytes;  // per thread, 64-byte aligned
-  int group;              // points that share a vector
+  int group;              // points that share vectors
   // Over a tree: blocks [first, last) of `group` points together, or point by point.
   void (*evaluate_blocks)(const TreeTask<T>& task, int64_t first, int64_t last, void* scratch,
                           TreeCounts& counts);
@@ -70,7 +71,8 @@ const KernelTable& active_target();
 // Forces a target by name; null returns to the automatic choice. Throws std::invalid_argument.
 void force_target(const char* name);
 
-// Evaluates all points of the task with these kernels on at most num_threads threads.
+// Evaluates all points of the task with these kernels on at most num_threads threads. Groups of
+// points are made here.
 template <class T>
 void run_task(const Task<T>& task, const KernelTable& table, int num_threads);
 

@@ -17,6 +17,7 @@
 #include <math.h>
 
 #include "../core/exp2_poly.h"
+#include "../core/log_poly.h"
 #include "../core/log_sum.h"
 #include "../core/views.h"
 #include "dispatch.h"
@@ -67,16 +68,19 @@ struct LaneSums {
   }
 };
 
-// The centers that count for each lane: [begin, end) without [hole_begin, hole_end).
+// The centers that count for each lane: [begin, end) without [hole_begin, hole_end). Centers out of
+// [from, to) count, for all lanes.
 template <class T, int Q>
 struct LaneRanges {
   Int<T> begin[Q], end[Q], hole_begin[Q], hole_end[Q];
+  int64_t from, to;
 };
 
-// Moves centers first, first + 1, .. that do not count for a lane out of its sight.
+// Moves those of centers first, first + 1, .. that do not count for a lane out of its sight.
 template <class T, int Q, int C>
 inline __attribute__((always_inline)) void hide(const LaneRanges<T, Q>& ranges, int64_t first,
                                                 Vec<T>* s) {
+  if (first + C <= ranges.from || first >= ranges.to) return;
   const Vec<T> nowhere = broadcast<T>(T(INFINITY));
 #pragma GCC unroll 16
   for (int c = 0; c < C; ++c) {
@@ -372,14 +376,12 @@ __attribute__((noinline)) void add_centers_chunked(const Block<T, Q>& all, int64
       if (is_beyond()) continue;
       k = kChunk / 2;
     }
-    while (k / kChunk * kChunk + kChunk < d) {
-      const int end = k / kChunk * kChunk + kChunk;
+    for (int end = kChunk; end < d; end += kChunk) {
       add_squares<T, Q, C>(all.points, centers, all.stride, k, end, s);
       k = end;
       if constexpr (Limited) {
         find_nearest();
-        is_left_out = is_beyond();
-        if (is_left_out) break;
+        if ((is_left_out = is_beyond())) break;
       }
       chunk += kGroup;
 #pragma GCC unroll 4
@@ -479,115 +481,132 @@ void add_tile_limited(const T* points, const MixtureView<T>& mixture, int64_t be
 // -- the parts of a mixture ----------------------------------------------------------------------
 
 // A range of centers and the part of the mixture that it is for all lanes; kNumParts: mixed.
-// has_own: own centers of some lanes are among them.
 struct Segment {
   int64_t begin, end;
   int part;
-  bool has_own;
 };
-constexpr int kMaxSegments = 7;
+constexpr int kMaxSegments = 5;
+
+// The points of a group in the lanes; the last lanes repeat the last point.
+template <class T, int Q>
+struct Members {
+  typename Simd<T>::Scalar own[Q * kLanes<T>];
+  Membership common;              // of all lanes, or what encloses all
+  int64_t first_own, last_own;
+  bool is_uniform, has_one_outer;
+};
+
+template <class T, int Q>
+void find_members(const Task<T>& task, const PointGroup& group, Members<T, Q>& members) {
+  constexpr int kGroup = Q * kLanes<T>;
+  using Scalar = typename Simd<T>::Scalar;
+  const int count = int(group.end - group.begin);
+  for (int l = 0; l < count; ++l) members.own[l] = Scalar(task.own[group.begin + l]);
+  for (int l = count; l < kGroup; ++l) members.own[l] = members.own[count - 1];
+  Scalar least = members.own[0], most = members.own[0];
+  for (int l = 1; l < kGroup; ++l) {
+    least = members.own[l] < least ? members.own[l] : least;
+    most = members.own[l] > most ? members.own[l] : most;
+  }
+  // Blocks are ordered like centers.
+  const Membership &low = task.membership[least], &high = task.membership[most];
+  members.common = {low.inner_begin, high.inner_end, low.outer_begin, high.outer_end};
+  members.first_own = least;
+  members.last_own = most;
+  members.is_uniform = low.inner_begin == high.inner_begin;
+  members.has_one_outer = low.outer_begin == high.outer_begin;
+}
 
 // Cuts [0, n) for one group of lanes. Blocks of neighbouring points are mostly the same, so that
-// almost all centers are in an unmixed segment. The segment of own centers begins and ends a
-// multiple of `step` after the block's begin.
-inline int cut_segments(const Membership* lanes, int num_lanes, int64_t n, bool include_rest,
-                        int step, Segment* out) {
-  Membership low = lanes[0], high = lanes[0];
-  for (int l = 1; l < num_lanes; ++l) {
-    const Membership& lane = lanes[l];
-    low.own = lane.own < low.own ? lane.own : low.own;
-    high.own = lane.own > high.own ? lane.own : high.own;
-    low.inner_begin = lane.inner_begin < low.inner_begin ? lane.inner_begin : low.inner_begin;
-    high.inner_end = lane.inner_end > high.inner_end ? lane.inner_end : high.inner_end;
-    low.outer_begin = lane.outer_begin < low.outer_begin ? lane.outer_begin : low.outer_begin;
-    high.outer_end = lane.outer_end > high.outer_end ? lane.outer_end : high.outer_end;
-  }
-  bool same_inner = true, same_outer = true;
-  for (int l = 0; l < num_lanes; ++l) {
-    same_inner &= lanes[l].inner_begin == low.inner_begin && lanes[l].inner_end == high.inner_end;
-    same_outer &= lanes[l].outer_begin == low.outer_begin && lanes[l].outer_end == high.outer_end;
-  }
+// almost all centers are in an unmixed segment.
+template <class T, int Q>
+int cut_segments(const Members<T, Q>& members, int64_t n, bool include_rest, Segment* out) {
+  const Membership& block = members.common;
   int count = 0;
-  auto push = [&](int64_t begin, int64_t end, int part, bool has_own = false) {
-    if (begin < end) out[count++] = {begin, end, part, has_own};
+  auto push = [&](int64_t begin, int64_t end, int part) {
+    if (begin < end) out[count++] = {begin, end, part};
   };
-  if (include_rest) push(0, low.outer_begin, kRest);
-  if (same_outer && same_inner) {
-    const int64_t from = low.own - (low.own - low.inner_begin) % step;
-    const int64_t past = high.own + step - (high.own - low.inner_begin) % step;
-    const int64_t to = past < high.inner_end ? past : high.inner_end;
-    if (include_rest) push(low.outer_begin, low.inner_begin, kOuter);
-    push(low.inner_begin, from, kInner);
-    push(from, to, kInner, true);
-    push(to, high.inner_end, kInner);
-    if (include_rest) push(high.inner_end, high.outer_end, kOuter);
-  } else if (same_outer) {
-    if (include_rest) push(low.outer_begin, low.inner_begin, kOuter);
-    push(low.inner_begin, high.inner_end, kNumParts);
-    if (include_rest) push(high.inner_end, high.outer_end, kOuter);
+  if (include_rest) push(0, block.outer_begin, kRest);
+  if (members.has_one_outer) {
+    if (include_rest) push(block.outer_begin, block.inner_begin, kOuter);
+    push(block.inner_begin, block.inner_end, members.is_uniform ? kInner : kNumParts);
+    if (include_rest) push(block.inner_end, block.outer_end, kOuter);
   } else if (include_rest) {
-    push(low.outer_begin, high.outer_end, kNumParts);
+    push(block.outer_begin, block.outer_end, kNumParts);
   } else {
-    push(low.inner_begin, high.inner_end, kNumParts);
+    push(block.inner_begin, block.inner_end, kNumParts);
   }
-  if (include_rest) push(high.outer_end, n, kRest);
+  if (include_rest) push(block.outer_end, n, kRest);
   return count;
 }
 
-// The centers that each lane counts to a part; n in all. Returns whether [begin, end) has any.
+// The centers that each lane counts to a part.
 template <class T, int Q>
-bool part_ranges(const Membership* lanes, int part, int64_t n, int64_t begin, int64_t end,
-                 LaneRanges<T, Q>& ranges) {
+LaneRanges<T, Q> part_ranges(const Members<T, Q>& members, const MixtureView<T>& mixture,
+                             const Membership* membership, int part) {
   using Scalar = typename Simd<T>::Scalar;
-  bool some = false;
-  for (int l = 0; l < Q * kLanes<T>; ++l) {
-    const Membership& lane = lanes[l];
-    const int64_t from = part == kInner ? lane.inner_begin : part == kOuter ? lane.outer_begin : 0;
-    const int64_t to = part == kInner ? lane.inner_end : part == kOuter ? lane.outer_end : n;
-    const int64_t hole_from = part == kInner   ? lane.own
-                              : part == kOuter ? lane.inner_begin
-                                               : lane.outer_begin;
-    const int64_t hole_to = part == kInner   ? lane.own + 1
-                            : part == kOuter ? lane.inner_end
-                                             : lane.outer_end;
-    some |= from < end && begin < to && !(hole_from <= begin && end <= hole_to);
-    const int q = l / kLanes<T>, at = l % kLanes<T>;
-    ranges.begin[q][at] = Scalar(from);
-    ranges.end[q][at] = Scalar(to);
-    ranges.hole_begin[q][at] = Scalar(hole_from);
-    ranges.hole_end[q][at] = Scalar(hole_to);
-  }
-  return some;
-}
-
-// A segment in which lanes differ: once for every part, with the centers of others hidden.
-template <class T, int Q, int C>
-void add_ranged(const T* points, const MixtureView<T>& mixture, const Segment& segment,
-                int64_t begin, int64_t end, T scale, const Membership* lanes, bool include_rest,
-                LaneSums<T, Q>* parts) {
   LaneRanges<T, Q> ranges;
-  for (int part = kInner; part < kOwn; ++part) {
-    if (segment.part == kNumParts ? part != kInner && !include_rest : part != segment.part) continue;
-    if (!part_ranges<T, Q>(lanes, part, mixture.n, begin, end, ranges)) continue;
-    add_range<T, Q, C>(points, mixture, begin, end, scale, &ranges, nullptr, parts[part]);
+  if (members.is_uniform && part == kInner) {
+    for (int q = 0; q < Q; ++q) {
+      ranges.begin[q] = Int<T>{};
+      ranges.end[q] = Int<T>{} + Scalar(mixture.n);
+      memcpy(&ranges.hole_begin[q], members.own + q * kLanes<T>, sizeof(Int<T>));
+      ranges.hole_end[q] = ranges.hole_begin[q] + 1;
+    }
+    ranges.from = members.first_own;
+    ranges.to = members.last_own + 1;
+    return ranges;
+  }
+  for (int l = 0; l < Q * kLanes<T>; ++l) {
+    const int64_t own = members.own[l];
+    const Membership& block = membership[own];
+    const int64_t range[kOwn][4] = {
+        {block.inner_begin, block.inner_end, own, own + 1},
+        {block.outer_begin, block.outer_end, block.inner_begin, block.inner_end},
+        {0, mixture.n, block.outer_begin, block.outer_end}};
+    const int q = l / kLanes<T>, at = l % kLanes<T>;
+    ranges.begin[q][at] = Scalar(range[part][0]);
+    ranges.end[q][at] = Scalar(range[part][1]);
+    ranges.hole_begin[q][at] = Scalar(range[part][2]);
+    ranges.hole_end[q][at] = Scalar(range[part][3]);
+  }
+  ranges.from = 0;
+  ranges.to = mixture.n;
+  return ranges;
+}
+
+// Centers [begin, end) of a segment. Where lanes differ: once for every part, with the centers of
+// others hidden.
+template <class T, int Q, int C>
+void add_segment(const T* points, const Task<T>& task, const Members<T, Q>& members, int part,
+                 int64_t begin, int64_t end, T scale, LaneSums<T, Q>* parts) {
+  const bool is_mixed = part == kNumParts;
+  if (!is_mixed && (part != kInner || end <= members.first_own || begin > members.last_own)) {
+    add_tile<T, Q, C>(points, task.mixture, begin, end, scale, parts[part]);
+    return;
+  }
+  for (int i = kInner; i <= (is_mixed && task.include_rest ? kRest : kInner); ++i) {
+    const LaneRanges<T, Q> ranges = part_ranges<T, Q>(members, task.mixture, task.membership, i);
+    add_range<T, Q, C>(points, task.mixture, begin, end, scale, &ranges, nullptr, parts[i]);
   }
 }
 
-// The squared distance of two rows, with the summands of every lane in T and lanes in double.
+// The squared distance of two rows, rounded to T, summed in T over every lane and then in double.
 template <class T>
-double squared_distance(const T* x, const T* y, int64_t d) {
-  Vec<T> sum = Vec<T>{};
-  int64_t k = 0;
-  for (; k + kLanes<T> <= d; k += kLanes<T>) {
-    const Vec<T> diff = load<T>(x + k) - load<T>(y + k);
-    sum += diff * diff;
-  }
+inline double squared_distance(const T* x, const T* y, int64_t d) {
   double total = 0;
-  if (k)
+  int64_t k = 0;
+  if (d >= kLanes<T>) {
+    Vec<T> sum = Vec<T>{};
+    for (; k + kLanes<T> <= d; k += kLanes<T>) {
+      const Vec<T> diff = load<T>(x + k) - load<T>(y + k);
+      sum += diff * diff;
+    }
     for (int l = 0; l < kLanes<T>; ++l) total += double(sum[l]);
+  }
   for (; k < d; ++k) {
-    const T diff = x[k] - y[k];
-    total += double(diff * diff);
+    const double diff = double(x[k] - y[k]);
+    total += diff * diff;
   }
   return total;
 }
@@ -603,39 +622,53 @@ void pack_points(const PointsView<T>& view, int64_t first, int64_t last, int64_t
   }
 }
 
-// Points [first, last), at most kGroupsPerTask groups of them. scratch: scratch_bytes() bytes.
+// Log-densities of the lanes, in nats; -inf where nothing was met closer than `never`.
+template <class T, int Q>
+void log_values(const LaneSums<T, Q>& sums, double exponent, double constant, double never,
+                double* out) {
+  for (int l = 0; l < Q * kLanes<T>; l += kLanes<double>) {
+    const Vec<double> offset = load<double>(sums.offset + l);
+    const Vec<double> value =
+        log_poly(load<double>(sums.sum + l)) + (constant - offset * exponent);
+    store<double>(out + l, offset < never ? value : broadcast<double>(-INFINITY));
+  }
+}
+
+// Groups [first, last) of points, at most kGroupsPerTask. scratch: scratch_bytes() bytes.
 template <class T, int Q, int C>
 void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
   constexpr int kGroup = Q * kLanes<T>;
   const FlushDenormals flush;
   const MixtureView<T>& mixture = task.mixture;
-  const int num_parts = task.membership ? kOwn : 1;
-  const int num_groups = int((last - first + kGroup - 1) / kGroup);
+  const int num_parts = task.own && task.include_rest ? kOwn : 1;
+  const int num_groups = int(last - first);
   const int64_t chunk_size = num_chunks(mixture.d) * kGroup;
   const double exponent = 1 / (2 * mixture.noise_std * mixture.noise_std);
   const T scale = T(exponent * M_LOG2E);
 
   auto* sums = static_cast<LaneSums<T, Q>*>(scratch);
-  auto* members = reinterpret_cast<Membership*>(sums + kGroupsPerTask * kOwn);
-  auto* segments = reinterpret_cast<Segment*>(members + kGroupsPerTask * kGroup);
+  auto* members = reinterpret_cast<Members<T, Q>*>(sums + kGroupsPerTask * kOwn);
+  auto* segments = reinterpret_cast<Segment*>(members + kGroupsPerTask);
   T* packed = reinterpret_cast<T*>(segments + kGroupsPerTask * kMaxSegments);
   T* chunks = packed + kGroupsPerTask * kGroup * mixture.d;
+  PointGroup groups[kGroupsPerTask];
   int segment_count[kGroupsPerTask];
 
   int64_t range_begin = mixture.n, range_end = 0;
   for (int g = 0; g < num_groups; ++g) {
-    const int64_t start = first + g * kGroup;
-    pack_points<T, Q>(task.points, start, last, mixture.d, packed + g * kGroup * mixture.d);
+    const int64_t start = (first + g) * kGroup, end = start + kGroup;
+    groups[g] = {start, end < task.points.m ? end : task.points.m};
+    if (task.groups) groups[g] = task.groups[first + g];
+    pack_points<T, Q>(task.points, groups[g].begin, groups[g].end, mixture.d,
+                      packed + g * kGroup * mixture.d);
     for (int i = g * num_parts; i < (g + 1) * num_parts; ++i)
       sums[i].clear(chunk_size ? chunks + i * chunk_size : nullptr, mixture.d);
     Segment* cuts = segments + g * kMaxSegments;
-    if (task.membership) {
-      for (int l = 0; l < kGroup; ++l)
-        members[g * kGroup + l] = task.membership[start + l < last ? start + l : last - 1];
-      segment_count[g] =
-          cut_segments(members + g * kGroup, kGroup, mixture.n, task.include_rest, C, cuts);
+    if (task.own) {
+      find_members<T, Q>(task, groups[g], members[g]);
+      segment_count[g] = cut_segments<T, Q>(members[g], mixture.n, task.include_rest, cuts);
     } else {
-      cuts[0] = {0, mixture.n, kInner, false};
+      cuts[0] = {0, mixture.n, kInner};
       segment_count[g] = 1;
     }
     if (cuts[0].begin < range_begin) range_begin = cuts[0].begin;
@@ -650,17 +683,16 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
     const int64_t end = begin + tile < range_end ? begin + tile : range_end;
     for (int g = 0; g < num_groups; ++g) {
       const T* points = packed + g * kGroup * mixture.d;
+      LaneSums<T, Q>* parts = sums + g * num_parts;
       for (int i = 0; i < segment_count[g]; ++i) {
         const Segment& segment = segments[g * kMaxSegments + i];
         const int64_t from = segment.begin > begin ? segment.begin : begin;
         const int64_t to = segment.end < end ? segment.end : end;
         if (from >= to) continue;
-        LaneSums<T, Q>* parts = sums + g * num_parts;
-        if (segment.part == kNumParts || segment.has_own)
-          add_ranged<T, Q, C>(points, mixture, segment, from, to, scale, members + g * kGroup,
-                              task.include_rest, parts);
+        if (task.own)
+          add_segment<T, Q, C>(points, task, members[g], segment.part, from, to, scale, parts);
         else
-          add_tile<T, Q, C>(points, mixture, from, to, scale, parts[segment.part]);
+          add_tile<T, Q, C>(points, mixture, from, to, scale, parts[kInner]);
       }
     }
   }
@@ -668,27 +700,22 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
   // -- to nats ---------------------------------------------------------------------------------
   const double constant = -0.5 * double(mixture.d) * log(M_PI / exponent) -
                           (mixture.weight_shift ? 0 : log(double(mixture.n)));
+  const double never = mixture.weight_shift ? double(kNever<T>) : double(INFINITY);
   for (int g = 0; g < num_groups; ++g)
     for (int part = 0; part < num_parts; ++part) {
-      const LaneSums<T, Q>& part_sums = sums[g * num_parts + part];
-      for (int l = 0; l < kGroup && first + g * kGroup + l < last; ++l) {
-        const double offset = part_sums.offset[l];
-        // Nothing met, or nothing but centers of weight zero.
-        const bool is_empty =
-            offset == INFINITY || (mixture.weight_shift && offset >= double(kNever<T>));
-        const double value =
-            is_empty ? -INFINITY : log(part_sums.sum[l]) - exponent * offset + constant;
-        task.out[part][first + g * kGroup + l] = T(value);
-      }
+      double values[kGroup];
+      log_values<T, Q>(sums[g * num_parts + part], exponent, constant, never, values);
+      T* out = task.out[part] + groups[g].begin;
+      for (int l = 0; l < int(groups[g].end - groups[g].begin); ++l) out[l] = T(values[l]);
     }
-  if (!task.membership) return;
-  for (int64_t i = first; i < last; ++i) {
-    const int64_t own = task.membership[i].own;
+  if (!task.own) return;
+  for (int64_t i = groups[0].begin; i < groups[num_groups - 1].end; ++i) {
+    const int64_t own = task.own[i];
     const T shift = mixture.weight_shift ? mixture.weight_shift[own] : T(0);
     const double distance =
         double(shift) + squared_distance(task.points.points + i * task.points.stride,
                                          mixture.centers + own * mixture.stride, mixture.d);
-    task.out[kOwn][i] = shift >= kNever<T> ? T(-INFINITY) : T(constant - exponent * distance);
+    task.out[kOwn][i] = shift < kNever<T> ? T(constant - exponent * distance) : T(-INFINITY);
   }
 }
 
@@ -696,7 +723,7 @@ template <class T, int Q>
 int64_t scratch_bytes(int64_t d) {
   constexpr int kGroup = Q * kLanes<T>;
   return kGroupsPerTask *
-         (kOwn * int64_t(sizeof(LaneSums<T, Q>)) + kGroup * int64_t(sizeof(Membership)) +
+         (kOwn * int64_t(sizeof(LaneSums<T, Q>)) + int64_t(sizeof(Members<T, Q>)) +
           kMaxSegments * int64_t(sizeof(Segment)) +
           kGroup * (d + kOwn * num_chunks(d)) * int64_t(sizeof(T)));
 }
