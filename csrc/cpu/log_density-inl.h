@@ -43,9 +43,11 @@ struct LaneSums {
   // num_chunks() x Q vectors, whose sum the offset is: squared distances to one and the same
   // center, the lane's nearest when the offset last moved. Null: the offset serves as a whole.
   T* chunks;
+  bool is_moving;  // offsets moved lately, and may again
 
   void clear(T* chunk_memory = nullptr, int64_t d = 0) {
     chunks = chunk_memory;
+    is_moving = true;
     for (int l = 0; l < Q * kLanes<T>; ++l) {
       offset[l] = INFINITY;
       sum[l] = 0;
@@ -59,6 +61,26 @@ struct LaneSums {
     Vec<T> v;
     for (int l = 0; l < kLanes<T>; ++l) v[l] = T(offset[q * kLanes<T> + l]);
     return v;
+  }
+
+  // Lowers the offsets of vector q to `least` where that is far lower; returns them.
+  Vec<T> move(int q, Vec<T> least, T scale) {
+    constexpr T kMove = T(4);  // log2: a smaller step is not worth a rounding
+    const Vec<T> before = base(q);
+    const Int<T> moves = least < before - kMove / scale;  // inf < inf: still nothing met
+    if (!any<T>(moves)) return before;
+    const Vec<T> after = moves ? least : before, lowered = before - least;
+    Vec<T> power = Vec<T>{};
+    add_exp2<T, 1, 1>(&lowered, scale, &power);
+    T moved[kLanes<T>], factor[kLanes<T>];
+    store<T>(moved, after);
+    store<T>(factor, moves ? power : broadcast<T>(T(1)));
+    for (int l = 0; l < kLanes<T>; ++l) {
+      sum[q * kLanes<T> + l] *= double(factor[l]);
+      offset[q * kLanes<T> + l] = double(moved[l]);
+    }
+    is_moving = true;
+    return after;
   }
 
   // Empties the tile's accumulator into the sums.
@@ -167,7 +189,6 @@ void add_exp2_safely(Vec<T>* s, T scale, Vec<T>* acc) {
 template <class T, int Q, int C>
 __attribute__((noinline)) void settle(const Block<T, Q>& block, T scale, LaneSums<T, Q>& sums,
                                       Vec<T>* acc) {
-  constexpr T kMove = T(4);  // log2: a smaller step is not worth a rounding
   Vec<T> s[C * Q];
   whole_distances<T, Q, C>(block, s);
 #pragma GCC unroll 4
@@ -175,24 +196,10 @@ __attribute__((noinline)) void settle(const Block<T, Q>& block, T scale, LaneSum
     Vec<T> least = s[q];
 #pragma GCC unroll 16
     for (int c = 1; c < C; ++c) least = vmin(s[c * Q + q], least);
-    const Vec<T> before = sums.base(q);
-    const Int<T> moves = least < before - kMove / scale;  // inf < inf: still nothing met
-    const Vec<T> base = moves ? least : before;
-    const Vec<T> lowered = before - least;
-    Vec<T> power = Vec<T>{};
-    add_exp2<T, 1, 1>(&lowered, scale, &power);
-    T added[kLanes<T>], factor[kLanes<T>], moved[kLanes<T>];
-    store<T>(added, acc[q]);
-    store<T>(factor, moves ? power : broadcast<T>(T(1)));
-    store<T>(moved, base);
-    for (int l = 0; l < kLanes<T>; ++l) {
-      const int at = q * kLanes<T> + l;
-      sums.sum[at] = (sums.sum[at] + double(added[l])) * double(factor[l]);
-      sums.offset[at] = double(moved[l]);
-    }
+    sums.fold(q, acc[q]);
+    const Vec<T> base = sums.move(q, least, scale);
 #pragma GCC unroll 16
     for (int c = 0; c < C; ++c) s[c * Q + q] -= base;
-    acc[q] = Vec<T>{};
   }
   add_exp2_safely<T, Q, C>(s, scale, acc);
 }
@@ -206,6 +213,7 @@ __attribute__((noinline)) void add_centers(const Block<T, Q>& all, int64_t count
                                            LaneSums<T, Q>& sums) {
   const Vec<T> too_far_off = broadcast<T>(T(kSlack) / scale);
   const Vec<T> too_large = broadcast<T>(T(1 << int(kSlack)));
+  sums.is_moving = false;
   Vec<T> base[Q], acc[Q];
   for (int q = 0; q < Q; ++q) {
     base[q] = sums.base(q);
@@ -247,6 +255,53 @@ __attribute__((noinline)) void add_centers(const Block<T, Q>& all, int64_t count
     }
   }
   for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
+}
+
+// The same while offsets move: distances of a panel of centers first, then the offsets, once, then
+// the exponentials. Two instructions per pair more, but nothing is done twice. count >= C.
+template <class T, int Q, int C, bool Weighted, bool Ranged>
+__attribute__((noinline)) void add_panels(const Block<T, Q>& all, int64_t count, T scale,
+                                          LaneSums<T, Q>& sums) {
+  constexpr int64_t kPanel = 16 * C;
+  Vec<T> distances[(kPanel + C) * Q];
+  const Vec<T> nowhere = broadcast<T>(T(INFINITY));
+  sums.is_moving = false;
+  for (int64_t begin = 0, n; begin < count; begin += n) {
+    n = count - begin < kPanel + C ? count - begin : kPanel;  // at least C
+    Vec<T> least[Q], base[Q], acc[Q];
+    for (int q = 0; q < Q; ++q) least[q] = nowhere;
+    for (int64_t j = 0; j < n; j += C) {
+      const int64_t at = j + C <= n ? j : n - C;  // some of the last twice: the same distances
+      const int64_t first = begin + at;
+      Vec<T> s[C * Q];
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q)
+          s[c * Q + q] = Weighted ? broadcast<T>(all.shift[first + c]) : Vec<T>{};
+      add_squares<T, Q, C>(all.points, all.centers + first * all.stride, all.stride, 0, all.d, s);
+      if constexpr (Ranged) hide<T, Q, C>(*all.ranges, all.first + first, s);
+#pragma GCC unroll 16
+      for (int i = 0; i < C * Q; ++i) {
+        least[i % Q] = vmin(s[i], least[i % Q]);
+        distances[at * Q + i] = s[i];
+      }
+    }
+    const int64_t end = (n + C - 1) / C * C;
+    for (int64_t i = n * Q; i < end * Q; ++i) distances[i] = nowhere;
+    for (int q = 0; q < Q; ++q) {
+      base[q] = sums.move(q, least[q], scale);
+      base[q] = base[q] < nowhere ? base[q] : Vec<T>{};  // nothing met: not inf - inf
+      acc[q] = Vec<T>{};
+    }
+    for (int64_t j = 0; j < end; j += C) {
+      Vec<T> s[C * Q];
+#pragma GCC unroll 16
+      for (int i = 0; i < C * Q; ++i) s[i] = distances[j * Q + i] - base[i % Q];
+      add_exp2<T, C * Q, Q>(s, scale, acc);
+    }
+    for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
+  }
 }
 
 // -- many dimensions -----------------------------------------------------------------------------
@@ -428,6 +483,10 @@ void add_blocks(const Block<T, Q>& block, int64_t count, T scale, const T* limit
     add_centers_chunked<T, Q, C, Weighted, true, false>(block, count, scale, nullptr, sums);
   else if (sums.chunks)
     add_centers_chunked<T, Q, C, Weighted, false, false>(block, count, scale, nullptr, sums);
+  else if (sums.is_moving && block.ranges)
+    add_panels<T, Q, C, Weighted, true>(block, count, scale, sums);
+  else if (sums.is_moving)
+    add_panels<T, Q, C, Weighted, false>(block, count, scale, sums);
   else if (block.ranges)
     add_centers<T, Q, C, Weighted, true>(block, count, scale, sums);
   else
@@ -443,7 +502,8 @@ void add_range(const T* points, const MixtureView<T>& mixture, int64_t begin, in
   Block<T, Q> block{points, mixture.centers + begin * mixture.stride,
                     mixture.stride, shift ? shift + begin : nullptr,
                     ranges, begin, int(mixture.d)};
-  const int64_t whole = (end - begin) / C * C;
+  const bool is_panels = !sums.chunks && sums.is_moving && end - begin >= C;
+  const int64_t whole = is_panels ? end - begin : (end - begin) / C * C;
   if (whole && shift) add_blocks<T, Q, C, true>(block, whole, scale, limits, sums);
   if (whole && !shift) add_blocks<T, Q, C, false>(block, whole, scale, limits, sums);
   // Fewer than C centers in all: one by one, as C times the same row.
