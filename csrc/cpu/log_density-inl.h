@@ -69,17 +69,17 @@ struct LaneSums {
     const Vec<T> before = base(q);
     const Int<T> moves = least < before - kMove / scale;  // inf < inf: still nothing met
     if (!any<T>(moves)) return before;
-    const Vec<T> after = moves ? least : before, lowered = before - least;
-    Vec<T> power = Vec<T>{};
-    add_exp2<T, 1, 1>(&lowered, scale, &power);
-    T moved[kLanes<T>], factor[kLanes<T>];
-    store<T>(moved, after);
-    store<T>(factor, moves ? power : broadcast<T>(T(1)));
-    for (int l = 0; l < kLanes<T>; ++l) {
-      sum[q * kLanes<T> + l] *= double(factor[l]);
-      offset[q * kLanes<T> + l] = double(moved[l]);
-    }
     is_moving = true;
+    const Vec<T> after = moves ? least : before, lowered = before - least;
+    T lane[kLanes<T>];
+    store<T>(lane, after);
+    for (int l = 0; l < kLanes<T>; ++l) offset[q * kLanes<T> + l] = double(lane[l]);
+    if (any<T>(before < T(INFINITY))) {
+      Vec<T> power = Vec<T>{};
+      add_exp2<T, 1, 1>(&lowered, scale, &power);
+      store<T>(lane, moves ? power : broadcast<T>(T(1)));
+      for (int l = 0; l < kLanes<T>; ++l) sum[q * kLanes<T> + l] *= double(lane[l]);
+    }
     return after;
   }
 
@@ -90,12 +90,14 @@ struct LaneSums {
   }
 };
 
-// The centers that count for each lane: [begin, end) without [hole_begin, hole_end). Centers out of
-// [from, to) count, for all lanes.
+// The centers that count for each lane: [begin, end) without [hole_begin, hole_end); where
+// is_point, all but hole_begin. Centers out of [from, to) count, for all lanes.
 template <class T, int Q>
 struct LaneRanges {
   Int<T> begin[Q], end[Q], hole_begin[Q], hole_end[Q];
   int64_t from, to;
+  bool is_point;
+  T* own_distance;  // of each lane to hole_begin, where is_point: found on the way
 };
 
 // Moves those of centers first, first + 1, .. that do not count for a lane out of its sight.
@@ -104,6 +106,16 @@ inline __attribute__((always_inline)) void hide(const LaneRanges<T, Q>& ranges, 
                                                 Vec<T>* s) {
   if (first + C <= ranges.from || first >= ranges.to) return;
   const Vec<T> nowhere = broadcast<T>(T(INFINITY));
+  if (ranges.is_point) {
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) {
+      const Int<T> j = Int<T>{} + typename Simd<T>::Scalar(first + c);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q)
+        s[c * Q + q] = j == ranges.hole_begin[q] ? nowhere : s[c * Q + q];
+    }
+    return;
+  }
 #pragma GCC unroll 16
   for (int c = 0; c < C; ++c) {
     const Int<T> j = Int<T>{} + typename Simd<T>::Scalar(first + c);
@@ -113,6 +125,22 @@ inline __attribute__((always_inline)) void hide(const LaneRanges<T, Q>& ranges, 
                             ((j < ranges.hole_begin[q]) | (j >= ranges.hole_end[q]));
       s[c * Q + q] = counts ? s[c * Q + q] : nowhere;
     }
+  }
+}
+
+// Distances of lanes to their own centers, if those are among first, first + 1, ..
+template <class T, int Q, int C>
+inline __attribute__((always_inline)) void keep_own(const LaneRanges<T, Q>& ranges, int64_t first,
+                                                    const Vec<T>* s) {
+  if (first + C <= ranges.from || first >= ranges.to) return;
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) {
+    Vec<T> own = load<T>(ranges.own_distance + q * kLanes<T>);
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c)
+      own = Int<T>{} + typename Simd<T>::Scalar(first + c) == ranges.hole_begin[q] ? s[c * Q + q]
+                                                                                  : own;
+    store<T>(ranges.own_distance + q * kLanes<T>, own);
   }
 }
 
@@ -208,7 +236,7 @@ __attribute__((noinline)) void settle(const Block<T, Q>& block, T scale, LaneSum
 //
 // Where too large an exponential is infinite (kExp2Overflows), a center far nearer than all before
 // is noticed after the fact, by a sum out of range; elsewhere before, for an instruction per pair.
-template <class T, int Q, int C, bool Weighted, bool Ranged>
+template <class T, int Q, int C, bool Weighted>
 __attribute__((noinline)) void add_centers(const Block<T, Q>& all, int64_t count, T scale,
                                            LaneSums<T, Q>& sums) {
   const Vec<T> too_far_off = broadcast<T>(T(kSlack) / scale);
@@ -223,7 +251,6 @@ __attribute__((noinline)) void add_centers(const Block<T, Q>& all, int64_t count
     Vec<T> s[C * Q], before[Q];
     start<T, Q, C, Weighted>(all.shift + (Weighted ? j : 0), base, s);
     add_squares<T, Q, C>(all.points, all.centers + j * all.stride, all.stride, 0, all.d, s);
-    if constexpr (Ranged) hide<T, Q, C>(*all.ranges, all.first + j, s);
 
     bool is_settled;
     for (int q = 0; q < Q; ++q) before[q] = acc[q];
@@ -263,7 +290,7 @@ template <class T, int Q, int C, bool Weighted, bool Ranged>
 __attribute__((noinline)) void add_panels(const Block<T, Q>& all, int64_t count, T scale,
                                           LaneSums<T, Q>& sums) {
   constexpr int64_t kPanel = 16 * C;
-  Vec<T> distances[(kPanel + C) * Q];
+  alignas(64) T panel[(kPanel + C) * Q * kLanes<T>];  // distances
   const Vec<T> nowhere = broadcast<T>(T(INFINITY));
   sums.is_moving = false;
   for (int64_t begin = 0, n; begin < count; begin += n) {
@@ -280,15 +307,22 @@ __attribute__((noinline)) void add_panels(const Block<T, Q>& all, int64_t count,
         for (int q = 0; q < Q; ++q)
           s[c * Q + q] = Weighted ? broadcast<T>(all.shift[first + c]) : Vec<T>{};
       add_squares<T, Q, C>(all.points, all.centers + first * all.stride, all.stride, 0, all.d, s);
-      if constexpr (Ranged) hide<T, Q, C>(*all.ranges, all.first + first, s);
-#pragma GCC unroll 16
-      for (int i = 0; i < C * Q; ++i) {
-        least[i % Q] = vmin(s[i], least[i % Q]);
-        distances[at * Q + i] = s[i];
+      if constexpr (Ranged) {
+        if (all.ranges->is_point) keep_own<T, Q, C>(*all.ranges, all.first + first, s);
+        hide<T, Q, C>(*all.ranges, all.first + first, s);
       }
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        Vec<T> nearest = s[q];
+#pragma GCC unroll 16
+        for (int c = 1; c < C; ++c) nearest = vmin(s[c * Q + q], nearest);
+        least[q] = vmin(nearest, least[q]);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < C * Q; ++i) store<T>(panel + (at * Q + i) * kLanes<T>, s[i]);
     }
     const int64_t end = (n + C - 1) / C * C;
-    for (int64_t i = n * Q; i < end * Q; ++i) distances[i] = nowhere;
+    for (int64_t i = n * Q; i < end * Q; ++i) store<T>(panel + i * kLanes<T>, nowhere);
     for (int q = 0; q < Q; ++q) {
       base[q] = sums.move(q, least[q], scale);
       base[q] = base[q] < nowhere ? base[q] : Vec<T>{};  // nothing met: not inf - inf
@@ -297,7 +331,8 @@ __attribute__((noinline)) void add_panels(const Block<T, Q>& all, int64_t count,
     for (int64_t j = 0; j < end; j += C) {
       Vec<T> s[C * Q];
 #pragma GCC unroll 16
-      for (int i = 0; i < C * Q; ++i) s[i] = distances[j * Q + i] - base[i % Q];
+      for (int i = 0; i < C * Q; ++i)
+        s[i] = load<T>(panel + (j * Q + i) * kLanes<T>) - base[i % Q];
       add_exp2<T, C * Q, Q>(s, scale, acc);
     }
     for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
@@ -483,14 +518,12 @@ void add_blocks(const Block<T, Q>& block, int64_t count, T scale, const T* limit
     add_centers_chunked<T, Q, C, Weighted, true, false>(block, count, scale, nullptr, sums);
   else if (sums.chunks)
     add_centers_chunked<T, Q, C, Weighted, false, false>(block, count, scale, nullptr, sums);
-  else if (sums.is_moving && block.ranges)
+  else if (block.ranges)
     add_panels<T, Q, C, Weighted, true>(block, count, scale, sums);
   else if (sums.is_moving)
     add_panels<T, Q, C, Weighted, false>(block, count, scale, sums);
-  else if (block.ranges)
-    add_centers<T, Q, C, Weighted, true>(block, count, scale, sums);
   else
-    add_centers<T, Q, C, Weighted, false>(block, count, scale, sums);
+    add_centers<T, Q, C, Weighted>(block, count, scale, sums);
 }
 
 // Centers [begin, end): whole blocks of C, then a block of which the last centers are the rest and
@@ -502,7 +535,7 @@ void add_range(const T* points, const MixtureView<T>& mixture, int64_t begin, in
   Block<T, Q> block{points, mixture.centers + begin * mixture.stride,
                     mixture.stride, shift ? shift + begin : nullptr,
                     ranges, begin, int(mixture.d)};
-  const bool is_panels = !sums.chunks && sums.is_moving && end - begin >= C;
+  const bool is_panels = !sums.chunks && (sums.is_moving || ranges) && end - begin >= C;
   const int64_t whole = is_panels ? end - begin : (end - begin) / C * C;
   if (whole && shift) add_blocks<T, Q, C, true>(block, whole, scale, limits, sums);
   if (whole && !shift) add_blocks<T, Q, C, false>(block, whole, scale, limits, sums);
@@ -551,6 +584,7 @@ constexpr int kMaxSegments = 5;
 template <class T, int Q>
 struct Members {
   typename Simd<T>::Scalar own[Q * kLanes<T>];
+  T own_distance[Q * kLanes<T>];  // with the center's shift; negative: not known yet
   Membership common;              // of all lanes, or what encloses all
   int64_t first_own, last_own;
   bool is_uniform, has_one_outer;
@@ -563,10 +597,20 @@ void find_members(const Task<T>& task, const PointGroup& group, Members<T, Q>& m
   const int count = int(group.end - group.begin);
   for (int l = 0; l < count; ++l) members.own[l] = Scalar(task.own[group.begin + l]);
   for (int l = count; l < kGroup; ++l) members.own[l] = members.own[count - 1];
-  Scalar least = members.own[0], most = members.own[0];
-  for (int l = 1; l < kGroup; ++l) {
-    least = members.own[l] < least ? members.own[l] : least;
-    most = members.own[l] > most ? members.own[l] : most;
+  for (T& distance : members.own_distance) distance = T(-1);
+  Int<T> low_own, high_own;
+  memcpy(&low_own, members.own, sizeof low_own);
+  high_own = low_own;
+  for (int q = 1; q < Q; ++q) {
+    Int<T> more;
+    memcpy(&more, members.own + q * kLanes<T>, sizeof more);
+    low_own = more < low_own ? more : low_own;
+    high_own = more > high_own ? more : high_own;
+  }
+  Scalar least = low_own[0], most = high_own[0];
+  for (int l = 0; l < kLanes<T>; ++l) {
+    least = low_own[l] < least ? low_own[l] : least;
+    most = high_own[l] > most ? high_own[l] : most;
   }
   // Blocks are ordered like centers.
   const Membership &low = task.membership[least], &high = task.membership[most];
@@ -602,17 +646,14 @@ int cut_segments(const Members<T, Q>& members, int64_t n, bool include_rest, Seg
 
 // The centers that each lane counts to a part.
 template <class T, int Q>
-LaneRanges<T, Q> part_ranges(const Members<T, Q>& members, const MixtureView<T>& mixture,
+LaneRanges<T, Q> part_ranges(Members<T, Q>& members, const MixtureView<T>& mixture,
                              const Membership* membership, int part) {
   using Scalar = typename Simd<T>::Scalar;
   LaneRanges<T, Q> ranges;
-  if (members.is_uniform && part == kInner) {
-    for (int q = 0; q < Q; ++q) {
-      ranges.begin[q] = Int<T>{};
-      ranges.end[q] = Int<T>{} + Scalar(mixture.n);
-      memcpy(&ranges.hole_begin[q], members.own + q * kLanes<T>, sizeof(Int<T>));
-      ranges.hole_end[q] = ranges.hole_begin[q] + 1;
-    }
+  ranges.is_point = members.is_uniform && part == kInner;
+  if (ranges.is_point) {
+    memcpy(ranges.hole_begin, members.own, sizeof ranges.hole_begin);
+    ranges.own_distance = members.own_distance;
     ranges.from = members.first_own;
     ranges.to = members.last_own + 1;
     return ranges;
@@ -638,7 +679,7 @@ LaneRanges<T, Q> part_ranges(const Members<T, Q>& members, const MixtureView<T>&
 // Centers [begin, end) of a segment. Where lanes differ: once for every part, with the centers of
 // others hidden.
 template <class T, int Q, int C>
-void add_segment(const T* points, const Task<T>& task, const Members<T, Q>& members, int part,
+void add_segment(const T* points, const Task<T>& task, Members<T, Q>& members, int part,
                  int64_t begin, int64_t end, T scale, LaneSums<T, Q>* parts) {
   const bool is_mixed = part == kNumParts;
   if (!is_mixed && (part != kInner || end <= members.first_own || begin > members.last_own)) {
@@ -671,14 +712,38 @@ inline double squared_distance(const T* x, const T* y, int64_t d) {
   return total;
 }
 
-// Points of a task as Q vectors per coordinate; the last lanes repeat the last point.
+// Points of a group as Q vectors per coordinate; the last lanes repeat the last point.
 template <class T, int Q>
 void pack_points(const PointsView<T>& view, int64_t first, int64_t last, int64_t d, T* packed) {
   constexpr int kGroup = Q * kLanes<T>;
-  for (int l = 0; l < kGroup; ++l) {
-    const int64_t i = first + l < last ? first + l : last - 1;
-    const T* row = view.points + i * view.stride;
-    for (int64_t k = 0; k < d; ++k) packed[k * kGroup + l] = row[k];
+  const T* rows = view.points + first * view.stride;
+  const int64_t most = last - first - 1;
+  if (most + 1 >= kGroup && view.stride < (1 << 24)) {
+    for (int64_t k = 0; k < d; ++k)
+      for (int q = 0; q < Q; ++q)
+        store<T>(packed + (k * Q + q) * kLanes<T>,
+                 load_strided<T>(rows + q * kLanes<T> * view.stride + k, int(view.stride)));
+  } else {
+    for (int l = 0; l < kGroup; ++l) {
+      const T* row = rows + (l < most ? l : most) * view.stride;
+      for (int64_t k = 0; k < d; ++k) packed[k * kGroup + l] = row[k];
+    }
+  }
+}
+
+// Squared distances of a group's points to their own centers, with the centers' shifts.
+template <class T, int Q>
+void own_distances(const Task<T>& task, const PointGroup& group, const Members<T, Q>& members,
+                   double* out) {
+  const MixtureView<T>& mixture = task.mixture;
+  bool are_known = true;
+  for (T known : members.own_distance) are_known &= known >= 0;
+  for (int l = 0; l < int(group.end - group.begin); ++l) {
+    const int64_t own = members.own[l];
+    const T* row = task.points.points + (group.begin + l) * task.points.stride;
+    out[l] = are_known ? double(members.own_distance[l])
+                       : squared_distance(row, mixture.centers + own * mixture.stride, mixture.d) +
+                             (mixture.weight_shift ? double(mixture.weight_shift[own]) : 0);
   }
 }
 
@@ -769,13 +834,12 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
       for (int l = 0; l < int(groups[g].end - groups[g].begin); ++l) out[l] = T(values[l]);
     }
   if (!task.own) return;
-  for (int64_t i = groups[0].begin; i < groups[num_groups - 1].end; ++i) {
-    const int64_t own = task.own[i];
-    const T shift = mixture.weight_shift ? mixture.weight_shift[own] : T(0);
-    const double distance =
-        double(shift) + squared_distance(task.points.points + i * task.points.stride,
-                                         mixture.centers + own * mixture.stride, mixture.d);
-    task.out[kOwn][i] = shift < kNever<T> ? T(constant - exponent * distance) : T(-INFINITY);
+  for (int g = 0; g < num_groups; ++g) {
+    double values[kGroup] = {};
+    own_distances<T, Q>(task, groups[g], members[g], values);
+    T* out = task.out[kOwn] + groups[g].begin;
+    for (int l = 0; l < int(groups[g].end - groups[g].begin); ++l)
+      out[l] = T(values[l] < never ? constant - exponent * values[l] : -INFINITY);
   }
 }
 

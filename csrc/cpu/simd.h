@@ -64,6 +64,23 @@ inline __attribute__((always_inline)) Vec<T> broadcast(T x) {
   return x - Vec<T>{};
 }
 
+// from[0], from[step], from[2 * step], .. where kLanes steps are far below 2^31.
+template <class T>
+inline __attribute__((always_inline)) Vec<T> load_strided(const T* from, int step) {
+#if defined(__AVX512F__)
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i at = _mm512_mullo_epi32(lane, _mm512_set1_epi32(step));
+  if constexpr (sizeof(T) == 4)
+    return Vec<T>(_mm512_i32gather_ps(at, from, 4));
+  else
+    return Vec<T>(_mm512_i32gather_pd(_mm512_castsi512_si256(at), from, 8));
+#else
+  Vec<T> v;
+  for (int l = 0; l < kLanes<T>; ++l) v[l] = from[l * step];
+  return v;
+#endif
+}
+
 // NaN in a gives b.
 template <class V>
 inline __attribute__((always_inline)) V vmin(V a, V b) {
