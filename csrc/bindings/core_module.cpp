@@ -7,11 +7,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../cpu/dispatch.h"
@@ -219,17 +221,30 @@ py::tuple block_log_sums(const py::array_t<T>& points, const py::array_t<T>& cen
 // Index, in C order, of the first element that is NaN or infinite; -1 if there is none.
 template <class T>
 int64_t first_nonfinite(const py::array_t<T>& array) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  constexpr Bits kExponent = sizeof(T) == 4 ? Bits(0x7f800000) : Bits(0x7ff0000000000000);
   const PointsView<T> view = rows(array);
-  const int64_t d = array.shape(1);
+  int64_t d = array.shape(1), count = view.m;
   py::gil_scoped_release release;
-  for (int64_t i = 0; i < view.m; ++i) {
-    const T* row = view.points + i * view.stride;
-    T zero = 0;  // x * 0 is NaN exactly where x is not finite: one branch per row
-    for (int64_t k = 0; k < d; ++k) zero += row[k] * T(0);
-    if (zero == 0) continue;
-    for (int64_t k = 0; k < d; ++k)
-      if (!std::isfinite(row[k])) return i * d + k;
+  if (view.stride == d) {  // one long row
+    d *= count;
+    count = count > 0;
   }
+  constexpr int64_t kBlock = 1024;  // looked at as a whole, without branches
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t begin = 0; begin < d; begin += kBlock) {
+      const T* row = view.points + i * view.stride;
+      const int64_t end = std::min(d, begin + kBlock);
+      Bits bad = 0;
+      for (int64_t k = begin; k < end; ++k) {
+        Bits bits;
+        std::memcpy(&bits, row + k, sizeof bits);
+        bad |= Bits((bits & kExponent) == kExponent);
+      }
+      if (!bad) continue;
+      for (int64_t k = begin; k < end; ++k)
+        if (!std::isfinite(row[k])) return i * array.shape(1) + k;
+    }
   return -1;
 }
 

@@ -201,7 +201,10 @@ def as_weights(weights: Any, num_centers: int, dtype: np.dtype[Any]) -> Floats:
 
 def check_representable(name: str, result: Floats, allow_minus_inf: bool) -> None:
     """Raises ValueError where finite input was too far apart for the dtype."""
-    bad = ~np.isfinite(result)
+    finite = np.isfinite(result)
+    if finite.all():
+        return
+    bad = ~finite
     if allow_minus_inf:
         bad &= ~np.isneginf(result)
     if bad.any():
