@@ -353,19 +353,20 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
   const T step = -T(4) / scale;
   const int d = block.d;
   Vec<T> whole[C * Q], least[Q];
+  const Int<T> none = Int<T>{} - 1;
   Int<T> reference[Q], met[Q], unmet = Int<T>{};
   for (int q = 0; q < Q; ++q) unmet |= ~(met[q] = sums.base(q) < T(INFINITY));
   if (any<T>(unmet)) whole_distances<T, Q, C>(block, whole);
   for (int q = 0; q < Q; ++q) {
     least[q] = broadcast<T>(T(INFINITY));
-    reference[q] = Int<T>{} - 1;
+    reference[q] = none;
     for (int c = 0; c < C; ++c) {
       const Vec<T> at = any<T>(~met[q]) ? met[q] ? s[c * Q + q] : whole[c * Q + q] : s[c * Q + q];
       const Int<T> nearer = at < least[q];
       least[q] = nearer ? at : least[q];
       reference[q] = nearer ? Int<T>{} + c : reference[q];
     }
-    reference[q] = (least[q] < step) | ~met[q] ? reference[q] : Int<T>{} - 1;
+    reference[q] = (least[q] < step) | ~met[q] ? reference[q] : none;
     sums.fold(q, acc[q]);
   }
 
@@ -374,27 +375,40 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
     Int<T> moves[Q], some = Int<T>{};
     for (int q = 0; q < Q; ++q) some |= moves[q] = reference[q] == c;
     if (!any<T>(some)) continue;
-    double offset[kGroup] = {};
-    T* chunk = sums.chunks;
-    for (int k = 0; k < d; k += kChunk, chunk += kGroup) {
-      Vec<T> sum[Q];
-      for (int q = 0; q < Q; ++q)
-        sum[q] = broadcast<T>(k == 0 && block.shift ? block.shift[c] : T(0));
-      add_squares<T, Q, 1>(block.points, block.centers + c * block.stride, 0, k,
-                           k + kChunk < d ? k + kChunk : d, sum);
-      for (int q = 0; q < Q; ++q) {
-        T* at = chunk + q * kLanes<T>;
-        store<T>(at, moves[q] ? sum[q] : load<T>(at));
-        for (int l = 0; l < kLanes<T>; ++l) offset[q * kLanes<T> + l] += double(sum[q][l]);
+    // Calls visit(chunk, sums of its squares) for every chunk of the center.
+    auto for_chunks = [&](auto visit) {
+      T* chunk = sums.chunks;
+      for (int k = 0; k < d; k += kChunk, chunk += kGroup) {
+        Vec<T> sum[Q];
+        for (int q = 0; q < Q; ++q)
+          sum[q] = broadcast<T>(k == 0 && block.shift ? block.shift[c] : T(0));
+        add_squares<T, Q, 1>(block.points, block.centers + c * block.stride, 0, k,
+                             k + kChunk < d ? k + kChunk : d, sum);
+        visit(chunk, sum);
       }
-    }
+    };
+    double offset[kGroup] = {};
+    for_chunks([&](T*, const Vec<T>* sum) {
+      for (int l = 0; l < kGroup; ++l) offset[l] += double(sum[l / kLanes<T>][l % kLanes<T>]);
+    });
     for (int l = 0; l < kGroup; ++l) {
-      if (!moves[l / kLanes<T>][l % kLanes<T>]) continue;
+      const int q = l / kLanes<T>, at = l % kLanes<T>;
+      // Where distances are so large that their rounding is many exponents, it may seem nearer
+      // and not be.
+      if (moves[q][at] && !(offset[l] < sums.offset[l])) moves[q][at] = 0;
+      if (!moves[q][at]) continue;
       LogSum moved{double(scale) * sums.offset[l], sums.sum[l]};
       moved.rebase(double(scale) * offset[l]);
       sums.sum[l] = moved.sum;
       sums.offset[l] = offset[l];
     }
+    for_chunks([&](T* chunk, const Vec<T>* sum) {
+      for (int q = 0; q < Q; ++q) {
+        T* at = chunk + q * kLanes<T>;
+        store<T>(at, moves[q] ? sum[q] : load<T>(at));
+      }
+    });
+    for (int q = 0; q < Q; ++q) reference[q] = reference[q] == c & ~moves[q] ? none : reference[q];
   }
 
   // -- the block's terms at the new offsets ------------------------------------------------------
@@ -406,6 +420,9 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
                          k + kChunk < d ? k + kChunk : d, s);
   }
   if (block.ranges) hide<T, Q, C>(*block.ranges, block.first, s);
+  // A lane's reference is at its offset, whatever rounding says: no sum is ever zero.
+  for (int c = 0; c < C; ++c)
+    for (int q = 0; q < Q; ++q) s[c * Q + q] = reference[q] == c ? Vec<T>{} : s[c * Q + q];
   add_exp2_safely<T, Q, C>(s, scale, acc);
 }
 
