@@ -24,8 +24,7 @@ inline __attribute__((always_inline)) Vec<double> log_poly(Vec<double> x) {
   const Int<double> above = (Int<double>)x - kSqrtHalf;
   const Int<double> k = above >> 52;
   const Vec<double> f = (Vec<double>)((above & kMantissa) + kSqrtHalf) - 1.0;
-  const Vec<double> exponent =
-      (Vec<double>)(k + (Int<double>)(broadcast<double>(kMagic))) - kMagic;
+  const Vec<double> exponent = (Vec<double>)(k + (Int<double>)(broadcast<double>(kMagic))) - kMagic;
 
   const Vec<double> s = f / (f + 2.0), z = s * s, half_square = f * f * 0.5;
   Vec<double> poly = broadcast<double>(kPoly[6]);

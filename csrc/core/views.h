@@ -79,7 +79,7 @@ struct BlocksView {
 constexpr int kFanout = 16;  // children of a tree's node: one vector of floats
 constexpr int32_t kNoChild = INT32_MIN;
 // Polynomials that stand for cells: their order, variables and coefficients, at most.
-constexpr int kMaxOrder = 24, kMaxCellDims = 64, kMaxCoefficients = 16000;
+constexpr int kMaxOrder = 24, kMaxCellDims = 32, kMaxCoefficients = 16000;
 
 // A leaf whose centers a polynomial can stand for: its sum at x is about
 // exp(-|x - centroid|^2 / (2 noise_std^2)) * polynomial((x - centroid) / noise_std).

@@ -26,8 +26,8 @@
 namespace noisyflow {
 inline namespace NOISYFLOW_TARGET {
 
-constexpr double kSlack = 20;      // log2; 512 terms of 2^20 are exact enough to be exceeded by one
-constexpr int kChunk = 16;         // dimensions whose sum starts near zero
+constexpr double kSlack = 20;  // log2; 512 terms of 2^20 are exact enough to be exceeded by one
+constexpr int kChunk = 16;     // dimensions whose sum starts near zero
 constexpr int64_t kTileBytes =
     32768;                         // centers of one tile: they stay in L1 for all points of a task
 constexpr int64_t kMaxTile = 512;  // float sums of more terms would lose digits
@@ -111,8 +111,7 @@ inline __attribute__((always_inline)) void hide(const LaneRanges<T, Q>& ranges, 
     for (int c = 0; c < C; ++c) {
       const Int<T> j = Int<T>{} + typename Simd<T>::Scalar(first + c);
 #pragma GCC unroll 4
-      for (int q = 0; q < Q; ++q)
-        s[c * Q + q] = j == ranges.hole_begin[q] ? nowhere : s[c * Q + q];
+      for (int q = 0; q < Q; ++q) s[c * Q + q] = j == ranges.hole_begin[q] ? nowhere : s[c * Q + q];
     }
     return;
   }
@@ -139,7 +138,7 @@ inline __attribute__((always_inline)) void keep_own(const LaneRanges<T, Q>& rang
 #pragma GCC unroll 16
     for (int c = 0; c < C; ++c)
       own = Int<T>{} + typename Simd<T>::Scalar(first + c) == ranges.hole_begin[q] ? s[c * Q + q]
-                                                                                  : own;
+                                                                                   : own;
     store<T>(ranges.own_distance + q * kLanes<T>, own);
   }
 }
@@ -331,8 +330,7 @@ __attribute__((noinline)) void add_panels(const Block<T, Q>& all, int64_t count,
     for (int64_t j = 0; j < end; j += C) {
       Vec<T> s[C * Q];
 #pragma GCC unroll 16
-      for (int i = 0; i < C * Q; ++i)
-        s[i] = load<T>(panel + (j * Q + i) * kLanes<T>) - base[i % Q];
+      for (int i = 0; i < C * Q; ++i) s[i] = load<T>(panel + (j * Q + i) * kLanes<T>) - base[i % Q];
       add_exp2<T, C * Q, Q>(s, scale, acc);
     }
     for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
@@ -408,7 +406,8 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
         store<T>(at, moves[q] ? sum[q] : load<T>(at));
       }
     });
-    for (int q = 0; q < Q; ++q) reference[q] = reference[q] == c & ~moves[q] ? none : reference[q];
+    for (int q = 0; q < Q; ++q)
+      reference[q] = (reference[q] == c) & ~moves[q] ? none : reference[q];
   }
 
   // -- the block's terms at the new offsets ------------------------------------------------------
@@ -549,9 +548,10 @@ template <class T, int Q, int C>
 void add_range(const T* points, const MixtureView<T>& mixture, int64_t begin, int64_t end, T scale,
                const LaneRanges<T, Q>* ranges, const T* limits, LaneSums<T, Q>& sums) {
   const T* shift = mixture.weight_shift;
-  Block<T, Q> block{points, mixture.centers + begin * mixture.stride,
+  Block<T, Q> block{points,         mixture.centers + begin * mixture.stride,
                     mixture.stride, shift ? shift + begin : nullptr,
-                    ranges, begin, int(mixture.d)};
+                    ranges,         begin,
+                    int(mixture.d)};
   const bool is_panels = !sums.chunks && (sums.is_moving || ranges) && end - begin >= C;
   const int64_t whole = is_panels ? end - begin : (end - begin) / C * C;
   if (whole && shift) add_blocks<T, Q, C, true>(block, whole, scale, limits, sums);
@@ -770,8 +770,7 @@ void log_values(const LaneSums<T, Q>& sums, double exponent, double constant, do
                 double* out) {
   for (int l = 0; l < Q * kLanes<T>; l += kLanes<double>) {
     const Vec<double> offset = load<double>(sums.offset + l);
-    const Vec<double> value =
-        log_poly(load<double>(sums.sum + l)) + (constant - offset * exponent);
+    const Vec<double> value = log_poly(load<double>(sums.sum + l)) + (constant - offset * exponent);
     store<double>(out + l, offset < never ? value : broadcast<double>(-INFINITY));
   }
 }
@@ -863,10 +862,9 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
 template <class T, int Q>
 int64_t scratch_bytes(int64_t d) {
   constexpr int kGroup = Q * kLanes<T>;
-  return kGroupsPerTask *
-         (kOwn * int64_t(sizeof(LaneSums<T, Q>)) + int64_t(sizeof(Members<T, Q>)) +
-          kMaxSegments * int64_t(sizeof(Segment)) +
-          kGroup * (d + kOwn * num_chunks(d)) * int64_t(sizeof(T)));
+  return kGroupsPerTask * (kOwn * int64_t(sizeof(LaneSums<T, Q>)) + int64_t(sizeof(Members<T, Q>)) +
+                           kMaxSegments * int64_t(sizeof(Segment)) +
+                           kGroup * (d + kOwn * num_chunks(d)) * int64_t(sizeof(T)));
 }
 
 }  // namespace NOISYFLOW_TARGET

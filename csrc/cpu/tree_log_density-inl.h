@@ -410,11 +410,14 @@ void cell_moments(const T* rows, int64_t count, int64_t d, double noise_std, con
 
 // -- one point -----------------------------------------------------------------------------------
 
-// The running sum of one point over leaves by dimension, kLanes centers in a vector.
+// The running sum of one point over leaves by dimension, kLanes centers in a vector. As in
+// LaneSums, distances are taken relative to a near center's, every kChunk dimensions apart.
 template <class T>
 struct PointSum {
-  T offset = T(INFINITY);
-  double sum = 0;
+  static int64_t num_parts(int64_t d) { return (d + kChunk - 1) / kChunk; }
+
+  double offset, sum;
+  T* parts;                 // num_parts(), of the offset
   Vec<T> terms = Vec<T>{};  // not yet in the sum
 
   void fold() {
@@ -422,21 +425,57 @@ struct PointSum {
     terms = Vec<T>{};
   }
 
-  void rebase(Vec<T> s, T scale) {
-    T nearest = s[0];
-    for (int l = 1; l < kLanes<T>; ++l) nearest = s[l] < nearest ? s[l] : nearest;
-    if (!(nearest < offset)) return;
-    fold();
-    sum =
-        offset == T(INFINITY) ? 0 : sum * exp2(double(scale) * (double(nearest) - double(offset)));
-    offset = nearest;
+  // Squared distances of a vector of centers (columns y) minus the offset, plus `start`; false once
+  // all are above the limit, with the dimensions done in k.
+  bool relative_squares(const T* x, int64_t stride, const T* y, int64_t d, T limit, Vec<T> start,
+                        Vec<T>& s, int64_t& k) const {
+    const T safety = box_safety<T>(d);
+    T before = T(0);  // what the parts took off so far
+    s = start;
+    for (k = 0; k < d;) {
+      s -= parts[k / kChunk];
+      before += parts[k / kChunk];
+      const int64_t stop = k + kChunk < d ? k + kChunk : d;
+      // Leaves mostly lie beyond the limit in few dimensions: look in the middle of the first part.
+      const int64_t middle = k == 0 && d > kChunk / 2 + 2 ? kChunk / 2 : stop;
+      for (; k < middle; ++k) {
+        const Vec<T> diff = x[k * stride] - load<T>(y + k * kFanout);
+        s += diff * diff;
+      }
+      if (middle < stop) {
+        if (!any<T>((s + before) * safety < limit)) return false;
+        for (; k < stop; ++k) {
+          const Vec<T> diff = x[k * stride] - load<T>(y + k * kFanout);
+          s += diff * diff;
+        }
+      }
+      if (!any<T>((s + before) * safety < limit)) return false;
+    }
+    return true;
   }
 
-  // The centers of a leaf within the limit; returns whether there are any. x: d coordinates,
+  // The offset becomes the squared distance to the center in lane l, with its shift.
+  void move(const T* x, int64_t stride, const T* y, int64_t d, int l, T shift, T scale) {
+    fold();
+    double moved = 0;
+    for (int64_t k = 0; k < d;) {
+      T part = k == 0 ? shift : T(0);
+      const int64_t at = k / kChunk, stop = k + kChunk < d ? k + kChunk : d;
+      for (; k < stop; ++k) {
+        const T diff = x[k * stride] - y[k * kFanout + l];
+        part += diff * diff;
+      }
+      parts[at] = part;
+      moved += double(part);
+    }
+    sum = offset == INFINITY ? 0 : sum * exp2(double(scale) * (moved - offset));
+    offset = moved;
+  }
+
+  // The centers of a leaf within the limit; returns whether there are any. x: coordinates,
   // `stride` apart.
   bool add_leaf(const TreeView<T>& tree, int32_t leaf, const T* x, int64_t stride, T limit, T scale,
                 TreeCounts& counts) {
-    constexpr int kDimsBetweenTests = 8;  // leaves mostly lie beyond the limit in few dimensions
     const int64_t d = tree.d, begin = tree.begins[leaf], count = tree.begins[leaf + 1] - begin;
     const T* column = tree.columns + tree.column_begins[leaf] * kFanout * d;
     const T slack = T(kSlack) / scale;
@@ -446,28 +485,31 @@ struct PointSum {
     int64_t dims = 0;  // evaluated, of all vectors of centers
     for (int64_t j = 0; j < count; j += kLanes<T>) {
       const T* y = column + (j / kFanout * d * kFanout + j % kFanout);
-      Vec<T> s = Vec<T>{};
-      if (count - j < kLanes<T>)  // padding: farther than anything
-        s = lane < Int<T>{} + typename Simd<T>::Scalar(count - j) ? s : broadcast<T>(kNever<T>);
-      int64_t k = 0;
-      bool is_near = true;
-      while (is_near && k < d) {
-        const int64_t stop = d - k > kDimsBetweenTests + 4 ? k + kDimsBetweenTests : d;
-        for (; k < stop; ++k) {
-          const Vec<T> diff = x[k * stride] - load<T>(y + k * kFanout);
-          s += diff * diff;
-        }
-        is_near = any<T>(s * box_safety<T>(d) < limit);
-      }
+      const int num_lanes = count - j < kLanes<T> ? int(count - j) : kLanes<T>;
+      Vec<T> start = Vec<T>{};
+      if (num_lanes < kLanes<T>)  // padding: farther than anything
+        start =
+            lane < Int<T>{} + typename Simd<T>::Scalar(num_lanes) ? start : broadcast<T>(kNever<T>);
+      if (offset == INFINITY)
+        for (int64_t c = 0; c < num_parts(d); ++c) parts[c] = T(0);
+      Vec<T> s;
+      int64_t k;
+      const bool is_near = relative_squares(x, stride, y, d, limit, start, s, k);
       dims += k;
       if (!is_near) continue;
       any_near = true;
-      if (tree.weight_shift)  // only now: the limit is for distances, whatever the weight
-        for (int l = 0; l < kLanes<T> && j + l < count; ++l)
-          s[l] += tree.weight_shift[begin + j + l];
-      if (any<T>(s < offset - slack) || offset == T(INFINITY)) rebase(s, scale);
-      const Vec<T> relative = s - offset;
-      add_exp2<T, 1, 1>(&relative, scale, &terms);
+      const T* shifts = tree.weight_shift ? tree.weight_shift + begin + j : nullptr;
+      if (shifts)  // only now: the limit is for distances, whatever the weight
+        for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l];
+      if (offset == INFINITY || any<T>(s < -slack)) {
+        int nearest = 0;
+        for (int l = 1; l < num_lanes; ++l) nearest = s[l] < s[nearest] ? l : nearest;
+        move(x, stride, y, d, nearest, shifts ? shifts[nearest] : T(0), scale);
+        relative_squares(x, stride, y, d, T(INFINITY), start, s, k);
+        if (shifts)
+          for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l];
+      }
+      add_exp2<T, 1, 1>(&s, scale, &terms);
       if (j % (64 * kLanes<T>) == 0) fold();  // float sums of more terms would lose digits
     }
     counts.pairs += dims * kLanes<T> / d;
@@ -500,7 +542,7 @@ struct TreeBlock {
   void lower_limits(const LaneSums<T, Q>& at_least) {
     most = -T(INFINITY);
     for (int l = 0; l < kGroup; ++l) {
-      const T limit = scale.limit(double(at_least.offset[l]), at_least.sum[l]);
+      const T limit = scale.limit(at_least.offset[l], at_least.sum[l]);
       limits[l] = limit < limits[l] ? limit : limits[l];
       most = limits[l] > most ? limits[l] : most;
     }
@@ -508,7 +550,11 @@ struct TreeBlock {
 
   void add_leaf(int32_t leaf) {
     const int64_t begin = task.tree.begins[leaf], end = task.tree.begins[leaf + 1];
-    add_tile<T, Q, C>(points, mixture, begin, end, scale.scale, sums);
+    // Weights would be part of the limit, which is for distances.
+    if (task.tree.d > kChunk && !task.tree.weight_shift)
+      add_tile_limited<T, Q, C>(points, mixture, begin, end, scale.scale, limits, sums);
+    else
+      add_tile<T, Q, C>(points, mixture, begin, end, scale.scale, sums);
     counts.pairs += kGroup * (end - begin);
   }
 
@@ -533,12 +579,7 @@ struct TreeBlock {
     for (int q = 0; q < Q; ++q) {
       // 1e-3: a centroid that is rounded, see cell_shape().
       const Vec<T> s = squared_distance(centroid, q) * T(1 + 1e-3) + shift;
-      Vec<T> base = load<T>(bounds.offset + q * kLanes<T>);
-      if (any<T>(s < base - T(kSlack) / scale.scale)) {
-        bounds.rebase(q, s, scale.scale);
-        base = load<T>(bounds.offset + q * kLanes<T>);
-      }
-      const Vec<T> relative = s - base;
+      const Vec<T> relative = s - bounds.move(q, s, scale.scale);
       Vec<T> term = Vec<T>{};
       add_exp2<T, 1, 1>(&relative, scale.scale, &term);
       bounds.fold(q, term);
@@ -592,12 +633,7 @@ struct TreeBlock {
     for (int q = 0; q < Q; ++q) {
       const auto is_good = load<T>(needed + q * kLanes<T>) < reached;
       const Vec<T> distance = is_good ? squares[q] : broadcast<T>(kNever<T>);
-      Vec<T> base = load<T>(sums.offset + q * kLanes<T>);
-      if (any<T>(distance < base - T(kSlack) / scale.scale)) {
-        sums.rebase(q, distance, scale.scale);
-        base = load<T>(sums.offset + q * kLanes<T>);
-      }
-      const Vec<T> relative = distance - base;
+      const Vec<T> relative = distance - sums.move(q, distance, scale.scale);
       Vec<T> factor = Vec<T>{};
       add_exp2<T, 1, 1>(&relative, scale.scale, &factor);
       factor = is_good ? factor * value[q] : Vec<T>{};
@@ -605,7 +641,8 @@ struct TreeBlock {
     }
     for (int l = 0; l < kGroup; ++l) {
       if (needed[l] < reached) continue;
-      PointSum<T> point{sums.offset[l], sums.sum[l]};
+      T parts[kMaxCellDims / kChunk] = {T(sums.offset[l])};
+      PointSum<T> point{sums.offset[l], sums.sum[l], parts};
       point.add_leaf(tree, leaf, points + l, kGroup, limits[l], scale.scale, counts);
       point.fold();
       sums.offset[l] = point.offset;
@@ -624,7 +661,7 @@ int64_t tree_scratch_bytes(const TreeView<T>& tree) {
   return int64_t(2 * sizeof(LaneSums<T, Q>)) +
          int64_t(sizeof(Entry)) * ((kFanout - 1) * tree.depth + 1) +
          (tree.cells ? int64_t(sizeof(int32_t)) * (tree.num_leaves + 1) : 0) +
-         int64_t(sizeof(T)) * (kGroup + 2 * tree.d + kGroup * tree.d) + 64;
+         int64_t(sizeof(T)) * (kGroup + 2 * tree.d + kGroup * (tree.d + num_chunks(tree.d))) + 64;
 }
 
 // Blocks of points [first, last), each one group. scratch: tree_scratch_bytes() bytes.
@@ -639,12 +676,16 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
   const TreeScale<T> scale(task);
   const MixtureView<T> mixture{tree.rows, d, tree.n, d, task.noise_std, tree.weight_shift};
 
+  const double never = tree.weight_shift ? double(kNever<T>) : double(INFINITY);
+
   auto* sums = static_cast<LaneSums<T, Q>*>(scratch);
   LaneSums<T, Q>* bounds = sums + 1;
   T* limits = reinterpret_cast<T*>(sums + 2);
   T* packed = limits + kGroup;
   T* box = packed + kGroup * d;
-  TreeStack<T> stack{reinterpret_cast<typename TreeStack<T>::Entry*>(box + 2 * d), 0};
+  T* chunks = box + 2 * d;
+  TreeStack<T> stack{
+      reinterpret_cast<typename TreeStack<T>::Entry*>(chunks + num_chunks(d) * kGroup), 0};
   auto* candidates = reinterpret_cast<int32_t*>(stack.entries + (kFanout - 1) * tree.depth + 1);
 
   for (int64_t g = first; g < last; ++g) {
@@ -660,7 +701,8 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
       box[k] = low;
       box[d + k] = high;
     }
-    sums->clear();
+    const bool is_whole = tree.cells || num_chunks(d) == 0;  // cells know no parts of an offset
+    sums->clear(is_whole ? nullptr : chunks, d);
     bounds->clear();
     TreeBlock<T, Q, C> block{task, scale, mixture, counts, *sums, packed, limits, T(INFINITY)};
     block.start();
@@ -699,9 +741,10 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
           block.add_cell(leaf);
       }
     }
-    for (int l = 0; l < kGroup && begin + l < end; ++l)
-      task.out[task.points.order[begin + l]] =
-          T(log(sums->sum[l]) - scale.exponent * double(sums->offset[l]) + scale.constant);
+    double values[kGroup];
+    log_values<T, Q>(*sums, scale.exponent, scale.constant, never, values);
+    for (int l = 0; l < int(end - begin); ++l)
+      task.out[task.points.order[begin + l]] = T(values[l]);
   }
 }
 
@@ -714,12 +757,15 @@ void evaluate_points(const TreeTask<T>& task, int64_t first, int64_t last, void*
   const FlushDenormals flush;
   const TreeView<T>& tree = task.tree;
   const TreeScale<T> scale(task);
-  TreeStack<T> stack{static_cast<typename TreeStack<T>::Entry*>(scratch), 0};
+  T* parts = static_cast<T*>(scratch);
+  TreeStack<T> stack{reinterpret_cast<typename TreeStack<T>::Entry*>(
+                         parts + (PointSum<T>::num_parts(tree.d) + 1) / 2 * 2),
+                     0};
 
   for (int64_t i = task.points.begins[first]; i < task.points.begins[last]; ++i) {
     const T* x = task.points.rows + i * tree.d;
     T limit = T(INFINITY);
-    PointSum<T> sum;
+    PointSum<T> sum{INFINITY, 0, parts};
     int64_t leaves = 0;
     stack.start();
     while (stack.size > 0) {
@@ -731,12 +777,11 @@ void evaluate_points(const TreeTask<T>& task, int64_t first, int64_t last, void*
       } else if (sum.add_leaf(tree, ~at.child, x, 1, limit, scale.scale, counts) &&
                  leaves++ % kLeavesBetweenLimits == 0) {
         sum.fold();
-        limit = scale.limit(double(sum.offset), sum.sum);
+        limit = scale.limit(sum.offset, sum.sum);
       }
     }
     sum.fold();
-    task.out[task.points.order[i]] =
-        T(log(sum.sum) - scale.exponent * double(sum.offset) + scale.constant);
+    task.out[task.points.order[i]] = T(log(sum.sum) - scale.exponent * sum.offset + scale.constant);
   }
 }
 

@@ -19,7 +19,7 @@ Floats = NDArray[Any]
 # center, and below how many pair-instructions nothing but evaluating them can pay.
 _ORDER_WORK, _ORDER_WORK_PER_DIM = 1100.0, 40.0
 SMALLEST_WORK = 3e7
-_MAX_CELL_DIMS = 64
+_MAX_CELL_DIMS = 32
 
 _CHOOSE, _EVERY_PAIR = 0, 1
 _PATHS = {1: "every pair", 2: "blocks of points", 3: "point by point"}
