@@ -49,8 +49,8 @@ def test_no_code_is_shared_between_cpu_targets(tmp_path: Path) -> None:
     for target, flags in FLAGS.items():
         out = tmp_path / f"{target}.o"
         source = ROOT / "csrc" / "cpu" / f"target_{target}.cpp"
-        options = ["-std=c++17", "-O0", "-fPIC", "-Wno-psabi", *flags]
-        command = [str(COMPILER), *options, "-c", str(source), "-o", str(out)]
+        options = ["-std=c++17", "-O0", "-fPIC", "-fno-exceptions", "-Wno-psabi"]
+        command = [str(COMPILER), *options, *flags, "-c", str(source), "-o", str(out)]
         subprocess.run(command, check=True)
         listing = subprocess.run(
             ["nm", str(out)], check=True, capture_output=True, text=True

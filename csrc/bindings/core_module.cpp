@@ -218,6 +218,63 @@ py::tuple block_log_sums(const py::array_t<T>& points, const py::array_t<T>& cen
   return py::make_tuple(parts[kOwn], parts[kInner], parts[kOuter], parts[kRest]);
 }
 
+template <class T>
+using Contiguous = py::array_t<T, py::array::c_style>;
+
+// (n, d, d): see CovarianceTask.
+template <class T>
+void require_factors(const Contiguous<T>& whitening) {
+  require(whitening.ndim() == 3 && whitening.shape(1) == whitening.shape(2),
+          "whitening must be (n, d, d)");
+}
+
+template <class T>
+py::array_t<T> covariance_log_density(const py::array_t<T>& points, const py::array_t<T>& centers,
+                                      const Contiguous<T>& whitening,
+                                      const std::optional<Contiguous<T>>& weights,
+                                      int num_threads) {
+  CovarianceTask<T> task{};
+  task.points = rows(points);
+  task.centers = rows(centers);
+  task.d = centers.shape(1);
+  require(points.shape(1) == task.d, "dimensions differ");
+  require(task.centers.m >= 1 && task.d >= 1 && task.d <= kMaxCovarianceDim, "n >= 1, d <= 32");
+  require_factors(whitening);
+  require(whitening.shape(0) == task.centers.m && whitening.shape(1) == task.d,
+          "one factor per center");
+  task.whitening = whitening.data();
+  if (weights) {
+    require(weights->ndim() == 1 && weights->shape(0) == task.centers.m, "one weight per center");
+    task.weights = weights->data();
+  }
+  py::array_t<T> result(task.points.m);
+  task.out = result.mutable_data();
+  const KernelTable& table = active_target();  // reads the environment: needs the GIL
+  {
+    py::gil_scoped_release release;
+    run_covariance_task(task, table, num_threads);
+  }
+  return result;
+}
+
+// Index, in C order, of the first element that no whitening factor has: above the diagonal one
+// that is not zero, on it one that is not positive, anywhere one that is not finite; -1 if none.
+template <class T>
+int64_t first_unfit_factor(const Contiguous<T>& whitening) {
+  require_factors(whitening);
+  const int64_t n = whitening.shape(0), d = whitening.shape(1);
+  const T* a = whitening.data();
+  py::gil_scoped_release release;
+  for (int64_t j = 0; j < n; ++j, a += d * d)
+    for (int64_t r = 0; r < d; ++r)
+      for (int64_t k = 0; k < d; ++k) {
+        const T value = a[r * d + k];
+        const bool is_fit = k > r ? value == 0 : k < r || value > 0;
+        if (!is_fit || !std::isfinite(value)) return (j * d + r) * d + k;
+      }
+  return -1;
+}
+
 // Index, in C order, of the first element that is NaN or infinite; -1 if there is none.
 template <class T>
 int64_t first_nonfinite(const py::array_t<T>& array) {
@@ -324,6 +381,10 @@ void define(py::module_& m) {
         py::arg("centers").noconvert(), py::arg("noise_std"), py::arg("own"), py::arg("offsets"),
         py::arg("outer_offsets"), py::arg("weights").noconvert().none(true),
         py::arg("include_rest"), py::arg("num_threads"));
+  m.def("covariance_log_density", &covariance_log_density<T>, py::arg("points").noconvert(),
+        py::arg("centers").noconvert(), py::arg("whitening").noconvert(),
+        py::arg("weights").noconvert().none(true), py::arg("num_threads"));
+  m.def("first_unfit_factor", &first_unfit_factor<T>, py::arg("whitening").noconvert());
   m.def("first_nonfinite", &first_nonfinite<T>, py::arg("array").noconvert());
 }
 

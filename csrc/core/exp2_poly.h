@@ -73,10 +73,10 @@ class FlushDenormals {
   unsigned before_ = _mm_getcsr();
 };
 
-// acc[i % NumAccumulators] += 2^(-scale * s[i]) for N vectors at once, stage by stage, so that
-// the latencies of one vector hide behind the others. The caller keeps scale * s above -40.
-template <class T, int N, int NumAccumulators>
-inline __attribute__((always_inline)) void add_exp2(const Vec<T>* s, T scale, Vec<T>* acc) {
+// terms[i] = 2^(-scale * s[i]) for N vectors at once, stage by stage, so that the latencies of one
+// vector hide behind the others. The caller keeps scale * s above -40.
+template <class T, int N>
+inline __attribute__((always_inline)) void exp2_terms(const Vec<T>* s, T scale, Vec<T>* terms) {
   using E = Exp2<T>;
   Vec<T> y[N], f[N], p[N];
 #pragma GCC unroll 16
@@ -86,7 +86,7 @@ inline __attribute__((always_inline)) void add_exp2(const Vec<T>* s, T scale, Ve
   }
   horner<T, N>(f, p);
 #pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) acc[i % NumAccumulators] += Vec<T>(E::scale(p[i], y[i]));
+  for (int i = 0; i < N; ++i) terms[i] = Vec<T>(E::scale(p[i], y[i]));
 }
 
 #else
@@ -130,8 +130,8 @@ struct Exp2<double> {
                                                 4.4352809446103361611e-10};
 };
 
-template <class T, int N, int NumAccumulators>
-inline __attribute__((always_inline)) void add_exp2(const Vec<T>* s, T scale, Vec<T>* acc) {
+template <class T, int N>
+inline __attribute__((always_inline)) void exp2_terms(const Vec<T>* s, T scale, Vec<T>* terms) {
   using E = Exp2<T>;
   const T far = E::kClamp / scale;
   Vec<T> t[N], f[N], p[N];
@@ -146,11 +146,20 @@ inline __attribute__((always_inline)) void add_exp2(const Vec<T>* s, T scale, Ve
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) {
     const Vec<T> power = (Vec<T>)((Int<T>)t[i] << E::kShift);
-    acc[i % NumAccumulators] += power * p[i];
+    terms[i] = power * p[i];
   }
 }
 
 #endif
+
+// acc[i % NumAccumulators] += 2^(-scale * s[i]) for N vectors at once.
+template <class T, int N, int NumAccumulators>
+inline __attribute__((always_inline)) void add_exp2(const Vec<T>* s, T scale, Vec<T>* acc) {
+  Vec<T> terms[N];
+  exp2_terms<T, N>(s, scale, terms);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) acc[i % NumAccumulators] += terms[i];
+}
 
 }  // namespace NOISYFLOW_TARGET
 }  // namespace noisyflow

@@ -133,6 +133,20 @@ struct TreeTask {
   T* out;  // (m,), in the original order of the points
 };
 
+// The log-density of a mixture whose components have their own covariance:
+// out[i] = log sum_j w_j N(x_i; mu_j, Sigma_j), nats.
+constexpr int64_t kMaxCovarianceDim = 32;  // all of a pair's differences stay in L1
+
+template <class T>
+struct CovarianceTask {
+  PointsView<T> points;
+  PointsView<T> centers;  // mu_j, m of them
+  const T* whitening;     // (n, d, d): A_j lower triangular, A_j Sigma_j A_j' = I, diagonal > 0
+  const T* weights;       // (n,); null: 1/n each
+  int64_t d;              // at most kMaxCovarianceDim
+  T* out;                 // (m,)
+};
+
 // What a hidden layer applies to its pre-activation.
 enum class Activation { kLinear = 0, kTanh = 1, kSigmoid = 2, kRelu = 3, kLeakyRelu = 4 };
 constexpr double kLeakySlope = 0.01;

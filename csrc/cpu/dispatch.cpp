@@ -80,6 +80,19 @@ std::vector<PointGroup> cut_groups(const int64_t* own, int64_t m, const Membersh
   return groups;
 }
 
+// Fewer threads than asked for where the work does not pay for them.
+int worthwhile_threads(double work, int num_threads) {
+  const double worthwhile = 1 + work / kWorkPerThread;
+  return num_threads > worthwhile ? int(worthwhile) : num_threads;
+}
+
+// Groups of points in one task. A point's sum depends on nothing beyond its group, so neither the
+// cut into tasks nor the number of threads can change a result. Small calls are cut finer, so that
+// every thread has several tasks.
+int64_t groups_per_task(int64_t num_groups, int num_threads) {
+  return std::clamp<int64_t>(num_groups / (4 * int64_t(num_threads)), 1, kGroupsPerTask);
+}
+
 }  // namespace
 
 int num_available_targets() { return int(tables().size()); }
@@ -101,11 +114,8 @@ void run_task(const Task<T>& task, const KernelTable& table, int num_threads) {
   const KernelChoice<T> kernel = choose_kernel<T>(table, d);
 
   const double work = double(m) * double(task.mixture.n) * double(d + 4);
-  const double worthwhile = 1 + work / kWorkPerThread;
-  if (num_threads > worthwhile) num_threads = int(worthwhile);
+  num_threads = worthwhile_threads(work, num_threads);
 
-  // A point's sum depends on nothing beyond its group, so neither the cut into tasks nor the number
-  // of threads can change a result. Small calls are cut finer: every thread has several tasks.
   Task<T> grouped = task;
   std::vector<PointGroup> groups;
   if (task.own) {
@@ -115,8 +125,7 @@ void run_task(const Task<T>& task, const KernelTable& table, int num_threads) {
   } else {
     grouped.num_groups = (m + kernel.group - 1) / kernel.group;
   }
-  const int64_t step = std::clamp<int64_t>(grouped.num_groups / (4 * int64_t(num_threads)), 1,
-                                           kGroupsPerTask);
+  const int64_t step = groups_per_task(grouped.num_groups, num_threads);
   std::vector<Scratch> scratch;
   for (int thread = 0; thread < num_threads; ++thread)
     scratch.push_back(allocate(kernel.scratch_bytes));
@@ -201,6 +210,43 @@ template TreeCounts run_tree_task<double>(const TreeTask<double>&, const KernelT
                                           int64_t, int);
 template TreePlan choose_path<float>(const TreeTask<float>&, const KernelTable&);
 template TreePlan choose_path<double>(const TreeTask<double>&, const KernelTable&);
+
+template <class T>
+void run_covariance_task(const CovarianceTask<T>& task, const KernelTable& table, int num_threads) {
+  constexpr int64_t kPackedTogether = 256;
+  const int64_t m = task.points.m, n = task.centers.m, d = task.d;
+  if (m == 0) return;
+  const CovarianceKernel<T>* kernel;
+  if constexpr (sizeof(T) == 4)
+    kernel = &table.covariance_f32;
+  else
+    kernel = &table.covariance_f64;
+
+  const double work = double(m) * double(n) * (double(d * (d + 5)) / 4 + 4);
+  num_threads = worthwhile_threads(work, num_threads);
+  const int64_t size = kernel->component_size(d);
+  const int64_t padded = (n + kernel->together - 1) / kernel->together * kernel->together;
+  const Scratch components = allocate(padded * size * int64_t(sizeof(T)));
+  T* packed = static_cast<T*>(components.get());
+  parallel_for((padded + kPackedTogether - 1) / kPackedTogether, num_threads,
+               [&](int, int64_t index) {
+                 const int64_t begin = index * kPackedTogether;
+                 kernel->pack(task, begin, std::min(begin + kPackedTogether, padded), packed);
+               });
+
+  const int64_t num_groups = (m + kernel->group - 1) / kernel->group;
+  const int64_t step = kernel->group * groups_per_task(num_groups, num_threads);
+  std::vector<Scratch> scratch;
+  for (int thread = 0; thread < num_threads; ++thread)
+    scratch.push_back(allocate(kernel->scratch_bytes));
+  parallel_for((m + step - 1) / step, num_threads, [&](int thread, int64_t index) {
+    const int64_t first = index * step;
+    kernel->evaluate(task, packed, first, std::min(first + step, m), scratch[size_t(thread)].get());
+  });
+}
+
+template void run_covariance_task<float>(const CovarianceTask<float>&, const KernelTable&, int);
+template void run_covariance_task<double>(const CovarianceTask<double>&, const KernelTable&, int);
 
 void run_path_task(const PathTask& task, const KernelTable& table, int num_threads) {
   if (task.num_points == 0) return;

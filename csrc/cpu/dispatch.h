@@ -41,11 +41,26 @@ struct PathKernel {
                    int64_t largest_group, void* scratch);
 };
 
+// Components with their own covariance on one target: pack ranges of components, then evaluate
+// points.
+template <class T>
+struct CovarianceKernel {
+  void (*pack)(const CovarianceTask<T>& task, int64_t begin, int64_t end, T* packed);
+  void (*evaluate)(const CovarianceTask<T>& task, const T* packed, int64_t first, int64_t last,
+                   void* scratch);
+  int64_t (*component_size)(int64_t d);  // numbers of a packed component
+  int64_t scratch_bytes;                 // per thread, 64-byte aligned
+  int group;                             // points that share a vector
+  int together;  // packed components are a multiple of this many; those beyond n add nothing
+};
+
 struct KernelTable {
   const char* name;
   KernelChoice<float> (*choose_f32)(int64_t d);
   KernelChoice<double> (*choose_f64)(int64_t d);
   PathKernel path;
+  CovarianceKernel<float> covariance_f32;
+  CovarianceKernel<double> covariance_f64;
 };
 
 // The kernels for dimension d.
@@ -93,6 +108,9 @@ struct TreePlan {
 };
 template <class T>
 TreePlan choose_path(const TreeTask<T>& task, const KernelTable& table);
+
+template <class T>
+void run_covariance_task(const CovarianceTask<T>& task, const KernelTable& table, int num_threads);
 
 void run_path_task(const PathTask& task, const KernelTable& table, int num_threads);
 

@@ -1,13 +1,18 @@
 // The loops of the *-inl.h files, compiled for any CPU.
 // Always there; all that a CPU without AVX2 has.
 #define NOISYFLOW_TARGET baseline
+#include "covariance-inl.h"
 #include "log_density-inl.h"
 #include "path_importance-inl.h"
 #include "tree_log_density-inl.h"
 
 namespace noisyflow {
 KernelTable kernels_baseline() {
-  return {"baseline", &baseline::choose_kernel<float>, &baseline::choose_kernel<double>,
-          baseline::path_kernel()};
+  return {"baseline",
+          &baseline::choose_kernel<float>,
+          &baseline::choose_kernel<double>,
+          baseline::path_kernel(),
+          baseline::covariance_kernel<float>(),
+          baseline::covariance_kernel<double>()};
 }
 }  // namespace noisyflow

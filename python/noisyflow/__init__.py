@@ -10,6 +10,10 @@ except ImportError as error:  # pragma: no cover - a broken installation
         "install it with `pip install .` in a clone of the project"
     ) from error
 
+from noisyflow.covariance import (
+    gaussian_mixture_log_density,
+    whitening_from_covariances,
+)
 from noisyflow.estimate import Estimate, UndersampledWarning
 from noisyflow.information import (
     EntropyBounds,
@@ -39,8 +43,10 @@ __all__ = [
     "entropy",
     "entropy_bounds",
     "explain",
+    "gaussian_mixture_log_density",
     "mixture_block_log_sums",
     "mixture_log_density",
     "mutual_information",
     "prepare",
+    "whitening_from_covariances",
 ]

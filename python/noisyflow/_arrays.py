@@ -108,6 +108,19 @@ def check_same_kind(name: str, value: Any, other_name: str, other: Any) -> None:
         )
 
 
+def as_point_pair(points: Any, centers: Any) -> tuple[Floats, Floats]:
+    """Points, maybe none, and centers: of one library, dtype and dimension."""
+    x = as_matrix("points", points, allow_empty=True)
+    y = as_matrix("centers", centers)
+    check_same_kind("points", points, "centers", centers)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(
+            "points and centers must have the same dimension, "
+            f"got shapes {x.shape} and {y.shape}"
+        )
+    return x, y
+
+
 def check_noise_std(noise_std: Any, dtype: np.dtype[Any] | None = None) -> float:
     """noise_std as a float: positive, finite and within the range of the dtype."""
     if isinstance(noise_std, bool) or not isinstance(noise_std, numbers.Real):

@@ -46,6 +46,14 @@ def block_log_sums(
     include_rest: bool,
     num_threads: int,
 ) -> tuple[Floats, Floats, Floats, Floats]: ...
+def covariance_log_density(
+    points: Floats,
+    centers: Floats,
+    whitening: Floats,
+    weights: Floats | None,
+    num_threads: int,
+) -> Floats: ...
+def first_unfit_factor(whitening: Floats) -> int: ...
 def first_nonfinite(array: Floats) -> int: ...
 def path_importance(
     weights: list[NDArray[np.float64]],

@@ -51,6 +51,28 @@ def mixture_log_density(
     return _log_sum_exp(terms, np.ones(terms.shape, bool))
 
 
+def gaussian_mixture_log_density(
+    points: Array, centers: Array, whitening: Array, weights: Array | None = None
+) -> Array:
+    """log sum_j w_j N(x_i; mu_j, Sigma_j), (m,), nats; w_j = 1/n by default.
+
+    whitening: (n, d, d), A_j lower triangular with A_j Sigma_j A_j' = I, so that a
+    component's squared distance is |A_j (x - mu_j)|^2 and det Sigma_j = det(A_j)^-2.
+    """
+    points = np.asarray(points, np.float64)
+    centers = np.asarray(centers, np.float64)
+    factors = np.asarray(whitening, np.float64)
+    (n, d) = centers.shape
+    differences = points[:, None, :] - centers[None, :, :]
+    squares = (np.einsum("jrk,ijk->ijr", factors, differences) ** 2).sum(axis=2)
+    log_dets = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
+    w = np.full(n, 1 / n) if weights is None else np.asarray(weights, np.float64)
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(w)
+    terms = log_weights + log_dets - 0.5 * d * np.log(2 * np.pi) - 0.5 * squares
+    return _log_sum_exp(terms, np.ones(terms.shape, bool))
+
+
 def mixture_block_log_sums(
     points: Array,
     centers: Array,

@@ -32,14 +32,7 @@ class BlockLogSums(NamedTuple):
 def _checked(
     points: Any, centers: Any, noise_std: Any, weights: Any
 ) -> tuple[Any, Any, float, Any]:
-    x = _arrays.as_matrix("points", points, allow_empty=True)
-    y = _arrays.as_matrix("centers", centers)
-    _arrays.check_same_kind("points", points, "centers", centers)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(
-            "points and centers must have the same dimension, "
-            f"got shapes {x.shape} and {y.shape}"
-        )
+    x, y = _arrays.as_point_pair(points, centers)
     beta = _arrays.check_noise_std(noise_std, y.dtype)
     w = None if weights is None else _arrays.as_weights(weights, len(y), y.dtype)
     return x, y, beta, w
