@@ -26,9 +26,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_core_headers_keep_their_stated_errors(cpu_target: str, tmp_path: Path) -> None:
-    program = tmp_path / "test_core"
-    source = ROOT / "tests" / "cpp" / "test_core.cpp"
+@pytest.mark.parametrize("name", ["test_core", "test_tiles"])
+def test_what_headers_promise_holds(name: str, cpu_target: str, tmp_path: Path) -> None:
+    program = tmp_path / name
+    source = ROOT / "tests" / "cpp" / f"{name}.cpp"
     flags = ["-std=c++17", "-O2", "-ffp-contract=fast", "-Wno-psabi"]
     command = [str(COMPILER), *flags, *FLAGS[cpu_target], str(source)]
     subprocess.run([*command, "-o", str(program)], check=True)

@@ -1,10 +1,13 @@
-// LogSum's laws and the error of exp2, without Python. Prints what failed and returns 1.
+// LogSum's laws and the errors of exp2 and log, without Python. Prints what failed and returns 1.
 // Compiled by tests/test_cpp.py once for every CPU target.
 
 #include <math.h>
 #include <stdio.h>
 
+#include <initializer_list>
+
 #include "../../csrc/core/exp2_poly.h"
+#include "../../csrc/core/log_poly.h"
 #include "../../csrc/core/log_sum.h"
 
 using namespace noisyflow;
@@ -36,8 +39,35 @@ static double worst_exp2_error(double from, double to) {
   return worst;
 }
 
+// Of log(center * e^t), |t| <= reach.
+static double worst_log_error(double center, double reach) {
+  double worst = 0;
+  const int steps = 200000;
+  for (int i = 0; i < steps; ++i) {
+    Vec<double> x;
+    for (int l = 0; l < kLanes<double>; ++l)
+      x[l] = center * exp(reach * (2.0 * (i + 0.1 * l) / steps - 1));
+    const Vec<double> ours = log_poly(x);
+    for (int l = 0; l < kLanes<double>; ++l) {
+      const long double exact = logl(x[l]);  // 64 bits: 11 more than ours
+      const double error = x[l] == 1 ? fabs(ours[l]) : double(fabsl(ours[l] / exact - 1));
+      worst = error > worst ? error : worst;
+    }
+  }
+  return worst;
+}
+
 int main() {
   const FlushDenormals flush;
+  for (double reach : {1e-12, 1e-6, 0.5, 40.0, 700.0}) {
+    const double error = worst_log_error(1, reach);
+    check(error <= 2.3e-16, "log: relative error at most 2.3e-16", error);
+  }
+  Vec<double> edges = Vec<double>{} + INFINITY;
+  check(log_poly(edges)[0] == INFINITY, "log of infinity", log_poly(edges)[0]);
+  check(log_poly(edges * 0.0)[0] != log_poly(edges * 0.0)[0], "log of NaN", 0);
+  check(log_poly(Vec<double>{})[0] == -INFINITY, "log of 0", log_poly(Vec<double>{})[0]);
+
   // Near the offset, where terms matter, the argument's own rounding does not count yet.
   const double near_f32 = worst_exp2_error<float>(-1, 1);
   check(near_f32 <= 2.7e-7, "exp2 in float near 0: relative error at most 2.7e-7", near_f32);
