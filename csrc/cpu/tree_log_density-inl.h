@@ -59,6 +59,10 @@ bool is_needed(const T* points, const T* box, int64_t d, const T* limits) {
   return any<T>(needed);
 }
 
+// std::sqrt(float) would be shared between targets.
+inline float root(float x) { return __builtin_sqrtf(x); }
+inline double root(double x) { return __builtin_sqrt(x); }
+
 // log2 from below, off by less than 1: the exponent.
 inline double log2_floor(double x) {
   int64_t bits;
@@ -602,7 +606,7 @@ struct TreeBlock {
       store<T>(needed + q * kLanes<T>, squares[q]);
     }
     for (int l = 0; l < kGroup; ++l) {
-      const T gap = sqrt(needed[l]) * per_noise * box_safety<T>(d) - radius;
+      const T gap = root(needed[l]) * per_noise * box_safety<T>(d) - radius;
       const T falls = gap > 0 ? T(0.25 * M_LOG2E) * gap * gap : T(0);
       needed[l] = limits[l] * scale.scale - falls;
     }
