@@ -1,88 +1,213 @@
 """mixture_log_density against its peers: error, then pairs per second, in one run.
 
-    python bench/bench_log_density.py                    # d = 3 and 10, one thread
-    python bench/bench_log_density.py --dims 1 3 64 --centers 10000 --json out.json
+    python bench/bench_log_density.py                    # all dimensions, one thread
+    python bench/bench_log_density.py --dims 3 10 --threads 2 --json out.json
+    python bench/bench_log_density.py --quick            # half a minute, two peers
 
-Peers at their best documented settings: torch.compile of the direct-difference
-formula (unrolled over dimensions; 64 points at a time, the best of 8 to 256, and 256),
-KeOps' LogSumExp reduction, the eager torch one-liner, SciPy's cdist + logsumexp.
+Peers at their best documented settings: torch.compile of the direct-difference formula
+and JAX's jit of it inside lax.map, each at the best number of points at a time of a
+trial; KeOps' LogSumExp reduction; scikit-learn's KernelDensity by k-d tree; the same
+loops as ours by numba; the eager torch, SciPy and NumPy one-liners, in chunks that fit
+the cache. The matmul expansion |x|^2 + |y|^2 - 2 x.y (JAX) is quick and inexact.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+import bench_ports
 import harness
 
+Contestant = Callable[[np.ndarray], np.ndarray]  # points to log-densities
 
-def constant(n: int, d: int, noise_std: float) -> float:
-    return -math.log(n) - 0.5 * d * math.log(2 * math.pi * noise_std**2)
+# The shares of the port bound, ratios and errors that the kernel is held to: float32,
+# one thread, AVX-512. The peer is torch.compile, at d = 784 JAX.
+BARS = {
+    1: (0.70, 5.0, 1e-5),
+    2: (0.72, 5.0, 1e-5),
+    3: (0.72, 4.0, 1e-5),
+    5: (0.72, 3.5, 1e-5),
+    10: (0.78, 2.8, 1e-5),
+    20: (0.85, 4.0, 2e-5),
+    64: (0.88, 4.0, 2e-5),
+    256: (0.85, 4.0, 2e-5),
+    784: (0.85, 8.0, 2e-5),
+}
+_OURS = "noisyflow"
+_INEXACT = 1e-3  # nats; a row beyond is marked
+_CHECKED_NOISE = (1.0, 0.005)
 
 
-def noisyflow_contestant(x, y, noise_std) -> Callable[[], np.ndarray]:
+def noisyflow(y: np.ndarray, noise_std: float) -> Contestant:
     from noisyflow import mixture_log_density
 
-    return lambda: mixture_log_density(x, y, noise_std)
+    return lambda x: mixture_log_density(x, y, noise_std)
 
 
-def torch_compile_contestant(x, y, noise_std, *, chunk: int) -> Callable[[], Any]:
-    """Inductor's fusion of the formula, `chunk` points at a time."""
-    import torch
-
+def numpy_direct(y: np.ndarray, noise_std: float) -> Contestant:
     (n, d) = y.shape
-    columns = torch.from_numpy(y).T.contiguous()
-    factor = -0.5 / noise_std**2
+    chunk = max(1, 2**18 // n)
+    columns = np.ascontiguousarray(y.T)
+    factor = y.dtype.type(-0.5 / noise_std**2)
 
-    def formula(points):
-        if d <= 20:
-            squares = sum(
-                (points[:, k : k + 1] - columns[k][None, :]).square() for k in range(d)
-            )
-        else:
-            squares = (points[:, None, :] - columns.T[None, :, :]).square().sum(-1)
-        return torch.logsumexp(squares * factor, 1)
-
-    compiled = torch.compile(formula, dynamic=False)
-    padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % chunk, axis=0)])
-    chunks = torch.from_numpy(padded).split(chunk)
-
-    def call() -> np.ndarray:
-        with torch.no_grad():
-            result = torch.cat([compiled(points) for points in chunks])
-        return result.numpy()[: len(x)] + constant(n, d, noise_std)
+    def call(x: np.ndarray) -> np.ndarray:
+        parts = []
+        for i in range(0, len(x), chunk):
+            some = x[i : i + chunk]
+            squares = np.zeros((len(some), n), y.dtype)
+            for k in range(d):
+                squares += (some[:, k, None] - columns[k]) ** 2
+            squares *= factor
+            top = squares.max(axis=1, keepdims=True)
+            parts.append(np.log(np.exp(squares - top).sum(axis=1)) + top[:, 0])
+        return np.concatenate(parts) + harness.constant(n, d, noise_std)
 
     return call
 
 
-def torch_eager_contestant(x, y, noise_std) -> Callable[[], np.ndarray]:
+def scipy_cdist(y: np.ndarray, noise_std: float) -> Contestant:
+    from scipy.spatial.distance import cdist
+    from scipy.special import logsumexp
+
+    (n, d) = y.shape
+    chunk = max(1, 2**18 // n)
+
+    def call(x: np.ndarray) -> np.ndarray:
+        parts = [
+            logsumexp(
+                cdist(x[i : i + chunk], y, "sqeuclidean") * (-0.5 / noise_std**2),
+                axis=1,
+            )
+            for i in range(0, len(x), chunk)
+        ]
+        return np.concatenate(parts) + harness.constant(n, d, noise_std)
+
+    return call
+
+
+def torch_eager(y: np.ndarray, noise_std: float) -> Contestant:
     import torch
 
     (n, d) = y.shape
-    points, centers = torch.from_numpy(x), torch.from_numpy(y)
+    centers = torch.from_numpy(y)
     chunk = max(1, 2**19 // n)
 
-    def call() -> np.ndarray:
+    def call(x: np.ndarray) -> np.ndarray:
         parts = []
-        for some in points.split(chunk):
+        for some in torch.from_numpy(x).split(chunk):
             distances = torch.cdist(
                 some, centers, compute_mode="donot_use_mm_for_euclid_dist"
             )
             parts.append(
                 torch.logsumexp(distances.square_().mul_(-0.5 / noise_std**2), 1)
             )
-        return torch.cat(parts).numpy() + constant(n, d, noise_std)
+        return torch.cat(parts).numpy() + harness.constant(n, d, noise_std)
 
     return call
 
 
-def keops_contestant(x, y, noise_std) -> Callable[[], np.ndarray]:
+def torch_compile(y: np.ndarray, noise_std: float, *, chunk: int) -> Contestant:
+    """Inductor's fusion of the formula, `chunk` points at a time."""
+    import torch
+
+    (n, d) = y.shape
+    centers = torch.from_numpy(y)
+    columns = centers.T.contiguous()
+    factor = -0.5 / noise_std**2
+    torch._dynamo.reset()
+
+    def formula(points):
+        if d <= 20:  # unrolled, so that it is one loop with the exponentials
+            squares = sum(
+                (points[:, k : k + 1] - columns[k][None, :]).square() for k in range(d)
+            )
+        else:
+            squares = (points[:, None, :] - centers[None, :, :]).square().sum(-1)
+        return torch.logsumexp(squares * factor, 1)
+
+    compiled = torch.compile(formula, dynamic=False)
+
+    def call(x: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            chunks = torch.from_numpy(_padded(x, chunk)).split(chunk)
+            result = torch.cat([compiled(points) for points in chunks])
+        return result.numpy()[: len(x)] + harness.constant(n, d, noise_std)
+
+    return call
+
+
+def jax_direct(y: np.ndarray, noise_std: float, *, chunk: int) -> Contestant:
+    """Direct differences, compiled inside lax.map, `chunk` points at a time."""
+
+    def squares_of(jnp, centers):
+        def squares(points):
+            if centers.shape[1] <= 20:
+                return sum(
+                    (points[:, k : k + 1] - centers[:, k][None, :]) ** 2
+                    for k in range(centers.shape[1])
+                )
+            return ((points[:, None, :] - centers[None, :, :]) ** 2).sum(-1)
+
+        return squares
+
+    return _jax_map(y, noise_std, chunk, squares_of)
+
+
+def jax_matmul(y: np.ndarray, noise_std: float, *, chunk: int) -> Contestant:
+    """|x|^2 + |y|^2 - 2 x.y, which cancels at small noise."""
+
+    def squares_of(jnp, centers):
+        norms, columns = (centers * centers).sum(1), centers.T
+
+        def squares(points):
+            own = (points * points).sum(1, keepdims=True)
+            return jnp.maximum(norms[None, :] + own - 2 * (points @ columns), 0)
+
+        return squares
+
+    return _jax_map(y, noise_std, chunk, squares_of)
+
+
+def _jax_map(
+    y: np.ndarray, noise_std: float, chunk: int, squares_of: Callable[..., Any]
+) -> Contestant:
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+    (n, d) = y.shape
+    centers = jnp.asarray(y)
+    squares = squares_of(jnp, centers)
+    factor = y.dtype.type(-0.5 / noise_std**2)
+    mapped = jax.jit(
+        lambda chunks: jax.lax.map(
+            lambda x: jax.scipy.special.logsumexp(squares(x) * factor, axis=1), chunks
+        )
+    )
+
+    def call(x: np.ndarray) -> np.ndarray:
+        chunks = jnp.asarray(_padded(x, chunk).reshape(-1, chunk, d))
+        result = np.asarray(mapped(chunks)).reshape(-1)
+        return result[: len(x)] + harness.constant(n, d, noise_std)
+
+    return call
+
+
+def _padded(x: np.ndarray, chunk: int) -> np.ndarray:
+    """The last point repeated, so that every chunk is full."""
+    missing = -len(x) % chunk
+    return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
+
+
+def keops(y: np.ndarray, noise_std: float) -> Contestant:
     import torch
     from pykeops.torch import Genred
 
@@ -93,119 +218,316 @@ def keops_contestant(x, y, noise_std) -> Callable[[], np.ndarray]:
         reduction_op="LogSumExp",
         axis=1,
     )
-    points, centers = torch.from_numpy(x), torch.from_numpy(y)
-    factor = torch.tensor([0.5 / noise_std**2], dtype=points.dtype)
+    centers = torch.from_numpy(y)
+    factor = torch.tensor([0.5 / noise_std**2], dtype=centers.dtype)
 
-    def call() -> np.ndarray:
-        result = reduction(points, centers, factor, backend="CPU")
-        return result.view(-1).numpy() + constant(n, d, noise_std)
+    def call(x: np.ndarray) -> np.ndarray:
+        result = reduction(torch.from_numpy(x), centers, factor, backend="CPU")
+        return result.view(-1).numpy() + harness.constant(n, d, noise_std)
 
     return call
 
 
-def scipy_contestant(x, y, noise_std) -> Callable[[], np.ndarray]:
-    from scipy.spatial.distance import cdist
-    from scipy.special import logsumexp
+def sklearn_tree(y: np.ndarray, noise_std: float, *, rtol: float) -> Contestant:
+    """Computes in float64 whatever it is given."""
+    from sklearn.neighbors import KernelDensity
+
+    tree = KernelDensity(bandwidth=noise_std, algorithm="kd_tree", rtol=rtol).fit(y)
+    return tree.score_samples
+
+
+def numba_tiled(y: np.ndarray, noise_std: float) -> Contestant:
+    """Distances to 512 centers, then their exponentials; offset by the nearest."""
+    import numba
 
     (n, d) = y.shape
-    chunk = max(1, 2**21 // n)
+    columns = np.ascontiguousarray(y.T)
+    factor = y.dtype.type(0.5 / noise_std**2)
 
-    def call() -> np.ndarray:
-        parts = [
-            logsumexp(
-                cdist(x[i : i + chunk], y, "sqeuclidean") * (-0.5 / noise_std**2),
-                axis=1,
-            )
-            for i in range(0, len(x), chunk)
-        ]
-        return np.concatenate(parts) + constant(n, d, noise_std)
+    @numba.njit(parallel=True, fastmath=True)
+    def evaluate(x, columns, factor, out):
+        (d, n) = columns.shape
+        for i in numba.prange(x.shape[0]):
+            squares = np.empty(512, columns.dtype)
+            top, total = -1e30, 0.0
+            for begin in range(0, n, 512):
+                count = min(512, n - begin)
+                squares[:] = 0
+                for k in range(d):
+                    coordinate = x[i, k]
+                    for j in range(count):
+                        difference = coordinate - columns[k, begin + j]
+                        squares[j] += difference * difference
+                nearest = squares[0]
+                for j in range(count):
+                    nearest = min(nearest, squares[j])
+                if -factor * nearest > top:
+                    total *= math.exp(top + factor * nearest)
+                    top = -factor * nearest
+                offset = columns.dtype.type(top)
+                some = columns.dtype.type(0)
+                for j in range(count):
+                    some += np.exp(-factor * squares[j] - offset)
+                total += some
+            out[i] = top + math.log(total)
+
+    def call(x: np.ndarray) -> np.ndarray:
+        out = np.empty(len(x))
+        evaluate(x, columns, factor, out)
+        return out + harness.constant(n, d, noise_std)
 
     return call
 
 
-CONTESTANTS = {
-    "noisyflow": noisyflow_contestant,
-    "torch.compile": partial(torch_compile_contestant, chunk=64),
-    "torch.compile 256": partial(torch_compile_contestant, chunk=256),
-    "torch eager": torch_eager_contestant,
-    "KeOps": keops_contestant,
-    "SciPy": scipy_contestant,
+# Name: the modules it needs, and how it is made, once per setting to be tried.
+CONTESTANTS: dict[str, tuple[tuple[str, ...], list[Callable[..., Contestant]]]] = {
+    _OURS: (("noisyflow",), [noisyflow]),
+    "torch.compile": (
+        ("torch",),
+        [partial(torch_compile, chunk=chunk) for chunk in (64, 256, 1024)],
+    ),
+    "JAX": (("jax",), [partial(jax_direct, chunk=chunk) for chunk in (32, 64, 256)]),
+    "JAX matmul": (("jax",), [partial(jax_matmul, chunk=chunk) for chunk in (64, 256)]),
+    "torch eager": (("torch",), [torch_eager]),
+    "KeOps": (("pykeops", "torch"), [keops]),
+    "numba": (("numba",), [numba_tiled]),
+    "SciPy": (("scipy",), [scipy_cdist]),
+    "NumPy": ((), [numpy_direct]),
+    "scikit-learn 1e-6": (("sklearn",), [partial(sklearn_tree, rtol=1e-6)]),
+    "scikit-learn 0": (("sklearn",), [partial(sklearn_tree, rtol=0.0)]),
 }
+_QUICK = ["torch.compile", "JAX"]
+
+
+def is_absent(name: str) -> bool:
+    """Whether a module that the contestant needs cannot be imported."""
+    for module in CONTESTANTS[name][0]:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever a broken installation raises
+            print(f"{name}: absent ({type(error).__name__}: {error})".splitlines()[0])
+            return True
+    return False
+
+
+def setting_of(make: Callable[..., Contestant]) -> str:
+    chunk = getattr(make, "keywords", {}).get("chunk")
+    return f", {chunk} points" if chunk else ""
+
+
+class Case:
+    """One dimension: centers uniform on [-1,1]^d and points around them."""
+
+    def __init__(self, n: int, d: int, dtype: str, seconds: float) -> None:
+        self.n, self.d, self.seconds = n, d, seconds
+        self._dtype = np.dtype(dtype)
+        self._rng = np.random.default_rng(0)
+        self.y = self._rng.uniform(-1, 1, (n, d)).astype(self._dtype)
+        self._checked = {
+            noise_std: self.points(256 if d <= 64 else 64, noise_std)
+            for noise_std in _CHECKED_NOISE
+        }
+        self._exact = {
+            noise_std: harness.log_density(x, self.y, noise_std)
+            for noise_std, x in self._checked.items()
+        }
+
+    def points(self, m: int, noise_std: float) -> np.ndarray:
+        x = self.y[np.arange(m) % self.n].astype(np.float32)
+        x += np.float32(noise_std) * self._rng.standard_normal(x.shape, np.float32)
+        return x.astype(self._dtype)
+
+    def errors(self, make: Callable[..., Contestant]) -> list[float]:
+        return [
+            harness.error_against(make(self.y, s)(x), self._exact[s])
+            for s, x in self._checked.items()
+        ]
+
+    def sized(self, contestant: Contestant, noise_std: float) -> np.ndarray:
+        """As many points as the contestant evaluates in about the seconds wanted."""
+        m = 1024
+        while True:
+            x = self.points(m, noise_std)
+            contestant(x)  # compiles what depends on the shape
+            taken = harness.seconds_of(lambda x=x: contestant(x))
+            wanted = m * self.seconds / taken
+            if taken > self.seconds / 8 or m >= 2**20:
+                size = int(min(max(wanted, 64), 2**20)) // 64 * 64
+                return self.points(size, noise_std)
+            m = int(min(2**20, 8 * m, wanted)) // 1024 * 1024 + 1024
+
+
+def prepare(
+    case: Case, name: str, noise_std: float
+) -> tuple[str, list[float], np.ndarray, Contestant]:
+    """The contestant at its best setting: label, errors, its points, the call."""
+    made = []
+    for make in CONTESTANTS[name][1]:
+        errors = case.errors(make)  # first: no time counts for a wrong result
+        contestant = make(case.y, noise_std)
+        x = case.points(1024 if case.d <= 64 else 256, noise_std)
+        contestant(x)
+        seconds = min(harness.seconds_of(lambda: contestant(x)) for _ in range(2))
+        made.append((seconds, name + setting_of(make), errors, contestant))
+    _, label, errors, contestant = min(made, key=lambda entry: entry[0])
+    return label, errors, case.sized(contestant, noise_std), contestant
+
+
+def measure(
+    case: Case, names: list[str], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """One row per contestant, all timed in turns."""
+    rows, calls = [], {}
+    for name in names:
+        row: dict[str, Any] = {"d": case.d, "n": case.n, "contestant": name}
+        rows.append(row)
+        try:
+            label, errors, x, contestant = prepare(case, name, args.noise_std)
+        except Exception as error:  # a peer that fails is a row, not the end
+            row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        row |= {"contestant": label, "peer": name, "points": len(x)}
+        row |= {f"error_at_{s}": e for s, e in zip(_CHECKED_NOISE, errors, strict=True)}
+        row["peak_bytes"] = harness.peak_bytes(lambda x=x, c=contestant: c(x))
+        calls[name] = lambda x=x, c=contestant: c(x)
+    timed = harness.time_interleaved(calls, repeats=args.repeats, warmups=1)
+    for row in rows:
+        if "failed" not in row:
+            seconds = timed[row["peer"]]
+            pairs = row["points"] * case.n
+            row["seconds"] = seconds
+            row["pairs_per_second"] = pairs / seconds["median"]
+            row["pairs_per_second_best"] = pairs / seconds["best"]
+    ours = rows[0]["pairs_per_second"]
+    for row in rows:
+        if "failed" not in row:
+            row["times_slower"] = ours / row["pairs_per_second"]
+    return rows
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    if "failed" in row:
+        return [str(row["d"]), row["contestant"], row["failed"][:60], *[""] * 6]
+    rate, best = row["pairs_per_second"] / 1e9, row["pairs_per_second_best"] / 1e9
+    errors = [row[f"error_at_{s}"] for s in _CHECKED_NOISE]
+    peak = row["peak_bytes"]
+    inexact = " (inexact)" if max(errors) > _INEXACT else ""
+    return [
+        str(row["d"]),
+        row["contestant"] + inexact,
+        f"{rate:.3g} ({best:.3g})",
+        f"{row['times_slower']:.3g}",
+        f"{row['share_of_bound']:.0%}" if "share_of_bound" in row else "",
+        *(f"{error:.1e}" for error in errors),
+        "" if peak is None else f"{peak / 2**20:.0f}",
+    ]
+
+
+def print_bars(rows: list[dict[str, Any]], *, markdown: bool) -> None:
+    """What the kernel is held to, beside what was measured."""
+    print("\nBars: measured (at least, or at most for the error); ! where missed.\n")
+    table = harness.Table(
+        [("d", 4), ("share of port bound", 22), ("times peer", 22), ("error", 22)],
+        markdown=markdown,
+    )
+    for d, (share, ratio, error) in BARS.items():
+        of = {row.get("peer"): row for row in rows if row["d"] == d}
+        if _OURS not in of:
+            continue
+        ours = of[_OURS]
+        peer = of.get("JAX" if d == 784 else "torch.compile")
+        worst = max(ours[f"error_at_{s}"] for s in _CHECKED_NOISE)
+
+        def mark(holds: bool) -> str:
+            return "" if holds else " !"
+
+        is_faster = peer is not None and peer["times_slower"] >= ratio
+        table.row(
+            [
+                str(d),
+                f"{ours['share_of_bound']:.0%} ({share:.0%})"
+                + mark(ours["share_of_bound"] >= share),
+                (f"{peer['times_slower']:.3g}" if peer else "absent")
+                + f" ({ratio:g})"
+                + mark(is_faster),
+                f"{worst:.1e} ({error:.0e})" + mark(worst <= error),
+            ]
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dims", type=int, nargs="+", default=[3, 10])
-    parser.add_argument("--points", type=int, default=20_000)
-    parser.add_argument("--centers", type=int, default=20_000)
+    parser.add_argument("--dims", type=int, nargs="+", default=list(bench_ports.DIMS))
+    parser.add_argument(
+        "--centers", type=int, help="10,000 by default, 5,000 at d >= 256"
+    )
     parser.add_argument("--noise-std", type=float, default=1.0)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of one run, about")
     parser.add_argument(
-        "--peers", nargs="*", choices=list(CONTESTANTS), default=list(CONTESTANTS)
+        "--peers", nargs="*", choices=list(CONTESTANTS)[1:], metavar="PEER"
     )
-    parser.add_argument("--json", help="write the record to this file")
+    parser.add_argument(
+        "--quick", action="store_true", help="torch.compile and JAX alone, short runs"
+    )
+    harness.add_output_arguments(parser)
     args = parser.parse_args()
+    if args.quick:
+        args.seconds, args.repeats = 0.1, 5
+    wanted = _QUICK if args.quick else list(CONTESTANTS)[1:]
+    if args.peers is not None:
+        wanted = args.peers
 
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # KeOps reads it when it compiles
-    import torch
+    harness.use_cpus(args.threads)
+    names = [_OURS, *(name for name in wanted if not is_absent(name))]
+    from noisyflow import runtime
 
-    from noisyflow import _reference, runtime
-
-    torch.set_num_threads(args.threads)
     runtime.set_num_threads(args.threads)
-    record = {"machine": harness.machine(), "target": runtime.cpu_target(), "rows": []}
-    print(record["machine"], record["target"])
-    header = f"{'d':>4} {'contestant':17} {'G pairs/s':>9} {'(best)':>8}"
-    print(f"{header} {'ratio':>7} {'error, nats':>12} {'at 0.005':>9}")
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(args.threads)
+    target = runtime.cpu_target()
+    record: dict[str, Any] = {
+        "machine": harness.machine(),
+        "target": target,
+        "dtype": args.dtype,
+        "threads": args.threads,
+        "noise_std": args.noise_std,
+        "absent": [name for name in wanted if name not in names],
+        "rows": [],
+    }
+    print(f"{record['machine']}\n{target}, {args.dtype}, {args.threads} thread(s)\n")
+    table = harness.Table(
+        [
+            ("d", 4),
+            ("contestant", 34),
+            ("G pairs/s, median (best)", 24),
+            ("times slower", 12),
+            ("of port bound", 13),
+            ("error", 8),
+            (f"at noise {_CHECKED_NOISE[1]}", 14),
+            ("peak MiB", 8),
+        ],
+        markdown=args.markdown,
+    )
+    ports = []
     for d in args.dims:
-        rng = np.random.default_rng(0)
-        y = rng.uniform(-1, 1, (args.centers, d)).astype(args.dtype)
-        noise = rng.standard_normal((args.points, d))
-        own = np.arange(args.points) % args.centers
-
-        def points_at(noise_std, y=y, noise=noise, own=own):
-            return (y[own] + noise_std * noise).astype(args.dtype)
-
-        def errors(make, noise_std, y=y, points_at=points_at):
-            checked = points_at(noise_std)[:256]
-            exact = _reference.mixture_log_density(checked, y, noise_std)
-            return harness.error_against(make(checked, y, noise_std)(), exact)
-
-        names = ["noisyflow", *(name for name in args.peers if name != "noisyflow")]
-        accuracy = {
-            name: [errors(CONTESTANTS[name], s) for s in (args.noise_std, 0.005)]
-            for name in names
-        }
-        timed = harness.time_interleaved(
-            {
-                name: CONTESTANTS[name](points_at(args.noise_std), y, args.noise_std)
-                for name in names
-            },
-            repeats=args.repeats,
-        )
-        for name in names:
-            pairs = args.points * args.centers / 1e9
-            seconds = timed[name]["median"]
-            ratio = seconds / timed["noisyflow"]["median"]
-            print(
-                f"{d:4} {name:17} {pairs / seconds:9.3f}"
-                f" {pairs / timed[name]['best']:8.3f} {ratio:7.2f}"
-                f" {accuracy[name][0]:12.1e} {accuracy[name][1]:9.1e}",
-                flush=True,
-            )
-            record["rows"].append(
-                {
-                    "d": d,
-                    "contestant": name,
-                    "seconds": timed[name],
-                    "pairs_per_second": 1e9 * pairs / seconds,
-                    "times_slower_than_noisyflow": ratio,
-                    "error": accuracy[name][0],
-                    "error_at_noise_0.005": accuracy[name][1],
-                }
-            )
+        n = args.centers or (5_000 if d >= 256 else 10_000)
+        rows = measure(Case(n, d, args.dtype, args.seconds), names, args)
+        ports.append(bench_ports.measure(target))
+        rates = bench_ports.best_of(ports)
+        limit = args.threads * bench_ports.bound(rates, args.dtype, d)
+        rows[0]["share_of_bound"] = rows[0]["pairs_per_second"] / limit
+        for row in rows:
+            table.row(cells(row))
+        record["rows"] += rows
+    record["ports"] = bench_ports.best_of(ports)
+    is_held = args.dtype == "float32" and args.threads == 1 and target == "avx512"
+    if is_held and args.noise_std == 1:
+        print_bars(record["rows"], markdown=args.markdown)
     harness.write_json(args.json, record)
 
 
