@@ -3,10 +3,10 @@
     python bench/bench_batched.py
 
 1000 mixtures of 50 centers and 64 of 500, 8 points around every center: what an
-information estimate within labels, or along a training run, asks for. Ours is one call of
-mixture_block_log_sums, which also tells the own center from the rest; the peers compute
-the log-sum alone: a torch loop over mixtures, the same with a compiled body, JAX's
-lax.map over mixtures and vmap.
+information estimate within labels, or along a training run, asks for. Ours is one call
+of mixture_block_log_sums, which also tells the own center from the rest; the peers
+compute the log-sum alone: a torch loop over mixtures, the same with a compiled body,
+JAX's lax.map over mixtures and vmap.
 """
 
 from __future__ import annotations
@@ -104,11 +104,12 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 10])
     parser.add_argument("--noise-std", type=float, default=1.0)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--threads", type=int, default=1)
+    harness.add_timing_arguments(parser)
     parser.add_argument("--repeats", type=int, default=5)
     harness.add_output_arguments(parser)
     args = parser.parse_args()
     harness.use_cpus(args.threads)
+    harness.use_clock(args)
     from noisyflow import mixture_log_density, runtime
 
     runtime.set_num_threads(args.threads)
@@ -157,7 +158,7 @@ def main() -> None:
                 for maps in ("lax.map", "vmap"):
                     made[f"JAX {maps}"] = jax_call(x, y, args.noise_std, maps=maps)
 
-            # -- check: the first and last mixture ------------------------------------------
+            # -- check: the first and last mixture -------------------------------------
             errors = {}
             m = n * _POINTS_PER_CENTER
             exact = np.concatenate(
@@ -170,7 +171,7 @@ def main() -> None:
             # Its parts are not the sum that the others compute: checked added.
             errors["noisyflow"] = errors["noisyflow, parts added"]
 
-            # -- then time, beside one large mixture of as many pairs -----------------------
+            # -- then time, beside one large mixture of as many pairs ------------------
             centers = rng.uniform(-1, 1, (10_000, d)).astype(args.dtype)
             points = x.reshape(-1, d)[: x.size // d * n // 10_000]
             made["dense"] = lambda points=points, centers=centers: mixture_log_density(

@@ -74,7 +74,7 @@ def bound(rates: dict[str, Any], dtype: str, d: int) -> float:
 
 
 def best_of(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The highest rate of every instruction: a limit is met undisturbed or not at all."""
+    """The highest rate of every instruction: a limit is met undisturbed or never."""
     best = json.loads(json.dumps(records[0]))
     for record in records[1:]:
         for dtype in ("float32", "float64"):

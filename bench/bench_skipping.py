@@ -1,8 +1,8 @@
 """mixture_log_density with its default max_lost_mass against every pair, both ours.
 
-    python bench/bench_skipping.py                  # kinds of data, up to 100,000 points
-    python bench/bench_skipping.py --suite bars     # up to a million points
-    python bench/bench_skipping.py --suite floor    # where little can be gained
+    python bench/bench_skipping.py                # kinds of data, up to 100,000 points
+    python bench/bench_skipping.py --suite bars   # up to a million points
+    python bench/bench_skipping.py --suite floor  # where little can be gained
 
 Far pairs may be left out and tight groups of centers replaced by moments, within
 max_lost_mass. As many points as centers, around them; times include the building of
@@ -84,7 +84,7 @@ def scaled(
     """Seconds for all points, from as many of them as fit; whether that was a part."""
     size = min(start, len(x))
     while True:
-        taken = harness.seconds_of(lambda: call(x[:size]))
+        taken = harness.seconds_of(lambda size=size: call(x[:size]))
         if size == len(x) or taken > seconds / 4:
             break
         size = min(len(x), max(size + 1, int(size * min(8, seconds / 2 / taken))))
@@ -125,7 +125,7 @@ def measure(
     lost = args.max_lost_mass
     noise_std = case.noise_std
 
-    # -- check --------------------------------------------------------------------------
+    # -- check -------------------------------------------------------------------------
     ours = mixture_log_density(x, y, noise_std, max_lost_mass=lost)
     some = int(np.clip(2e8 / (case.n * case.d), 16, 256))
     picked = np.linspace(0, case.n - 1, min(some, case.n)).astype(int)
@@ -139,7 +139,7 @@ def measure(
         ),
     }
 
-    # -- then time ----------------------------------------------------------------------
+    # -- then time ---------------------------------------------------------------------
     row["seconds"] = median_of(
         lambda: mixture_log_density(x, y, noise_std, max_lost_mass=lost)
     )
@@ -390,7 +390,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--max-lost-mass", type=float, help="the default of the dtype")
-    parser.add_argument("--threads", type=int, default=1)
+    harness.add_timing_arguments(parser)
     parser.add_argument("--repeats", type=int, default=3, help="of the suite floor")
     parser.add_argument("--dense-seconds", type=float, default=0.5)
     parser.add_argument("--peer-seconds", type=float, default=0.5)
@@ -400,6 +400,7 @@ def main() -> None:
         args.max_lost_mass = _DEFAULT_LOST_MASS[args.dtype]
 
     harness.use_cpus(args.threads)
+    harness.use_clock(args)
     from noisyflow import runtime
 
     runtime.set_num_threads(args.threads)

@@ -23,10 +23,18 @@ import numpy as np
 PEERS = ("numpy", "scipy", "torch", "jax", "pykeops", "scikit-learn", "numba")
 
 # What CMakeLists.txt compiles the kernels with.
-_FLAGS = "-std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math".split()
+_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 _TARGET_FLAGS = {
-    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma"
-    " -mprefer-vector-width=512".split(),
+    "avx512": [
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"),
+        "-mprefer-vector-width=512",
+    ],
     "avx2": ["-mavx2", "-mfma"],
     "baseline": [],
     "native": ["-march=native"],
@@ -72,8 +80,8 @@ def use_cpus(threads: int) -> None:
         os.sched_setaffinity(0, allowed[-threads:])
 
 
-def compiled(source: str, target: str) -> Path:
-    """A C++ file of this folder as a program, for one CPU target or "native".
+def compiled(source: str, target: str, *, library: bool = False) -> Path:
+    """A C++ file of this folder as a program or library, for one target or "native".
 
     $CXX or g++; built once per content of its sources, in the temporary folder.
     """
@@ -84,6 +92,8 @@ def compiled(source: str, target: str) -> Path:
             f"bench/{source} needs a C++ compiler: install g++ or set CXX to one"
         )
     command = [*compiler.split(), *_FLAGS, *_TARGET_FLAGS[target]]
+    if library:
+        command += ["-shared", "-fPIC"]
     headers = sorted((here.parent / "csrc").rglob("*.h"))
     content = hashlib.sha256(" ".join(command).encode())
     for path in (here / source, *headers):
@@ -138,10 +148,21 @@ def error_against(result: np.ndarray, exact: np.ndarray) -> float:
     return float(np.where(np.isfinite(error), error, np.inf).max(initial=0))
 
 
+_clock = time.perf_counter
+
+
+def use_clock(args: Any) -> None:
+    """The clock of --clock; see add_timing_arguments."""
+    global _clock
+    if args.clock == "cpu" and args.threads > 1:
+        raise SystemExit("--clock cpu adds up all threads: for one thread only")
+    _clock = time.process_time if args.clock == "cpu" else time.perf_counter
+
+
 def seconds_of(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = _clock()
     call()
-    return time.perf_counter() - start
+    return _clock() - start
 
 
 def time_interleaved(
@@ -212,6 +233,16 @@ class Table:
                 "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)),
                 flush=True,
             )
+
+
+def add_timing_arguments(parser: Any) -> None:
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: leave out what other processes take of a machine that is not idle",
+    )
 
 
 def add_output_arguments(parser: Any) -> None:
