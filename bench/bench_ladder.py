@@ -2,11 +2,11 @@
 
     python bench/bench_ladder.py
 
-naive: two loops and exp(). blocked: distances of 12 vectors of pairs in registers, tiles
-of centers in L1. staged: 2^x by a polynomial, for all 12 vectors stage by stage (these
-three: ladder/log_density.cpp, -march=native). dense: the shipped kernel, which searches
-for the nearest center only where sums overflow. skipping: leaves out far pairs.
-aggregating: the default of mixture_log_density, which chooses among all of these.
+naive: two loops and exp(). blocked: distances of 12 vectors of pairs in registers,
+tiles of centers in L1. staged: 2^x by a polynomial, for all 12 vectors stage by stage
+(these three: ladder/log_density.cpp, -march=native). dense: the shipped kernel, which
+searches for the nearest center only where sums overflow. skipping: leaves out far
+pairs. aggregating: the default of mixture_log_density, which chooses among all of these.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def main() -> None:
             x, y = bench_skipping.data(case, args.points, "float32")
             made = rungs(library, y, args.noise_std)
 
-            # -- check ------------------------------------------------------------------
+            # -- check -----------------------------------------------------------------
             checked = np.ascontiguousarray(x[:: args.points // 64])
             exact = harness.log_density(checked, y, args.noise_std)
             errors = {
@@ -128,7 +128,7 @@ def main() -> None:
                 for name, rung in made.items()
             }
 
-            # -- then time --------------------------------------------------------------
+            # -- then time -------------------------------------------------------------
             calls, sizes = {}, {}
             for name, rung in made.items():
                 size = args.points

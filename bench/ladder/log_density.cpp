@@ -46,8 +46,8 @@ inline __attribute__((always_inline)) void distances(const float* packed, const 
       }
 }
 
-// Calls block(points, y, first) for register blocks of Q vectors of points and C centers, tiles of
-// 512 centers outside, so that they stay in L1 for 256 points; n must be a multiple of C.
+// Calls block() for register blocks of Q vectors of points and C centers, tiles of 512 centers
+// outside, so that they stay in L1 for 256 points; n must be a multiple of C.
 template <int Q, int C, class State, class Block, class Finish>
 void for_blocks(const float* x, const float* y, int64_t m, int64_t n, int64_t d, Block block,
                 Finish finish) {
@@ -61,9 +61,11 @@ void for_blocks(const float* x, const float* y, int64_t m, int64_t n, int64_t d,
       states[size_t(g)] = State();
     }
     for (int64_t j = 0; j < n; j += kTile)
-      for (int64_t g = 0; g < groups; ++g)
+      for (int64_t g = 0; g < groups; ++g) {
         for (int64_t i = j; i < std::min(n, j + kTile); i += C)
           block(packed.data() + g * kGroup * d, y + i * d, states[size_t(g)]);
+        states[size_t(g)].fold();
+      }
     for (int64_t g = 0; g < groups; ++g)
       for (int64_t l = 0; l < kGroup && first + g * kGroup + l < m; ++l)
         finish(states[size_t(g)], l, first + g * kGroup + l);
@@ -81,6 +83,14 @@ struct Sums {
       offset[l] = INFINITY;
       tile[l] = 0;
       sum[l] = 0;
+    }
+  }
+
+  // After a tile: a float sum of more terms would lose digits.
+  void fold() {
+    for (int l = 0; l < Q * kWidth; ++l) {
+      sum[l] += double(tile[l]);
+      tile[l] = 0;
     }
   }
 
@@ -132,8 +142,7 @@ void searching(const float* x, const float* y, int64_t m, int64_t n, int64_t d, 
         for (int q = 0; q < Q; ++q) store<float>(sums.tile + q * kWidth, tile[q]);
       },
       [&](Sums<Q>& sums, int64_t l, int64_t i) {
-        out[i] = float(log(sums.sum[l] + double(sums.tile[l])) -
-                       double(factor) * double(sums.offset[l]));
+        out[i] = float(log(sums.sum[l]) - double(factor) * double(sums.offset[l]));
       });
 }
 
