@@ -6,7 +6,7 @@ naive: two loops and exp(). blocked: distances of 12 vectors of pairs in registe
 tiles of centers in L1. staged: 2^x by a polynomial, for all 12 vectors stage by stage
 (these three: ladder/log_density.cpp, -march=native). dense: the shipped kernel, which
 searches for the nearest center only where sums overflow. skipping: leaves out far
-pairs. aggregating: the default of mixture_log_density, which chooses among all of these.
+pairs. aggregating: the default of mixture_log_density, which chooses among all these.
 """
 
 from __future__ import annotations
