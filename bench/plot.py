@@ -1,0 +1,77 @@
+"""Pairs per second against the dimension, for all contestants of a sweep.
+
+python bench/bench_log_density.py --json sweep.json
+python bench/plot.py sweep.json docs/pairs_per_second.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+import bench_ports
+
+
+def draw(record: dict[str, Any], axes: plt.Axes) -> plt.Axes:
+    """One line per contestant, in the order of their rates; dashed where inexact."""
+    rows = [row for row in record["rows"] if "pairs_per_second" in row]
+    names = dict.fromkeys(row["peer"] for row in rows)
+    colors = plt.get_cmap("tab10")
+    for i, name in enumerate(names):
+        of = sorted((row for row in rows if row["peer"] == name), key=lambda r: r["d"])
+        errors = [v for r in of for k, v in r.items() if k.startswith("error_at")]
+        is_ours = name == "noisyflow"
+        axes.plot(
+            [row["d"] for row in of],
+            [row["pairs_per_second"] for row in of],
+            marker="o",
+            markersize=4,
+            color="black" if is_ours else colors((i - 1) % 10),
+            linewidth=2.2 if is_ours else 1.2,
+            linestyle="--" if max(errors) > 1e-3 else "-",
+            label=name,
+        )
+    dims = sorted({row["d"] for row in rows})
+    dims = sorted({*dims, *(d for d in range(dims[0], dims[-1]) if d < 100)})
+    bound = [
+        record["threads"] * bench_ports.bound(record["ports"], record["dtype"], d)
+        for d in dims
+    ]
+    axes.plot(dims, bound, color="gray", linestyle=":", label="port bound")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="dimension d",
+        ylabel="pairs per second",
+        title=f"{record['dtype']}, {record['threads']} thread(s), {record['target']}",
+    )
+    ticks = sorted({row["d"] for row in rows})
+    axes.set_xticks(ticks, [str(d) for d in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, ncols=2, title="dashed: error above 1e-3 nats")
+    axes.get_legend().get_title().set_fontsize(7)
+    return axes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sweep", help="JSON of bench_log_density.py")
+    parser.add_argument("image", help="where to write the picture")
+    args = parser.parse_args()
+    record = json.loads(Path(args.sweep).read_text())
+    figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
+    draw(record, axes)
+    figure.savefig(args.image, dpi=110)
+    print(args.image)
+
+
+if __name__ == "__main__":
+    main()
