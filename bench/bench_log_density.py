@@ -1,6 +1,6 @@
 """mixture_log_density against its peers: error, then pairs per second, in one run.
 
-    python bench/bench_log_density.py                    # all dimensions, one thread
+    python bench/bench_log_density.py                    # all dimensions: 5 minutes
     python bench/bench_log_density.py --dims 3 10 --threads 2 --json out.json
     python bench/bench_log_density.py --quick            # half a minute, two peers
 
@@ -442,6 +442,26 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def print_rates(rows: list[dict[str, Any]], *, markdown: bool) -> None:
+    """All contestants by dimension."""
+    print(f"\nG pairs/s, median; ~ where the error is above {_INEXACT:g} nats.\n")
+    dims = list(dict.fromkeys(row["d"] for row in rows))
+    of: dict[str, dict[int, str]] = {}
+    for row in rows:
+        if "failed" in row:
+            continue
+        inexact = (
+            "~" if max(row[f"error_at_{s}"] for s in _CHECKED_NOISE) > _INEXACT else ""
+        )
+        cell = f"{inexact}{row['pairs_per_second'] / 1e9:.3g}"
+        of.setdefault(row["peer"], {})[row["d"]] = cell
+    table = harness.Table(
+        [("contestant", 17), *((f"d = {d}", 8) for d in dims)], markdown=markdown
+    )
+    for name, cells_of in of.items():
+        table.row([name, *(cells_of.get(d, "failed") for d in dims)])
+
+
 def print_bars(rows: list[dict[str, Any]], *, markdown: bool) -> None:
     """What the kernel is held to, beside what was measured."""
     print(
@@ -488,7 +508,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     harness.add_timing_arguments(parser)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.2, help="of one run, about")
+    parser.add_argument("--seconds", type=float, default=0.15, help="of one run, about")
     parser.add_argument(
         "--peers", nargs="*", choices=list(CONTESTANTS)[1:], metavar="PEER"
     )
@@ -551,6 +571,7 @@ def main() -> None:
             table.row(cells(row))
         record["rows"] += rows
     record["ports"] = bench_ports.best_of(ports)
+    print_rates(record["rows"], markdown=args.markdown)
     is_held = args.dtype == "float32" and args.threads == 1 and target == "avx512"
     if is_held and args.noise_std == 1:
         print_bars(record["rows"], markdown=args.markdown)

@@ -318,7 +318,7 @@ def bars_suite(args: argparse.Namespace) -> list[dict[str, Any]]:
 def floor_suite(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Ratio to every pair where little can be gained: taken in turns, worst per d.
 
-    At d > 64, every pair takes seconds: 2,000 points there.
+    At d > 64, every pair takes seconds: 500 points there.
     """
     from noisyflow import mixture_log_density
 
@@ -341,7 +341,7 @@ def floor_suite(args: argparse.Namespace) -> list[dict[str, Any]]:
     for n, d in sizes:
         of_size = []
         for kind, noise_std in itertools.product(KINDS, (0.005, 0.02, 0.1, 1.0, 10.0)):
-            x, y = data(Case(kind, n, d, noise_std), 2_000 if d > 64 else n, args.dtype)
+            x, y = data(Case(kind, n, d, noise_std), 500 if d > 64 else n, args.dtype)
             calls = {
                 name: lambda lost=lost, x=x, y=y, s=noise_std: mixture_log_density(
                     x, y, s, max_lost_mass=lost
