@@ -79,9 +79,11 @@ def best_of(records: list[dict[str, Any]]) -> dict[str, Any]:
     for record in records[1:]:
         for dtype in ("float32", "float64"):
             for name, value in record[dtype].items():
-                if isinstance(value, dict):
-                    for unit, rate in value.items():
-                        best[dtype][name][unit] = max(best[dtype][name][unit], rate)
+                if name == "ns_per_cycle":
+                    best[dtype][name] = min(best[dtype][name], value)
+                elif isinstance(value, dict):
+                    faster = value["per_ns"] > best[dtype][name]["per_ns"]
+                    best[dtype][name] = value if faster else best[dtype][name]
     return best
 
 

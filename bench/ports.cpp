@@ -145,21 +145,22 @@ double cycle() {
 #endif
 }
 
-// Per nanosecond, the best of many short runs: a limit is what the machine reaches undisturbed. Per
-// cycle, the median: the clock may change between a run and the chain beside it.
+// Best of many short runs: a limit is what the machine reaches undisturbed. Cycles by the chains
+// beside the fastest runs: the clock may change in between.
 void measure(const char* name, int instructions, void (*loop)(), int rounds) {
-  double best = 1e9;
-  std::vector<double> per_cycle;
+  std::vector<std::pair<double, double>> runs;  // seconds per step, per cycle
   for (int r = 0; r < rounds; ++r) {
     const double start = now();
     loop();
     const double seconds = (now() - start) / (double(kSteps) * kInFlight);
-    per_cycle.push_back(instructions * cycle() / seconds);
-    best = std::min(best, seconds);
+    runs.push_back({seconds, cycle() / seconds});
   }
+  std::sort(runs.begin(), runs.end());
+  std::vector<double> per_cycle;
+  for (int r = 0; r < rounds / 10; ++r) per_cycle.push_back(runs[size_t(r)].second);
   std::sort(per_cycle.begin(), per_cycle.end());
   std::printf("    \"%s\": {\"per_ns\": %.6g, \"per_cycle\": %.6g},\n", name,
-              instructions / best * 1e-9, per_cycle[per_cycle.size() / 2]);
+              instructions / runs[0].first * 1e-9, instructions * per_cycle[per_cycle.size() / 2]);
 }
 
 template <class T>
