@@ -12,7 +12,6 @@ JAX's lax.map over mixtures and vmap.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -121,6 +120,7 @@ def main() -> None:
         "rows": [],
     }
     print(f"{record['machine']}\n{record['target']}, {args.dtype}\n")
+    present = {name: harness.has_module(name) for name in ("torch", "jax")}
     table = harness.Table(
         [
             ("mixtures", 12),
@@ -146,7 +146,7 @@ def main() -> None:
                     x, y, args.noise_std, adds=True
                 ),
             }
-            if importlib.util.find_spec("torch"):
+            if present["torch"]:
                 import torch
 
                 torch.set_num_threads(args.threads)
@@ -154,7 +154,7 @@ def main() -> None:
                 made["torch.compile in loop"] = torch_call(
                     x, y, args.noise_std, compiles=True
                 )
-            if importlib.util.find_spec("jax"):
+            if present["jax"]:
                 for maps in ("lax.map", "vmap"):
                     made[f"JAX {maps}"] = jax_call(x, y, args.noise_std, maps=maps)
 

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
-import importlib.util
 import math
 from collections.abc import Callable
 from functools import partial
@@ -302,17 +300,6 @@ CONTESTANTS: dict[str, tuple[tuple[str, ...], list[Callable[..., Contestant]]]] 
 _QUICK = ["torch.compile", "JAX"]
 
 
-def is_absent(name: str) -> bool:
-    """Whether a module that the contestant needs cannot be imported."""
-    for module in CONTESTANTS[name][0]:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # whatever a broken installation raises
-            print(f"{name}: absent ({type(error).__name__}: {error})".splitlines()[0])
-            return True
-    return False
-
-
 def setting_of(make: Callable[..., Contestant]) -> str:
     chunk = getattr(make, "keywords", {}).get("chunk")
     return f", {chunk} points" if chunk else ""
@@ -525,11 +512,17 @@ def main() -> None:
 
     harness.use_cpus(args.threads)
     harness.use_clock(args)
-    names = [_OURS, *(name for name in wanted if not is_absent(name))]
+    present = {
+        module: harness.has_module(module)
+        for name in wanted
+        for module in CONTESTANTS[name][0]
+    }
+    names = [_OURS]
+    names += [n for n in wanted if all(present[m] for m in CONTESTANTS[n][0])]
     from noisyflow import runtime
 
     runtime.set_num_threads(args.threads)
-    if importlib.util.find_spec("torch"):
+    if present.get("torch"):
         import torch
 
         torch.set_num_threads(args.threads)

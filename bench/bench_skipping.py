@@ -15,7 +15,6 @@ every pair, is rounding.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import math
 import statistics
@@ -160,7 +159,7 @@ def measure(
         alone = skipping_alone(x, y, noise_std, lost)
         if alone is not None:
             row["skipping_seconds"], row["skipping_is_scaled"] = alone
-    if peer and importlib.util.find_spec("sklearn"):
+    if peer and args.has_sklearn:
         from sklearn.neighbors import KernelDensity
 
         def build() -> KernelDensity:
@@ -431,6 +430,7 @@ def main() -> None:
         f"{args.threads} thread(s), max_lost_mass {args.max_lost_mass:g}; "
         "*: timed on a part of the points and scaled\n"
     )
+    args.has_sklearn = args.suite != "floor" and harness.has_module("sklearn")
     record["rows"] = _SUITES[args.suite](args)
     harness.write_json(args.json, record)
 

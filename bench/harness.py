@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -78,6 +79,16 @@ def use_cpus(threads: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, allowed[-threads:])
+
+
+def has_module(name: str) -> bool:
+    """Whether a peer can be imported; says so if not."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # whatever a broken installation raises
+        print(f"{name}: absent ({type(error).__name__}: {error})".splitlines()[0])
+        return False
+    return True
 
 
 def compiled(source: str, target: str, *, library: bool = False) -> Path:
