@@ -87,8 +87,11 @@ def mixture_log_density(
     centers are ordered into a tree, which leaves out what is too far to matter and
     stands in with polynomials for centers that lie within the noise of each other:
     bench/README.md says what is gained. `prepare` keeps the tree for further points.
-    Direct differences, so that nothing cancels at small noise: docs/numerics.md derives
-    the error. Deterministic; the number of threads does not change the result.
+    Direct differences, so that nothing cancels at small noise. Error in float32 for
+    data in [-1, 1]^d and noise_std from 0.005 to 1: 1e-5 nats up to d = 10, 2e-5 up to
+    d = 784, beyond the rounding of the result itself; in float64 1e-12 relative to
+    max(1, |result|) up to d = 4096 (docs/numerics.md). Deterministic; the number of
+    threads does not change the result.
 
     Source: Goldfeld et al. (2019), "Estimating Information Flow in Deep Neural
     Networks".
