@@ -111,6 +111,27 @@ py::array_t<T> log_density(const py::array_t<T>& points, const py::array_t<T>& c
   return result;
 }
 
+// Squared distances between every so many-th of the points and of the centers, (num_x, num_y).
+template <class T>
+py::array_t<T> sampled_squares(const py::array_t<T>& points, const py::array_t<T>& centers,
+                               int64_t num_x, int64_t num_y) {
+  const PointsView<T> x = rows(points), y = rows(centers);
+  require(points.shape(1) == centers.shape(1), "dimensions differ");
+  num_x = std::min(num_x, x.m);
+  num_y = std::min(num_y, y.m);
+  py::array_t<T> result({num_x, num_y});
+  T* out = result.mutable_data();
+  for (int64_t i = 0; i < num_x; ++i)
+    for (int64_t j = 0; j < num_y; ++j) {
+      const T* a = x.points + i * x.m / num_x * x.stride;
+      const T* b = y.points + j * y.m / num_y * y.stride;
+      T square = 0;
+      for (int64_t k = 0; k < centers.shape(1); ++k) square += (a[k] - b[k]) * (a[k] - b[k]);
+      *out++ = square;
+    }
+  return result;
+}
+
 // Centers in a tree, for one noise_std: built once, for many points.
 template <class T>
 class Prepared {
@@ -141,18 +162,20 @@ class Prepared {
     if (x.m > 0) {
       T* out = result.mutable_data();
       py::gil_scoped_release release;
-      const int group = choose_kernel<T>(table_, d_).group;
-      const KdOrder<T> order(x.points, x.stride, x.m, d_, group, num_threads);
-      const std::vector<int64_t> begins = order.leaf_begins();
-      const TreeTask<T> task{
-          tree_->view(),
-          {order.rows.data(), order.order.data(), begins.data(), int64_t(begins.size()) - 1},
-          noise_std_,
-          max_lost_mass_,
-          out};
-      if (plan.path == TreePath::kChoose) plan = choose_path(task, table_);
-      if (plan.path != TreePath::kEveryPair)
-        counts = run_tree_task(task, table_, plan.path == TreePath::kPointByPoint, 1, num_threads);
+      TreeTask<T> task{tree_->view(), {}, noise_std_, max_lost_mass_, out};
+      if (plan.path == TreePath::kChoose && is_tree_hopeless(task, table_, x))
+        plan.path = TreePath::kEveryPair;
+      if (plan.path != TreePath::kEveryPair) {
+        const int group = choose_kernel<T>(table_, d_).group;
+        const KdOrder<T> order(x.points, x.stride, x.m, d_, group, num_threads);
+        const std::vector<int64_t> begins = order.leaf_begins();
+        task.points = {order.rows.data(), order.order.data(), begins.data(),
+                       int64_t(begins.size()) - 1};
+        if (plan.path == TreePath::kChoose) plan = choose_path(task, table_);
+        if (plan.path != TreePath::kEveryPair)
+          counts =
+              run_tree_task(task, table_, plan.path == TreePath::kPointByPoint, 1, num_threads);
+      }
     }
     auto tuple = [](const TreeCounts& c) {
       return py::make_tuple(c.pairs, c.aggregated, c.terms, c.boxes);
@@ -385,6 +408,8 @@ void define(py::module_& m) {
         py::arg("centers").noconvert(), py::arg("whitening").noconvert(),
         py::arg("weights").noconvert().none(true), py::arg("num_threads"));
   m.def("first_unfit_factor", &first_unfit_factor<T>, py::arg("whitening").noconvert());
+  m.def("sampled_squares", &sampled_squares<T>, py::arg("points").noconvert(),
+        py::arg("centers").noconvert(), py::arg("num_x"), py::arg("num_y"));
   m.def("first_nonfinite", &first_nonfinite<T>, py::arg("array").noconvert());
 }
 

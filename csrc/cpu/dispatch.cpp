@@ -165,11 +165,40 @@ TreeCounts run_tree_task(const TreeTask<T>& task, const KernelTable& table, bool
 // Instructions, as measured (bench/README.md): a vector of pairs, of polynomial terms, a box.
 template <class T>
 double tree_work(const TreeCounts& counts, int64_t d, int lanes, bool point_by_point) {
-  const double exponential = sizeof(T) == 4 ? 9 : 15;
-  const double pair = 2.0 * double(d) + exponential + (point_by_point ? 10 : 0);
-  const double box = point_by_point ? 6.0 * double(d) + 150 : 12.0 * double(d) + 300;
+  const double whole = 2.0 * double(d) + (sizeof(T) == 4 ? 9 : 15);
+  const double pair = point_by_point ? std::max(1.4 * whole, 2.5 * whole - 30) : whole;
+  const double box = point_by_point ? 10.0 * double(d) + 280 : 12.0 * double(d) + 300;
   return double(counts.pairs) / lanes * pair + double(counts.terms) / lanes * 1.5 +
          double(counts.boxes) * box;
+}
+
+// The work of every pair for so many points, blocks being full.
+template <class T>
+double every_pair_work(const TreeView<T>& tree, double num_points, int lanes) {
+  return 0.97 * num_points / lanes * double(tree.n) *
+         (2.0 * double(tree.d) + (sizeof(T) == 4 ? 9 : 15));
+}
+
+template <class T>
+bool is_tree_hopeless(const TreeTask<T>& task, const KernelTable& table, const PointsView<T>& x) {
+  constexpr int64_t kSampledPoints = 24;
+  const TreeView<T>& tree = task.tree;
+  if (tree.d < 8 || tree.cells) return false;
+  const int lanes = choose_kernel<T>(table, tree.d).group / 2;
+  const int64_t m = std::min(kSampledPoints, x.m);
+  std::vector<T> rows, out(static_cast<size_t>(m));
+  std::vector<int32_t> order(static_cast<size_t>(m));
+  for (int64_t i = 0; i < m; ++i) {
+    const T* row = x.points + i * x.m / m * x.stride;
+    rows.insert(rows.end(), row, row + tree.d);
+    order[size_t(i)] = int32_t(i);
+  }
+  const int64_t begins[] = {0, m};
+  TreeTask<T> sample = task;
+  sample.points = {rows.data(), order.data(), begins, 1};
+  sample.out = out.data();
+  const TreeCounts counts = run_tree_task(sample, table, true, 1, 1);
+  return tree_work<T>(counts, tree.d, lanes, true) > every_pair_work(tree, double(m), lanes);
 }
 
 template <class T>
@@ -178,17 +207,15 @@ TreePlan choose_path(const TreeTask<T>& task, const KernelTable& table) {
   const int64_t d = task.tree.d;
   const int group = choose_kernel<T>(table, d).group, lanes = group / 2;
   const int64_t tasks = (task.points.num_blocks + kBlocksTogether - 1) / kBlocksTogether;
-  const int64_t every = std::max<int64_t>(2, tasks / kSampledBlocks);
+  const int64_t sampled = std::clamp<int64_t>(task.points.num_blocks / 100, 3, kSampledBlocks);
+  const int64_t every = std::max<int64_t>(2, tasks / sampled);
   int64_t num_sampled = 0;
   for (int64_t t = 0; t < tasks; t += every)
     num_sampled +=
         task.points.begins[t * kBlocksTogether + 1] - task.points.begins[t * kBlocksTogether];
-  const double sampled_groups = double((tasks + every - 1) / every) * group / lanes;
-  const double exponential = sizeof(T) == 4 ? 9 : 15;
-  const double every_pair =
-      0.97 * sampled_groups * double(task.tree.n) * (2.0 * double(d) + exponential);
   TreePlan best{TreePath::kEveryPair, num_sampled, {}, 0};
-  double least = every_pair;
+  double least =
+      every_pair_work(task.tree, double((tasks + every - 1) / every) * double(group), lanes);
   for (const TreePath path : {TreePath::kBlocks, TreePath::kPointByPoint}) {
     const bool point_by_point = path == TreePath::kPointByPoint;
     // Cells are for blocks; and in few dimensions blocks are always better.
@@ -208,6 +235,10 @@ template TreeCounts run_tree_task<float>(const TreeTask<float>&, const KernelTab
                                          int);
 template TreeCounts run_tree_task<double>(const TreeTask<double>&, const KernelTable&, bool,
                                           int64_t, int);
+template bool is_tree_hopeless<float>(const TreeTask<float>&, const KernelTable&,
+                                      const PointsView<float>&);
+template bool is_tree_hopeless<double>(const TreeTask<double>&, const KernelTable&,
+                                       const PointsView<double>&);
 template TreePlan choose_path<float>(const TreeTask<float>&, const KernelTable&);
 template TreePlan choose_path<double>(const TreeTask<double>&, const KernelTable&);
 

@@ -106,6 +106,10 @@ struct TreePlan {
   TreeCounts sample;  // the chosen path's
   double seconds;     // of its sample; never looked at to choose
 };
+// Whether a few of the points, one by one through the tree, are more work than every pair: then
+// they need not be ordered. task.points and task.out are not looked at.
+template <class T>
+bool is_tree_hopeless(const TreeTask<T>& task, const KernelTable& table, const PointsView<T>& x);
 template <class T>
 TreePlan choose_path(const TreeTask<T>& task, const KernelTable& table);
 

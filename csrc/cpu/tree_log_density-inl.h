@@ -114,9 +114,13 @@ struct TreeStack {
     const int32_t* children = tree.children + int64_t(node) * kFanout;
     const int64_t begin = size;
     int64_t nearest = begin;
+    T least = T(INFINITY);
     for (int c = 0; c < kFanout; ++c) {
       if (!(distances[c] < most)) continue;  // also missing children, at infinity
-      if (distances[c] < (size > begin ? entries[nearest].distance : T(INFINITY))) nearest = size;
+      if (distances[c] < least) {
+        least = distances[c];
+        nearest = size;
+      }
       entries[size++] = {children[c], distances[c]};
     }
     if (size == begin) return;
@@ -458,22 +462,27 @@ struct PointSum {
     return true;
   }
 
-  // The offset becomes the squared distance to the center in lane l, with its shift.
-  void move(const T* x, int64_t stride, const T* y, int64_t d, int l, T shift, T scale) {
-    fold();
-    double moved = 0;
-    for (int64_t k = 0; k < d;) {
+  // The offset becomes the squared distance to the center in lane l, with its shift; false if that
+  // is no nearer after all: so far away that distances are rounded by more than their differences.
+  bool move(const T* x, int64_t stride, const T* y, int64_t d, int l, T shift, T scale) {
+    auto part_at = [&](int64_t k) {
+      const int64_t stop = k + kChunk < d ? k + kChunk : d;
       T part = k == 0 ? shift : T(0);
-      const int64_t at = k / kChunk, stop = k + kChunk < d ? k + kChunk : d;
       for (; k < stop; ++k) {
         const T diff = x[k * stride] - y[k * kFanout + l];
         part += diff * diff;
       }
-      parts[at] = part;
-      moved += double(part);
-    }
-    sum = offset == INFINITY ? 0 : sum * exp2(double(scale) * (moved - offset));
+      return part;
+    };
+    double moved = 0;
+    for (int64_t k = 0; k < d; k += kChunk) moved += double(part_at(k));
+    if (!(moved < offset)) return false;
+    for (int64_t k = 0; k < d; k += kChunk) parts[k / kChunk] = part_at(k);
+    fold();
+    const double factor = exp2(double(scale) * (moved - offset));
+    sum = factor > 0 ? sum * factor : 0;
     offset = moved;
+    return true;
   }
 
   // The centers of a leaf within the limit; returns whether there are any. x: coordinates,
@@ -508,10 +517,13 @@ struct PointSum {
       if (offset == INFINITY || any<T>(s < -slack)) {
         int nearest = 0;
         for (int l = 1; l < num_lanes; ++l) nearest = s[l] < s[nearest] ? l : nearest;
-        move(x, stride, y, d, nearest, shifts ? shifts[nearest] : T(0), scale);
-        relative_squares(x, stride, y, d, T(INFINITY), start, s, k);
-        if (shifts)
-          for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l];
+        if (move(x, stride, y, d, nearest, shifts ? shifts[nearest] : T(0), scale)) {
+          relative_squares(x, stride, y, d, T(INFINITY), start, s, k);
+          if (shifts)
+            for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l];
+          s[nearest] = T(0);  // whatever rounding says
+        }
+        s = s < -slack ? Vec<T>{} : s;
       }
       add_exp2<T, 1, 1>(&s, scale, &terms);
       if (j % (64 * kLanes<T>) == 0) fold();  // float sums of more terms would lose digits
@@ -657,6 +669,30 @@ struct TreeBlock {
   }
 };
 
+// Lowers the limits by the leaf that each lane's point comes to when it goes down the tree to the
+// nearest child each time. In many dimensions the leaves nearest to a block are not those.
+template <class T, int Q, int C>
+void lower_limits_by_point(TreeBlock<T, Q, C>& block, TreeStack<T>& stack, T* point, T* parts) {
+  constexpr int kGroup = Q * kLanes<T>;
+  const TreeView<T>& tree = block.task.tree;
+  block.most = -T(INFINITY);
+  for (int l = 0; l < kGroup; ++l) {
+    for (int64_t k = 0; k < tree.d; ++k) point[k] = block.points[k * kGroup + l];
+    int32_t child = 0;
+    while (child >= 0) {
+      stack.size = 0;
+      stack.push(tree, child, point, point, T(INFINITY));
+      child = stack.entries[stack.size - 1].child;
+      ++block.counts.boxes;
+    }
+    PointSum<T> sum{INFINITY, 0, parts};
+    sum.add_leaf(tree, ~child, point, 1, T(INFINITY), block.scale.scale, block.counts);
+    sum.fold();
+    block.limits[l] = block.scale.limit(sum.offset, sum.sum);
+    block.most = block.limits[l] > block.most ? block.limits[l] : block.most;
+  }
+}
+
 // Bytes per thread for either way over a tree.
 template <class T, int Q>
 int64_t tree_scratch_bytes(const TreeView<T>& tree) {
@@ -665,7 +701,8 @@ int64_t tree_scratch_bytes(const TreeView<T>& tree) {
   return int64_t(2 * sizeof(LaneSums<T, Q>)) +
          int64_t(sizeof(Entry)) * ((kFanout - 1) * tree.depth + 1) +
          (tree.cells ? int64_t(sizeof(int32_t)) * (tree.num_leaves + 1) : 0) +
-         int64_t(sizeof(T)) * (kGroup + 2 * tree.d + kGroup * (tree.d + num_chunks(tree.d))) + 64;
+         int64_t(sizeof(T)) * (kGroup + 4 * tree.d + 1 + kGroup * (tree.d + num_chunks(tree.d))) +
+         64;
 }
 
 // Blocks of points [first, last), each one group. scratch: tree_scratch_bytes() bytes.
@@ -687,7 +724,9 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
   T* limits = reinterpret_cast<T*>(sums + 2);
   T* packed = limits + kGroup;
   T* box = packed + kGroup * d;
-  T* chunks = box + 2 * d;
+  T* point = box + 2 * d;
+  T* parts = point + d;
+  T* chunks = parts + PointSum<T>::num_parts(d);
   TreeStack<T> stack{
       reinterpret_cast<typename TreeStack<T>::Entry*>(chunks + num_chunks(d) * kGroup), 0};
   auto* candidates = reinterpret_cast<int32_t*>(stack.entries + (kFanout - 1) * tree.depth + 1);
@@ -713,6 +752,7 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
 
     // -- leaves within reach, near ones first; those without polynomials are added at once --------
     int64_t num_candidates = 0, added = 0;
+    if (d > kChunk) lower_limits_by_point(block, stack, point, parts);
     stack.start();
     while (stack.size > 0) {
       const auto at = stack.entries[--stack.size];

@@ -1,8 +1,6 @@
 #include "polynomials.h"
 
-#include <algorithm>
-#include <cmath>
-#include <functional>
+#include <cstddef>
 
 #include "../core/views.h"
 
@@ -15,21 +13,21 @@ struct Counts {
   static constexpr int64_t kFar = int64_t(1) << 40;
   int64_t at[kMaxCellDims + 1][kMaxOrder + 1];
 
-  Counts() {
+  constexpr Counts() : at() {
     for (int d = 0; d <= kMaxCellDims; ++d)
-      for (int order = 0; order <= kMaxOrder; ++order)
-        at[d][order] = order == 0             ? 0
-                       : order == 1 || d == 0 ? 1
-                                              : std::min(kFar, at[d - 1][order] + at[d][order - 1]);
+      for (int order = 0; order <= kMaxOrder; ++order) {
+        const int64_t count = order == 0             ? 0
+                              : order == 1 || d == 0 ? 1
+                                                     : at[d - 1][order] + at[d][order - 1];
+        at[d][order] = count < kFar ? count : kFar;
+      }
   }
 };
+constexpr Counts kCounts;
 
 }  // namespace
 
-int64_t num_coefficients(int64_t d, int order) {
-  static const Counts counts;
-  return counts.at[d][order];
-}
+int64_t num_coefficients(int64_t d, int order) { return kCounts.at[d][order]; }
 
 int64_t num_ladder_coefficients(int64_t d, int max_order) {
   int64_t count = 0;
@@ -42,24 +40,28 @@ namespace {
 // Calls visit(powers) for all multi-indices of total degree below order, in nested order.
 template <class Visit>
 void for_each_index(int64_t d, int order, Visit visit) {
-  std::vector<int> powers(size_t(d), 0);
-  std::function<void(int64_t, int)> descend = [&](int64_t k, int left) {
-    if (k == d) return visit(powers);
-    for (int a = 0; a < left; ++a) {
-      powers[size_t(k)] = a;
-      descend(k + 1, left - a);
+  std::vector<int> powers(std::size_t(d), 0);
+  int degree = 0;
+  for (;;) {
+    visit(powers);
+    std::size_t k = powers.size() - 1;
+    for (; degree + 1 == order; --k) {  // no room: the last power back to 0, the one before up
+      while (k > 0 && powers[k] == 0) --k;
+      degree -= powers[k];
+      powers[k] = 0;
+      if (k == 0) return;
     }
-    powers[size_t(k)] = 0;
-  };
-  descend(0, order);
+    ++powers[k];
+    ++degree;
+  }
 }
 
 // The nested sums of num_coefficients() telescope.
 int32_t place_of(const std::vector<int>& powers, int order) {
   int64_t place = 0, d = int64_t(powers.size());
   for (int64_t k = 0; k < d; ++k) {
-    const int left = order - powers[size_t(k)];
-    place += num_coefficients(d - k, order) - num_coefficients(d - k, left);
+    const int left = order - powers[std::size_t(k)];
+    place += kCounts.at[d - k][order] - kCounts.at[d - k][left];
     order = left;
   }
   return int32_t(place);
@@ -70,18 +72,20 @@ int32_t place_of(const std::vector<int>& powers, int order) {
 HermiteToMonomials::HermiteToMonomials(int64_t d, int max_order) {
   // He_{a+1} = x He_a - a He_{a-1}
   const int p = max_order;
-  std::vector<std::vector<double>> hermite(size_t(p), std::vector<double>(size_t(p), 0));
+  std::vector<std::vector<double>> hermite(std::size_t(p), std::vector<double>(std::size_t(p), 0));
   hermite[0][0] = 1;
   for (int a = 1; a < p; ++a)
     for (int b = 0; b < p; ++b)
-      hermite[size_t(a)][size_t(b)] = (b > 0 ? hermite[size_t(a - 1)][size_t(b - 1)] : 0) -
-                                      (a > 1 ? (a - 1) * hermite[size_t(a - 2)][size_t(b)] : 0);
+      hermite[std::size_t(a)][std::size_t(b)] =
+          (b > 0 ? hermite[std::size_t(a - 1)][std::size_t(b - 1)] : 0) -
+          (a > 1 ? (a - 1) * hermite[std::size_t(a - 2)][std::size_t(b)] : 0);
   for (int order = 2; order <= max_order; order += 2) {
     Rung rung;
     for_each_index(d, order, [&](const std::vector<int>& powers) {
       rung.places.push_back(place_of(powers, max_order));
       double factorial = 1;
-      for (int power : powers) factorial *= std::tgamma(power + 1.0);
+      for (int power : powers)
+        for (int a = 2; a <= power; ++a) factorial *= a;
       rung.inverse_factorials.push_back(1 / factorial);
     });
     // He_a is monic: its leading coefficient stays where it is, the others go to lower powers,
@@ -89,10 +93,11 @@ HermiteToMonomials::HermiteToMonomials(int64_t d, int max_order) {
     for (int64_t k = 0; k < d; ++k)
       for_each_index(d, order, [&](std::vector<int> powers) {
         const int32_t from = place_of(powers, order);
-        const int a = powers[size_t(k)];
+        const int a = powers[std::size_t(k)];
         for (int b = a - 2; b >= 0; b -= 2) {
-          powers[size_t(k)] = b;
-          rung.steps.push_back({place_of(powers, order), from, hermite[size_t(a)][size_t(b)]});
+          powers[std::size_t(k)] = b;
+          rung.steps.push_back(
+              {place_of(powers, order), from, hermite[std::size_t(a)][std::size_t(b)]});
         }
       });
     rungs_.push_back(std::move(rung));
@@ -104,10 +109,10 @@ void HermiteToMonomials::write_ladder(const double* moments, T* out) const {
   std::vector<double> work;
   for (const Rung& rung : rungs_) {
     work.clear();
-    for (size_t i = 0; i < rung.places.size(); ++i)
+    for (std::size_t i = 0; i < rung.places.size(); ++i)
       work.push_back(moments[rung.places[i]] * rung.inverse_factorials[i]);
     for (const Step& step : rung.steps)
-      work[size_t(step.to)] += step.factor * work[size_t(step.from)];
+      work[std::size_t(step.to)] += step.factor * work[std::size_t(step.from)];
     for (double coefficient : work) *out++ = T(coefficient);
   }
 }

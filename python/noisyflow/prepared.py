@@ -19,7 +19,7 @@ Floats = NDArray[Any]
 # center, and below how many pair-instructions nothing but evaluating them can pay.
 _ORDER_WORK, _ORDER_WORK_PER_DIM = 1100.0, 40.0
 SMALLEST_WORK = 3e7
-_MAX_CELL_DIMS = 32
+_MAX_CELL_DIMS, _MOST_TERMS = 32, 16_000
 
 _CHOOSE, _EVERY_PAIR = 0, 1
 _PATHS = {1: "every pair", 2: "blocks of points", 3: "point by point"}
@@ -118,23 +118,18 @@ def is_worth_a_tree(
     ordering = order_work(m, n, d)
     if all_pairs < max(SMALLEST_WORK, 1.5 * ordering):
         return False
-    size = max(16, min(128, 2**20 // (256 * d)))
-    some_x = np.asarray(x[:: -(-m // size)][:size], np.float64)
-    some_y = np.asarray(y[:: -(-n // 256)], np.float64)
-    near = _squares(some_x, some_y) / noise_std**2 < d + 2 * math.log(n / max_lost_mass)
-    share = float(near.mean())
+    size = max(8, min(64, 2**21 // (256 * d)))
+    squares = _core.sampled_squares(x, y, size, 256)
+    reach = noise_std**2 * (d + 2 * math.log(n / max_lost_mass))
+    share = float((squares < reach).mean())
     # The boxes of blocks are wider than the points themselves: the square root.
-    if math.sqrt(share) * all_pairs + 3 * ordering < 0.8 * all_pairs:
+    if math.sqrt(share) * all_pairs + 1.5 * ordering < 0.8 * all_pairs:
         return True
     if d > _MAX_CELL_DIMS:
         return False
-    squares = _squares(some_y, some_y) / noise_std**2
-    return cell_work_share(squares, n, d, max_lost_mass) < 0.5 - ordering / all_pairs
-
-
-def _squares(x: Floats, y: Floats) -> Floats:
-    squares: Floats = ((x[:, None, :] - y[None, :, :]) ** 2).sum(axis=2)
-    return squares
+    squares = _core.sampled_squares(y, y, 64, 256) / noise_std**2
+    share = cell_work_share(squares, n, d, max_lost_mass)
+    return share + 3 * ordering / all_pairs < 0.8
 
 
 def cell_work_share(squares: Floats, n: int, d: int, max_lost_mass: float) -> float:
@@ -145,17 +140,23 @@ def cell_work_share(squares: Floats, n: int, d: int, max_lost_mass: float) -> fl
     bits = -math.log2(max_lost_mass) + 7
     best = 1.0
     for mean_square in (0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4):
+        order = _order_for(mean_square, bits)
+        terms = math.comb(order - 1 + d, d) if order else _MOST_TERMS
+        if terms >= _MOST_TERMS:
+            continue
         # Centers within a cell of this mean square around a center.
-        count = n * float((squares < 2 * mean_square).mean(axis=1).mean())
-        for order in range(2, 25, 2):
-            reached = 0.5 * math.lgamma(order + 1) / math.log(2)
-            reached -= 0.5 * order * math.log2(2 * mean_square)
-            if reached >= bits:
-                terms = math.comb(order - 1 + d, d)
-                if terms <= 16000:
-                    best = min(best, (2.3 * terms + 60) / (count * (2 * d + 9)))
-                break
+        count = n * float((squares < 2 * mean_square).mean())
+        best = min(best, (2.3 * terms + 60) / max(1.0, count * (2 * d + 9)))
     return best
+
+
+def _order_for(mean_square: float, bits: float) -> int:
+    """The order whose truncation error is small enough, about; 0 beyond 24."""
+    for order in range(2, 25, 2):
+        reached = 0.5 * math.lgamma(order + 1) / math.log(2)
+        if reached - 0.5 * order * math.log2(2 * mean_square) >= bits:
+            return order
+    return 0
 
 
 class PreparedMixture:
