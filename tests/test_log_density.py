@@ -489,3 +489,20 @@ def test_the_cpu_target_can_be_forced_by_environment(
 def test_a_thread_count_below_one_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match=f"got {count}"):
         runtime.set_num_threads(count)
+
+
+@pytest.mark.parametrize("d", [2, 20, 70])
+def test_centers_of_weight_zero_before_any_other(
+    d: int, cpu_target: str, dtype: Any, rng: np.random.Generator
+) -> None:
+    """They are met first, at no distance that could be compared with others."""
+    centers = rng.uniform(-1, 1, (500, d)).astype(dtype)
+    points = (centers[300:400] + 0.1 * rng.standard_normal((100, d))).astype(dtype)
+    weights = np.zeros(500, dtype)
+    weights[rng.permutation(np.arange(50, 500))[:100]] = 0.01
+    exact = _reference.mixture_log_density(
+        points.astype(np.float64), centers.astype(np.float64), 0.1, weights
+    )
+    ours = mixture_log_density(points, centers, 0.1, weights=weights)
+    rtol = 1e-5 if dtype == np.float32 else 1e-12
+    np.testing.assert_allclose(ours, exact, rtol=rtol)

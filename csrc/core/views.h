@@ -80,6 +80,7 @@ constexpr int kFanout = 16;  // children of a tree's node: one vector of floats
 constexpr int32_t kNoChild = INT32_MIN;
 // Polynomials that stand for cells: their order, variables and coefficients, at most.
 constexpr int kMaxOrder = 24, kMaxCellDims = 32, kMaxCoefficients = 16000;
+constexpr int kMaxMonomials = 1024;  // kept at once by the graded form of a polynomial
 
 // A leaf whose centers a polynomial can stand for: its sum at x is about
 // exp(-|x - centroid|^2 / (2 noise_std^2)) * polynomial((x - centroid) / noise_std).
@@ -91,7 +92,9 @@ struct Cell {
   // Per order p = 2, 4, ..: -log2 of what cutting off the polynomial changes for a center, on
   // average, next to the cell: mean |u|^p 1.0865 / sqrt(p!), rounded up.
   float bits[kMaxOrder / 2];
-  int max_order;        // total degree of its longest polynomial plus 1; 0: none
+  float work[kMaxOrder / 2];  // instructions of the polynomial for a vector of points, about
+  int max_order;              // total degree of its longest polynomial plus 1; 0: none
+  int graded_below;     // polynomials of lower orders are graded, the others nested: polynomials.h
   int64_t polynomials;  // where they begin, one after the other for orders 2, 4, .. max_order
 };
 
@@ -119,6 +122,7 @@ struct TreeCounts {
   int64_t pairs = 0;       // points x centers evaluated one by one, in parts if given up
   int64_t aggregated = 0;  // points x centers represented by polynomials
   int64_t terms = 0;       // points x coefficients of those
+  int64_t term_work = 0;   // instructions that they took, about
   int64_t boxes = 0;       // comparisons of a point or block with a box
 };
 

@@ -157,18 +157,19 @@ TreeCounts run_tree_task(const TreeTask<T>& task, const KernelTable& table, bool
     counts[0].pairs += counts[thread].pairs;
     counts[0].aggregated += counts[thread].aggregated;
     counts[0].terms += counts[thread].terms;
+    counts[0].term_work += counts[thread].term_work;
     counts[0].boxes += counts[thread].boxes;
   }
   return counts[0];
 }
 
-// Instructions, as measured (bench/README.md): a vector of pairs, of polynomial terms, a box.
+// Instructions, as measured (bench/README.md): a vector of pairs, polynomials, a box.
 template <class T>
 double tree_work(const TreeCounts& counts, int64_t d, int lanes, bool point_by_point) {
   const double whole = 2.0 * double(d) + (sizeof(T) == 4 ? 9 : 15);
   const double pair = point_by_point ? std::max(1.4 * whole, 2.5 * whole - 30) : whole;
   const double box = point_by_point ? 10.0 * double(d) + 280 : 12.0 * double(d) + 300;
-  return double(counts.pairs) / lanes * pair + double(counts.terms) / lanes * 1.5 +
+  return double(counts.pairs) / lanes * pair + double(counts.term_work) +
          double(counts.boxes) * box;
 }
 

@@ -363,7 +363,8 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
   Vec<T> whole[C * Q], least[Q];
   const Int<T> none = Int<T>{} - 1;
   Int<T> reference[Q], met[Q], unmet = Int<T>{};
-  for (int q = 0; q < Q; ++q) unmet |= ~(met[q] = sums.base(q) < T(INFINITY));
+  // Next to kNever, the offset of centers of weight zero, all others would be equally near.
+  for (int q = 0; q < Q; ++q) unmet |= ~(met[q] = sums.base(q) < kNever<T> / 2);
   if (any<T>(unmet)) whole_distances<T, Q, C>(block, whole);
   for (int q = 0; q < Q; ++q) {
     least[q] = broadcast<T>(T(INFINITY));

@@ -242,6 +242,50 @@ void nested_horner(const T* coefficients, const Vec<T> (*x)[Q], int dims, int or
   }
 }
 
+// A polynomial of total degree below `order`, graded as in polynomials.h. The monomials of the last
+// degree are not formed: their coefficients are summed before the last factor.
+template <class T, int Q>
+void graded_sum(const T* coefficients, const Vec<T> (*x)[Q], int dims, int order, Vec<T>* out) {
+  Vec<T> monomials[kMaxMonomials][Q], sum[Q];
+  int32_t starts[kMaxCellDims], next[kMaxCellDims];
+  for (int q = 0; q < Q; ++q) {
+    monomials[0][q] = broadcast<T>(T(1));
+    sum[q] = broadcast<T>(coefficients[0]);
+  }
+  for (int k = 0; k < dims; ++k) starts[k] = 0;
+  int32_t begin = 0, end = 1;  // of the degree before
+  const T* c = coefficients + 1;
+  for (int degree = 1; degree < order; ++degree) {
+    int32_t at = end;
+    for (int k = 0; k < dims; ++k) {
+      const bool is_last = degree == order - 1;
+      next[k] = at - end;
+      Vec<T> part[Q], factor[Q];
+      for (int q = 0; q < Q; ++q) {
+        part[q] = Vec<T>{};
+        factor[q] = x[k][q];
+      }
+      if (is_last) {
+        for (int32_t i = begin + starts[k]; i < end; ++i, ++c)
+          for (int q = 0; q < Q; ++q) part[q] += monomials[i][q] * *c;
+        for (int q = 0; q < Q; ++q) sum[q] += part[q] * factor[q];
+      } else {
+        for (int32_t i = begin + starts[k]; i < end; ++i, ++c, ++at)
+          for (int q = 0; q < Q; ++q) {
+            const Vec<T> monomial = monomials[i][q] * factor[q];
+            monomials[at][q] = monomial;
+            part[q] += monomial * *c;
+          }
+        for (int q = 0; q < Q; ++q) sum[q] += part[q];
+      }
+    }
+    for (int k = 0; k < dims; ++k) starts[k] = next[k];
+    begin = end;
+    end = at;
+  }
+  for (int q = 0; q < Q; ++q) out[q] = sum[q];
+}
+
 // The rows of kLanes centers in vectors, minus the centroid; rows beyond the last repeat it.
 template <class D, class T>
 void center_columns(const T* rows, int64_t count, int64_t d, const T* centroid, Vec<D>* u) {
@@ -514,17 +558,20 @@ struct PointSum {
       const T* shifts = tree.weight_shift ? tree.weight_shift + begin + j : nullptr;
       if (shifts)  // only now: the limit is for distances, whatever the weight
         for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l];
-      if (offset == INFINITY || any<T>(s < -slack)) {
+      // A nearer center becomes the reference. Distances from zero are rounded: seen from there,
+      // another one may be nearer still.
+      for (int tries = 0; tries < 4 && (offset == INFINITY || any<T>(s < -slack)); ++tries) {
         int nearest = 0;
         for (int l = 1; l < num_lanes; ++l) nearest = s[l] < s[nearest] ? l : nearest;
-        if (move(x, stride, y, d, nearest, shifts ? shifts[nearest] : T(0), scale)) {
-          relative_squares(x, stride, y, d, T(INFINITY), start, s, k);
-          if (shifts)
-            for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l];
-          s[nearest] = T(0);  // whatever rounding says
-        }
-        s = s < -slack ? Vec<T>{} : s;
+        if (shifts && shifts[nearest] >= kNever<T>) break;  // none of any weight
+        if (!move(x, stride, y, d, nearest, shifts ? shifts[nearest] : T(0), scale)) break;
+        relative_squares(x, stride, y, d, T(INFINITY), start, s, k);
+        if (shifts)
+          for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l];
+        s[nearest] = T(0);  // whatever rounding says
       }
+      if (offset == INFINITY) continue;
+      s = s < -slack ? Vec<T>{} : s;  // rounding of distances beyond any exponent
       add_exp2<T, 1, 1>(&s, scale, &terms);
       if (j % (64 * kLanes<T>) == 0) fold();  // float sums of more terms would lose digits
     }
@@ -623,17 +670,17 @@ struct TreeBlock {
       needed[l] = limits[l] * scale.scale - falls;
     }
     const int64_t per_lane = count * (2 * d + 12) / kLanes<T>;
-    int64_t terms = 0, least = kGroup * per_lane, at = cell.polynomials;
+    int64_t least = kGroup * per_lane, at = cell.polynomials;
     int order = 0;
     const T* polynomial = nullptr;
-    for (int p = 2; p <= cell.max_order && Q * kCoefficientCounts.at[d][p] < least; p += 2) {
+    for (int p = 2; p <= cell.max_order; p += 2) {
+      const int64_t own = Q * int64_t(cell.work[p / 2 - 1]);
+      if (own >= least) break;
       int poor = 0;
       for (int l = 0; l < kGroup; ++l) poor += !(needed[l] < T(cell.bits[p / 2 - 1]));
-      const int64_t work = Q * kCoefficientCounts.at[d][p] + poor * per_lane;
-      if (work < least) {
-        least = work;
+      if (own + poor * per_lane < least) {
+        least = own + poor * per_lane;
         order = p;
-        terms = kCoefficientCounts.at[d][p];
         polynomial = tree.polynomials + at;
       }
       at += kCoefficientCounts.at[d][p];
@@ -644,11 +691,14 @@ struct TreeBlock {
     for (int64_t k = 0; k < d; ++k)
       for (int q = 0; q < Q; ++q)
         x[k][q] = (load<T>(points + (k * Q + q) * kLanes<T>) - centroid[k]) * per_noise;
-    nested_horner<T, Q>(polynomial, x, int(d), order, value);
+    if (order < cell.graded_below)
+      graded_sum<T, Q>(polynomial, x, int(d), order, value);
+    else
+      nested_horner<T, Q>(polynomial, x, int(d), order, value);
     const T reached = T(cell.bits[order / 2 - 1]);
     for (int q = 0; q < Q; ++q) {
       const auto is_good = load<T>(needed + q * kLanes<T>) < reached;
-      const Vec<T> distance = is_good ? squares[q] : broadcast<T>(kNever<T>);
+      const Vec<T> distance = is_good ? squares[q] : broadcast<T>(T(INFINITY));
       const Vec<T> relative = distance - sums.move(q, distance, scale.scale);
       Vec<T> factor = Vec<T>{};
       add_exp2<T, 1, 1>(&relative, scale.scale, &factor);
@@ -664,7 +714,8 @@ struct TreeBlock {
       sums.offset[l] = point.offset;
       sums.sum[l] = point.sum;
     }
-    counts.terms += kGroup * terms;
+    counts.terms += kGroup * kCoefficientCounts.at[d][order];
+    counts.term_work += Q * int64_t(cell.work[order / 2 - 1]);
     counts.aggregated += kGroup * count;
   }
 };

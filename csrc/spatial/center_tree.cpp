@@ -33,7 +33,7 @@ double center_cost(int64_t d) { return 2.0 * double(d) + 9; }
 double box_cost(int64_t d) { return 5.0 * double(d) + 10; }
 // Summing the moments costs about as much as reading the polynomial.
 double cell_cost(int64_t d, int order) {
-  return double(num_coefficients(d, order)) * 2.3 + 3.0 * double(d) + 60;
+  return polynomial_work(d, order) + double(num_coefficients(d, order)) + 3.0 * double(d) + 60;
 }
 
 // How small an error has to be, in bits below one center's peak, for a point drawn from the
@@ -158,7 +158,7 @@ void CenterTree<T>::add_cells(KdOrder<T>& kd, const MixtureView<T>& mixture,
   const double noise_std = mixture.noise_std;
   const double bits = typical_bits(rows_, n_, d_, noise_std, options.max_lost_mass) + kTailBits;
   const double per_center = center_cost(d_), per_box = box_cost(d_);
-  std::vector<Cell> cells(num_nodes, Cell{INFINITY, INFINITY, 0, {}, 0, 0});
+  std::vector<Cell> cells(num_nodes, Cell{INFINITY, INFINITY, 0, {}, {}, 0, 0, 0});
   std::vector<T> centroids(num_nodes * size_t(d_));
   std::vector<int64_t> num_strays(num_nodes);
   auto choose_order = [&](Cell& cell) {
@@ -239,7 +239,7 @@ void CenterTree<T>::add_cells(KdOrder<T>& kd, const MixtureView<T>& mixture,
       kd_boxes_.resize(kd_boxes_.size() + size_t(2 * d_));
       set_leaf_box(kd.nodes.back(), kd_boxes_.data() + kd_boxes_.size() - 2 * d_);
       centroids.resize(centroids.size() + size_t(d_));
-      cells.push_back({INFINITY, INFINITY, 0, {}, 0, 0});
+      cells.push_back({INFINITY, INFINITY, 0, {}, {}, 0, 0, 0});
     }
     const size_t first = kd.nodes.size() - 2;
     kernel.cell_shape(rows_.data() + node.begin * d_, middle - node.begin, d_, noise_std,
@@ -269,6 +269,8 @@ void CenterTree<T>::add_cells(KdOrder<T>& kd, const MixtureView<T>& mixture,
     if (cell.max_order + 2 <= kMaxOrder &&
         num_coefficients(d_, cell.max_order + 2) < kMaxCoefficients)
       cell.max_order += 2;
+    cell.graded_below = graded_below(d_);
+    for (int p = 2; p <= kMaxOrder; p += 2) cell.work[p / 2 - 1] = float(polynomial_work(d_, p));
     cell.polynomials = total;
     total += num_ladder_coefficients(d_, cell.max_order);
     highest = std::max(highest, cell.max_order);

@@ -29,6 +29,22 @@ constexpr Counts kCounts;
 
 int64_t num_coefficients(int64_t d, int order) { return kCounts.at[d][order]; }
 
+int graded_below(int64_t d) {
+  if (d < 4) return 0;
+  int order = 2;
+  while (order + 2 <= kMaxOrder && (order + d + 1) * (order + d) < 6 * d * (d - 1) &&
+         num_coefficients(d, order + 1) <= kMaxMonomials)
+    order += 2;
+  return order + 1;
+}
+
+double polynomial_work(int64_t d, int order) {
+  const double count = double(num_coefficients(d, order));
+  if (order < graded_below(d)) return 2.5 * count + 20 * double(order) * double(d);
+  // A triangle of two variables costs a branch that is guessed wrong and a call.
+  return 1.5 * count + (d < 3 ? 0 : 25 * double(num_coefficients(d - 2, order)));
+}
+
 int64_t num_ladder_coefficients(int64_t d, int max_order) {
   int64_t count = 0;
   for (int order = 2; order <= max_order; order += 2) count += num_coefficients(d, order);
@@ -67,6 +83,29 @@ int32_t place_of(const std::vector<int>& powers, int order) {
   return int32_t(place);
 }
 
+// The nested place of every graded coefficient.
+std::vector<int32_t> graded_places(int64_t d, int order) {
+  std::vector<int32_t> places;
+  std::vector<std::vector<int>> before{std::vector<int>(std::size_t(d), 0)};  // of one degree less
+  std::vector<std::size_t> starts(std::size_t(d), 0);  // of those without x_0 .. x_k-1
+  places.push_back(place_of(before[0], order));
+  for (int degree = 1; degree < order; ++degree) {
+    std::vector<std::vector<int>> now;
+    std::vector<std::size_t> next;
+    for (int64_t k = 0; k < d; ++k) {
+      next.push_back(now.size());
+      for (std::size_t i = starts[std::size_t(k)]; i < before.size(); ++i) {
+        now.push_back(before[i]);
+        ++now.back()[std::size_t(k)];
+        places.push_back(place_of(now.back(), order));
+      }
+    }
+    before.swap(now);
+    starts.swap(next);
+  }
+  return places;
+}
+
 }  // namespace
 
 HermiteToMonomials::HermiteToMonomials(int64_t d, int max_order) {
@@ -100,6 +139,7 @@ HermiteToMonomials::HermiteToMonomials(int64_t d, int max_order) {
               {place_of(powers, order), from, hermite[std::size_t(a)][std::size_t(b)]});
         }
       });
+    if (order < graded_below(d)) rung.graded = graded_places(d, order);
     rungs_.push_back(std::move(rung));
   }
 }
@@ -113,7 +153,10 @@ void HermiteToMonomials::write_ladder(const double* moments, T* out) const {
       work.push_back(moments[rung.places[i]] * rung.inverse_factorials[i]);
     for (const Step& step : rung.steps)
       work[std::size_t(step.to)] += step.factor * work[std::size_t(step.from)];
-    for (double coefficient : work) *out++ = T(coefficient);
+    if (rung.graded.empty())
+      for (double coefficient : work) *out++ = T(coefficient);
+    else
+      for (int32_t place : rung.graded) *out++ = T(work[std::size_t(place)]);
   }
 }
 

@@ -1,8 +1,11 @@
 // Polynomials in d variables of total degree below an order: how their coefficients lie in memory,
 // and how Taylor moments of a cell of Gaussians become them.
 //
-// Coefficients are nested: for the first variable's powers 0, 1, .. in turn, a polynomial in the
-// other variables whose order is smaller by that power.
+// Nested coefficients, for a Horner scheme: for the first variable's powers 0, 1, .. in turn, a
+// polynomial in the other variables whose order is smaller by that power.
+// Graded coefficients, for many variables and low orders: degree by degree, and within degree g for
+// x_0, x_1, .. in turn: x_k times the monomials of degree g - 1 in x_k, x_k+1, .., which are the
+// last ones of that degree.
 
 #pragma once
 #include <cstdint>
@@ -13,6 +16,13 @@ namespace noisyflow {
 // Number of coefficients, C(order - 1 + d, d) or 2^40 if that is less; d <= kMaxCellDims and
 // order <= kMaxOrder.
 int64_t num_coefficients(int64_t d, int order);
+
+// Below this order polynomials are graded: where the inner two variables of the nested form, which
+// are unrolled, hold few coefficients on average.
+int graded_below(int64_t d);
+
+// Instructions per vector of points, about (bench/README.md).
+double polynomial_work(int64_t d, int order);
 
 // All coefficients of orders 2, 4, .. max_order.
 int64_t num_ladder_coefficients(int64_t d, int max_order);
@@ -35,7 +45,8 @@ class HermiteToMonomials {
     double factor;
   };
   struct Rung {
-    std::vector<int32_t> places;             // of its coefficients among those of max_order
+    std::vector<int32_t> places;  // of its coefficients among those of max_order
+    std::vector<int32_t> graded;  // the nested place of each graded coefficient; empty: nested
     std::vector<double> inverse_factorials;  // 1 / a!
     std::vector<Step> steps;
   };

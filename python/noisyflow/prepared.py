@@ -121,8 +121,10 @@ def is_worth_a_tree(
     size = max(8, min(64, 2**21 // (256 * d)))
     squares = _core.sampled_squares(x, y, size, 256)
     reach = noise_std**2 * (d + 2 * math.log(n / max_lost_mass))
-    share = float((squares < reach).mean())
-    # The boxes of blocks are wider than the points themselves: the square root.
+    # Boxes are wider than the points in them: of blocks, hence the square root; and in
+    # many dimensions, where leaves are as wide as the data in most of them.
+    is_costly = ordering > 0.05 * all_pairs
+    share = float((squares < (12 if d >= 8 and is_costly else 1) * reach).mean())
     if math.sqrt(share) * all_pairs + 1.5 * ordering < 0.8 * all_pairs:
         return True
     if d > _MAX_CELL_DIMS:
