@@ -50,6 +50,9 @@ def lower_rung(
     return call
 
 
+_BLOCKS = 2  # the path of points in blocks
+
+
 def rungs(library: ctypes.CDLL, y: np.ndarray, noise_std: float) -> dict[str, Rung]:
     from noisyflow import _core, mixture_log_density
 
@@ -58,9 +61,13 @@ def rungs(library: ctypes.CDLL, y: np.ndarray, noise_std: float) -> dict[str, Ru
         for name in (_NAIVE, _BLOCKED, _STAGED)
     }
     made["dense"] = lambda x: mixture_log_density(x, y, noise_std, max_lost_mass=0)
-    kernel = getattr(_core, "skipping_log_density", None)
-    if kernel is not None:
-        made["skipping"] = lambda x: kernel(x, y, noise_std, None, _LOST_MASS, 1)[0]
+    kind = _core.Prepared32 if y.dtype == np.float32 else _core.Prepared64
+
+    def skipping(x: np.ndarray) -> np.ndarray:
+        tree = kind(y, noise_std, None, _LOST_MASS, False, 1)  # no polynomials
+        return tree.log_density(x, _BLOCKS, 1)[0]
+
+    made["skipping"] = skipping
     made["aggregating"] = lambda x: mixture_log_density(
         x, y, noise_std, max_lost_mass=_LOST_MASS
     )
