@@ -6,8 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
-from noisyflow import _core, _reference, explain, mixture_log_density, prepare, prepared
+from noisyflow import (
+    _core,
+    _reference,
+    explain,
+    mixture_block_log_sums,
+    mixture_log_density,
+    prepare,
+    prepared,
+)
 
 
 def dataset(kind: str, n: int, d: int, rng: np.random.Generator) -> Any:
@@ -72,6 +81,53 @@ def test_changes_stay_within_the_certificate(
                         assert (ours - exact <= above + rounding).all()
                         assert (exact - ours <= np.log1p(allowed) + rounding).all()
                         assert counts[0] + counts[1] > 0
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 20])
+@pytest.mark.parametrize("kind", ["uniform", "clustered", "duplicated", "collapsed"])
+def test_the_sum_of_all_others_has_the_certificate_of_its_own(
+    kind: str, d: int, cpu_target: str, rng: np.random.Generator
+) -> None:
+    """Without the own center, however much it outweighs the others; against SciPy."""
+    (n, m) = (900, 100)
+    centers = dataset(kind, n, d, rng)
+    weights = rng.random(n)
+    weights[rng.random(n) < 0.6] = 0
+    for noise_std in (0.005, 0.1, 1.0):
+        own = rng.integers(0, n, m)
+        points = centers[own] + noise_std * rng.standard_normal((m, d))
+        squares = ((points[:, None] - centers[None]) ** 2).sum(-1)
+        for w in (None, weights / weights.sum()):
+            terms = -squares / (2 * noise_std**2)
+            with np.errstate(divide="ignore"):
+                terms += -np.log(n) if w is None else np.log(w)
+            terms -= d / 2 * np.log(2 * np.pi * noise_std**2)
+            terms[np.arange(m), own] = -np.inf
+            exact = logsumexp(terms, axis=1)
+            rounding = 1e-12 * np.maximum(1, np.abs(exact))
+            for allowed in (1e-10, 1e-2):
+                built = tree(centers, noise_std, w, allowed, True)
+                for path in (_BLOCKS, _POINT_BY_POINT):
+                    ours = built.log_density(points, path, 1, own)[0]
+                    bound = -np.log1p(-allowed) + rounding
+                    assert (np.abs(ours - exact) <= bound).all()
+
+
+def test_own_and_others_are_those_of_every_pair(
+    dtype: Any, rng: np.random.Generator
+) -> None:
+    centers = rng.uniform(-1, 1, (12_000, 2)).astype(dtype)
+    own = np.arange(12_000)
+    points = (centers + 0.05 * rng.standard_normal(centers.shape)).astype(dtype)
+    mixture = prepare(centers, 0.05)
+    own_center, others = mixture.log_own_and_others(points, own)
+    assert mixture._tree is not None  # not what it is compared with
+    sums = mixture_block_log_sums(
+        points, centers, 0.05, own, np.array([0, 12_000]), include_rest=False
+    )
+    tolerance = 2e-5 if dtype == np.float32 else 1e-11
+    np.testing.assert_allclose(own_center, sums.own_center, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(others, sums.inner, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5])

@@ -150,11 +150,18 @@ class Prepared {
     tree_ = std::make_unique<CenterTree<T>>(problem.task.mixture, options, table_, num_threads);
   }
 
-  // Log-densities (None where the path is kEveryPair), the path taken, the sample of points that
-  // chose it with its counts and seconds, and all counts: pairs, aggregated, terms, boxes.
-  py::tuple log_density(const py::array_t<T>& points, int path, int num_threads) const {
+  // Log-densities (None where the path is kEveryPair), without the own center of each point if
+  // those are given, the path taken, the sample of points that chose it with its counts and
+  // seconds, and all counts: pairs, aggregated, terms, boxes.
+  py::tuple log_density(const py::array_t<T>& points, int path, int num_threads,
+                        const std::optional<Indices>& own) const {
     require(points.ndim() == 2 && points.shape(1) == d_, "dimensions differ");
     require(points.shape(0) < INT32_MAX, "too many points");
+    const TreeView<T> tree = tree_->view();
+    const int64_t* owns = own ? own->data() : nullptr;
+    require(!own || (own->ndim() == 1 && own->shape(0) == points.shape(0)), "one own per point");
+    for (int64_t i = 0; own && i < points.shape(0); ++i)
+      require(owns[i] >= 0 && owns[i] < tree.n, "own must index centers");
     const PointsView<T> x = rows(points);
     py::array_t<T> result(x.m);
     TreeCounts counts;
@@ -162,7 +169,7 @@ class Prepared {
     if (x.m > 0) {
       T* out = result.mutable_data();
       py::gil_scoped_release release;
-      TreeTask<T> task{tree_->view(), {}, noise_std_, max_lost_mass_, out};
+      TreeTask<T> task{tree, {}, nullptr, noise_std_, max_lost_mass_, out};
       if (plan.path == TreePath::kChoose && is_tree_hopeless(task, table_, x))
         plan.path = TreePath::kEveryPair;
       if (plan.path != TreePath::kEveryPair) {
@@ -171,6 +178,13 @@ class Prepared {
         const std::vector<int64_t> begins = order.leaf_begins();
         task.points = {order.rows.data(), order.order.data(), begins.data(),
                        int64_t(begins.size()) - 1};
+        std::vector<int32_t> own_rows;
+        if (own) {
+          std::vector<int32_t> row_of(size_t(tree.n));
+          for (int64_t j = 0; j < tree.n; ++j) row_of[size_t(tree.order[j])] = int32_t(j);
+          for (int32_t i : order.order) own_rows.push_back(row_of[size_t(owns[i])]);
+          task.own = own_rows.data();
+        }
         if (plan.path == TreePath::kChoose) plan = choose_path(task, table_);
         if (plan.path != TreePath::kEveryPair)
           counts =
@@ -206,7 +220,7 @@ void define_prepared(py::module_& m, const char* name) {
            py::arg("weights").noconvert().none(true), py::arg("max_lost_mass"),
            py::arg("has_cells"), py::arg("num_threads"))
       .def("log_density", &Prepared<T>::log_density, py::arg("points").noconvert(), py::arg("path"),
-           py::arg("num_threads"))
+           py::arg("num_threads"), py::arg("own") = py::none())
       .def_property_readonly("num_leaves", &Prepared<T>::num_leaves)
       .def_property_readonly("num_cells", &Prepared<T>::num_cells)
       .def_property_readonly("num_bytes", &Prepared<T>::num_bytes);

@@ -131,6 +131,8 @@ template <class T>
 struct TreeTask {
   TreeView<T> tree;
   BlocksView<T> points;
+  // Per row of points, the row of the tree that is left out of its sum; null: none is.
+  const int32_t* own;
   double noise_std;
   // The sum at a point is changed by at most this fraction, before rounding.
   double max_lost_mass;

@@ -197,6 +197,7 @@ bool is_tree_hopeless(const TreeTask<T>& task, const KernelTable& table, const P
   const int64_t begins[] = {0, m};
   TreeTask<T> sample = task;
   sample.points = {rows.data(), order.data(), begins, 1};
+  sample.own = nullptr;
   sample.out = out.data();
   const TreeCounts counts = run_tree_task(sample, table, true, 1, 1);
   return tree_work<T>(counts, tree.d, lanes, true) > every_pair_work(tree, double(m), lanes);

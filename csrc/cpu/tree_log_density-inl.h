@@ -529,10 +529,10 @@ struct PointSum {
     return true;
   }
 
-  // The centers of a leaf within the limit; returns whether there are any. x: coordinates,
-  // `stride` apart.
-  bool add_leaf(const TreeView<T>& tree, int32_t leaf, const T* x, int64_t stride, T limit, T scale,
-                TreeCounts& counts) {
+  // The centers of a leaf within the limit but the own one, if any; returns whether there are any.
+  // x: coordinates, `stride` apart.
+  bool add_leaf(const TreeView<T>& tree, int32_t leaf, const T* x, int64_t stride, int64_t own,
+                T limit, T scale, TreeCounts& counts) {
     const int64_t d = tree.d, begin = tree.begins[leaf], count = tree.begins[leaf + 1] - begin;
     const T* column = tree.columns + tree.column_begins[leaf] * kFanout * d;
     const T slack = T(kSlack) / scale;
@@ -547,6 +547,7 @@ struct PointSum {
       if (num_lanes < kLanes<T>)  // padding: farther than anything
         start =
             lane < Int<T>{} + typename Simd<T>::Scalar(num_lanes) ? start : broadcast<T>(kNever<T>);
+      if (own >= begin + j && own < begin + j + num_lanes) start[own - begin - j] = kNever<T>;
       if (offset == INFINITY)
         for (int64_t c = 0; c < num_parts(d); ++c) parts[c] = T(0);
       Vec<T> s;
@@ -563,7 +564,7 @@ struct PointSum {
       for (int tries = 0; tries < 4 && (offset == INFINITY || any<T>(s < -slack)); ++tries) {
         int nearest = 0;
         for (int l = 1; l < num_lanes; ++l) nearest = s[l] < s[nearest] ? l : nearest;
-        if (shifts && shifts[nearest] >= kNever<T>) break;  // none of any weight
+        if (s[nearest] >= kNever<T> / 2) break;  // none of any weight
         if (!move(x, stride, y, d, nearest, shifts ? shifts[nearest] : T(0), scale)) break;
         relative_squares(x, stride, y, d, T(INFINITY), start, s, k);
         if (shifts)
@@ -592,9 +593,10 @@ struct TreeBlock {
   const MixtureView<T>& mixture;
   TreeCounts& counts;
   LaneSums<T, Q>& sums;
-  const T* points;  // d x Q vectors
-  T* limits;        // (kGroup,)
-  T most;           // the largest of them
+  const T* points;     // d x Q vectors
+  const int32_t* own;  // (kGroup,) rows of the tree to leave out; null: none
+  T* limits;           // (kGroup,)
+  T most;              // the largest of them
 
   void start() {
     for (int l = 0; l < kGroup; ++l) limits[l] = T(INFINITY);
@@ -613,12 +615,50 @@ struct TreeBlock {
 
   void add_leaf(int32_t leaf) {
     const int64_t begin = task.tree.begins[leaf], end = task.tree.begins[leaf + 1];
+    LaneRanges<T, Q> ranges;
+    T own_distance[kGroup];
+    if (own && find_own(begin, end, own_distance, ranges))
+      add_range<T, Q, C>(points, mixture, begin, end, scale.scale, &ranges, nullptr, sums);
     // Weights would be part of the limit, which is for distances.
-    if (task.tree.d > kChunk && !task.tree.weight_shift)
+    else if (task.tree.d > kChunk && !task.tree.weight_shift)
       add_tile_limited<T, Q, C>(points, mixture, begin, end, scale.scale, limits, sums);
     else
       add_tile<T, Q, C>(points, mixture, begin, end, scale.scale, sums);
     counts.pairs += kGroup * (end - begin);
+  }
+
+  // The lanes' own centers among rows [begin, end), as holes of the dense kernel's ranges.
+  bool find_own(int64_t begin, int64_t end, T* own_distance, LaneRanges<T, Q>& ranges) const {
+    using Scalar = typename Simd<T>::Scalar;
+    ranges.from = end;
+    ranges.to = begin;
+    for (int l = 0; l < kGroup; ++l) {
+      if (own[l] < begin || own[l] >= end) continue;
+      ranges.from = own[l] < ranges.from ? own[l] : ranges.from;
+      ranges.to = own[l] + 1 > ranges.to ? own[l] + 1 : ranges.to;
+    }
+    if (ranges.from >= ranges.to) return false;
+    ranges.is_point = true;
+    ranges.own_distance = own_distance;
+    for (int l = 0; l < kGroup; ++l) {
+      const int q = l / kLanes<T>, at = l % kLanes<T>;
+      ranges.hole_begin[q][at] = Scalar(own[l]);
+      ranges.hole_end[q][at] = Scalar(own[l] + 1);
+      ranges.begin[q][at] = Scalar(0);
+      ranges.end[q][at] = Scalar(task.tree.n);
+      own_distance[l] = T(0);
+    }
+    return true;
+  }
+
+  bool is_own_in(int l, int32_t leaf) const {
+    return own && own[l] >= task.tree.begins[leaf] && own[l] < task.tree.begins[leaf + 1];
+  }
+
+  double own_weight(int l) const {
+    return task.tree.weight_shift
+               ? exp2(-double(scale.scale) * double(task.tree.weight_shift[own[l]]))
+               : 1;
   }
 
   bool has_polynomial(int32_t leaf) const {
@@ -638,16 +678,55 @@ struct TreeBlock {
   void add_bound(int32_t leaf, LaneSums<T, Q>& bounds) {
     const Cell& cell = task.tree.cells[leaf];
     const T* centroid = task.tree.centroids + leaf * task.tree.d;
-    const T shift = T(double(M_LOG2E) * 0.5 * cell.mean_square - log2(cell.weight)) / scale.scale;
+    // 1e-3: a centroid that is rounded, see cell_shape(). Without the own center, the mean square
+    // of distances to the point is larger by the weights' ratio at most.
+    T factor[kGroup], shift[kGroup];
+    auto bound = [&](int l, double weight) {
+      const double ratio = cell.weight / weight;
+      factor[l] = weight > 0 ? T((1 + 1e-3) * ratio) : T(1);
+      shift[l] = weight > 0 ? T(double(M_LOG2E) * 0.5 * cell.mean_square * ratio - log2(weight)) /
+                                  scale.scale
+                            : T(INFINITY);
+    };
+    bound(0, cell.weight);
+    for (int l = kGroup - 1; l >= 0; --l) {
+      factor[l] = factor[0];
+      shift[l] = shift[0];
+    }
+    for (int l = 0; l < kGroup; ++l)
+      if (is_own_in(l, leaf)) bound(l, cell.weight - own_weight(l) * (1 + 1e-6));
     for (int q = 0; q < Q; ++q) {
-      // 1e-3: a centroid that is rounded, see cell_shape().
-      const Vec<T> s = squared_distance(centroid, q) * T(1 + 1e-3) + shift;
+      const int at = q * kLanes<T>;
+      const Vec<T> s = squared_distance(centroid, q) * load<T>(factor + at) + load<T>(shift + at);
       const Vec<T> relative = s - bounds.move(q, s, scale.scale);
       Vec<T> term = Vec<T>{};
       add_exp2<T, 1, 1>(&relative, scale.scale, &term);
+      term = s < T(INFINITY) ? term : Vec<T>{};
       bounds.fold(q, term);
     }
     ++counts.boxes;
+  }
+
+  // Takes own centers in the cell off its sum; where little is left of that, nothing is added and
+  // the lane is for its centers one by one.
+  void subtract_own(int32_t leaf, int q, Vec<T>& term, bool* is_alone) const {
+    constexpr double kLeast = 0.05;  // of the own term: a digit or two of it are rounding
+    const int64_t d = task.tree.d;
+    for (int at = 0; at < kLanes<T>; ++at) {
+      const int l = q * kLanes<T> + at;
+      if (is_alone[l] || !is_own_in(l, leaf)) continue;
+      const T* y = task.tree.rows + own[l] * d;
+      double square = 0;
+      for (int64_t k = 0; k < d; ++k) {
+        const double diff = double(points[k * kGroup + l]) - double(y[k]);
+        square += diff * diff;
+      }
+      const double own_term =
+          own_weight(l) * exp2(-double(scale.scale) * (square - sums.offset[l]));
+      const double others = double(term[at]) - own_term;
+      is_alone[l] = !(others > kLeast * own_term);
+      term[at] = is_alone[l] ? T(0) : T(others);
+    }
   }
 
   // Adds the cell, by a polynomial where that is good enough and to the other points center by
@@ -696,6 +775,8 @@ struct TreeBlock {
     else
       nested_horner<T, Q>(polynomial, x, int(d), order, value);
     const T reached = T(cell.bits[order / 2 - 1]);
+    bool is_alone[kGroup];  // center by center instead
+    for (int l = 0; l < kGroup; ++l) is_alone[l] = !(needed[l] < reached);
     for (int q = 0; q < Q; ++q) {
       const auto is_good = load<T>(needed + q * kLanes<T>) < reached;
       const Vec<T> distance = is_good ? squares[q] : broadcast<T>(T(INFINITY));
@@ -703,13 +784,15 @@ struct TreeBlock {
       Vec<T> factor = Vec<T>{};
       add_exp2<T, 1, 1>(&relative, scale.scale, &factor);
       factor = is_good ? factor * value[q] : Vec<T>{};
+      if (own) subtract_own(leaf, q, factor, is_alone);
       sums.fold(q, factor);
     }
     for (int l = 0; l < kGroup; ++l) {
-      if (needed[l] < reached) continue;
+      if (!is_alone[l]) continue;
       T parts[kMaxCellDims / kChunk] = {T(sums.offset[l])};
       PointSum<T> point{sums.offset[l], sums.sum[l], parts};
-      point.add_leaf(tree, leaf, points + l, kGroup, limits[l], scale.scale, counts);
+      point.add_leaf(tree, leaf, points + l, kGroup, own ? own[l] : -1, limits[l], scale.scale,
+                     counts);
       point.fold();
       sums.offset[l] = point.offset;
       sums.sum[l] = point.sum;
@@ -737,7 +820,8 @@ void lower_limits_by_point(TreeBlock<T, Q, C>& block, TreeStack<T>& stack, T* po
       ++block.counts.boxes;
     }
     PointSum<T> sum{INFINITY, 0, parts};
-    sum.add_leaf(tree, ~child, point, 1, T(INFINITY), block.scale.scale, block.counts);
+    sum.add_leaf(tree, ~child, point, 1, block.own ? block.own[l] : -1, T(INFINITY),
+                 block.scale.scale, block.counts);
     sum.fold();
     block.limits[l] = block.scale.limit(sum.offset, sum.sum);
     block.most = block.limits[l] > block.most ? block.limits[l] : block.most;
@@ -798,7 +882,11 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
     const bool is_whole = tree.cells || num_chunks(d) == 0;  // cells know no parts of an offset
     sums->clear(is_whole ? nullptr : chunks, d);
     bounds->clear();
-    TreeBlock<T, Q, C> block{task, scale, mixture, counts, *sums, packed, limits, T(INFINITY)};
+    int32_t own[kGroup];
+    for (int l = 0; task.own && l < kGroup; ++l)
+      own[l] = task.own[begin + l < end ? begin + l : end - 1];
+    TreeBlock<T, Q, C> block{
+        task, scale, mixture, counts, *sums, packed, task.own ? own : nullptr, limits, T(INFINITY)};
     block.start();
 
     // -- leaves within reach, near ones first; those without polynomials are added at once --------
@@ -869,14 +957,17 @@ void evaluate_points(const TreeTask<T>& task, int64_t first, int64_t last, void*
       ++counts.boxes;
       if (at.child >= 0) {
         stack.push(tree, at.child, x, x, limit);
-      } else if (sum.add_leaf(tree, ~at.child, x, 1, limit, scale.scale, counts) &&
+      } else if (sum.add_leaf(tree, ~at.child, x, 1, task.own ? task.own[i] : -1, limit,
+                              scale.scale, counts) &&
                  leaves++ % kLeavesBetweenLimits == 0) {
         sum.fold();
         limit = scale.limit(sum.offset, sum.sum);
       }
     }
     sum.fold();
-    task.out[task.points.order[i]] = T(log(sum.sum) - scale.exponent * sum.offset + scale.constant);
+    const bool is_empty = sum.offset == INFINITY;  // nothing but the own center, or no weight
+    task.out[task.points.order[i]] =
+        is_empty ? -T(INFINITY) : T(log(sum.sum) - scale.exponent * sum.offset + scale.constant);
   }
 }
 

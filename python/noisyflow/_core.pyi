@@ -26,7 +26,7 @@ class _Prepared:
         num_threads: int,
     ) -> None: ...
     def log_density(
-        self, points: Floats, path: int, num_threads: int
+        self, points: Floats, path: int, num_threads: int, own: Indices | None = None
     ) -> tuple[Floats | None, int, int, Counts, float, Counts]: ...
     num_leaves: int
     num_cells: int

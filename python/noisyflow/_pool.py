@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyflow.mixture import mixture_block_log_sums
+from noisyflow.prepared import prepare
 from noisyflow.sampling import Floats, Indices, Points, QueryTerms
 
 _ISOLATED = math.log(0.01)  # others below 1 % of the own term: less than 0.01 nats
@@ -54,6 +55,7 @@ class Pool:
         self._weights = None
         if np.ptp(sizes) > 0:
             self._weights = self.probabilities.astype(centers.dtype)
+        self._mixture = prepare(centers, noise_std)  # where every block is one center
 
         # Per center: log-probability of its group; logs of k / (k - 1), which restore
         # the total weight of k equal parts when one of them is left out.
@@ -105,14 +107,17 @@ class Pool:
             )
             return tuple(np.asarray(part, np.float64) for part in sums)
         # Blocks of one center: the kernel need split by label only, if by anything.
-        whole = np.array([0, len(self.centers)])
+        if not self.has_labels:
+            own_center, others = self._mixture.log_own_and_others(points, own)
+            nothing = np.full(len(own), -np.inf)
+            return (
+                np.asarray(own_center, np.float64),
+                nothing,
+                np.asarray(others, np.float64),
+                nothing,
+            )
         sums = mixture_block_log_sums(
-            points,
-            self.centers,
-            self.noise_std,
-            own,
-            self.groups if self.has_labels else whole,
-            include_rest=self.has_labels,
+            points, self.centers, self.noise_std, own, self.groups
         )
         own_center, outer, _, rest = (np.asarray(part, np.float64) for part in sums)
         return own_center, np.full_like(own_center, -np.inf), outer, rest

@@ -20,6 +20,7 @@ from noisyflow import _arrays, _checks
 from noisyflow._pool import Pool, block_offsets, is_isolated
 from noisyflow.estimate import Estimate, UndersampledWarning
 from noisyflow.mixture import mixture_block_log_sums, mixture_log_density
+from noisyflow.prepared import prepare
 from noisyflow.sampling import (
     Floats,
     Indices,
@@ -128,23 +129,17 @@ def entropy(
         )
     log_others = np.zeros(n) if population else np.log1p(-probabilities)
 
+    mixture = prepare(centers, noise_std, weights=weights)
+
     def evaluate(points: Points, own: Indices) -> QueryTerms:
-        sums = mixture_block_log_sums(
-            points,
-            centers,
-            noise_std,
-            own,
-            one_block,
-            weights=weights,
-            include_rest=False,
-        )
-        density = np.logaddexp(sums.own_center, sums.inner)
-        left_out = sums.inner - log_others[own]
+        own_center, others = mixture.log_own_and_others(points, own)
+        density = np.logaddexp(own_center, others)
+        left_out = others - log_others[own]
         return QueryTerms(
             value=-density,
             lower_gap=0.0,
             upper_gap=0.0 if population else density - left_out,
-            isolated=is_isolated(sums.own_center, sums.inner),
+            isolated=is_isolated(own_center, others),
         )
 
     averages = average_over_noise(

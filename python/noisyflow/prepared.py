@@ -229,29 +229,76 @@ class PreparedMixture:
             self._tree_seconds = time.perf_counter() - start
         return self._tree
 
-    def _evaluate(self, x: Floats, *, is_sure: bool = False) -> tuple[Floats, Plan]:
-        """The log-density and how it was computed.
+    def log_own_and_others(
+        self, points: Floats, own: NDArray[np.int64]
+    ) -> tuple[Floats, Floats]:
+        """The own center's term at each point and the sum of all others; (m,), logs.
 
-        is_sure: a tree is wanted anyway; else a sample of pairs decides about it.
+        What the plug-in and the leave-one-out density are made of. max_lost_mass is of
+        the others' sum. points (m, d) and own (m,), indices of centers, are trusted.
         """
+        answer = self._through_tree(points, own)
+        if answer is None or answer[0] is None:
+            sums = _core.block_log_sums(
+                points,
+                self._centers,
+                self.noise_std,
+                own,
+                np.array([0, self.num_centers]),
+                np.array([0, self.num_centers]),
+                self._weights,
+                False,
+                num_threads(),
+            )
+            own_center, others = sums[0], sums[1]
+        else:
+            others = answer[0]
+            difference = points.astype(np.float64) - self._centers[own]
+            own_center = self._log_constant(own) - (difference**2).sum(axis=1) / (
+                2 * self.noise_std**2
+            )
+        _arrays.check_representable("the own sum", own_center, allow_minus_inf=True)
+        _arrays.check_representable("the others' sum", others, allow_minus_inf=True)
+        return own_center, others
+
+    def _log_constant(self, own: NDArray[np.int64]) -> Floats:
+        """log w_j (2 pi noise_std^2)^(-d/2)."""
+        n, d = self._centers.shape
+        log_weight: Any = -math.log(n)
+        if self._weights is not None:
+            log_weight = np.log(self._weights[own].astype(np.float64))
+        constant: Floats = np.asarray(
+            log_weight - 0.5 * d * math.log(2 * math.pi * self.noise_std**2)
+        )
+        return constant
+
+    def _through_tree(
+        self, x: Floats, own: NDArray[np.int64] | None = None, *, is_sure: bool = False
+    ) -> Any:
+        """What the tree answers (_core.pyi); None where a sample of pairs is against.
+
+        is_sure: a tree is wanted anyway. One that is there already is asked.
+        """
+        n, d = self._centers.shape
+        is_large = pair_work(len(x), n, d, x.itemsize) >= SMALLEST_WORK
+        if self.max_lost_mass == 0 or not is_large:
+            return None
+        if not (is_sure or self._tree is not None) and not is_worth_a_tree(
+            x, self._centers, self.noise_std, self.max_lost_mass
+        ):
+            return None
+        return self._build().log_density(x, _CHOOSE, num_threads(), own)
+
+    def _evaluate(self, x: Floats, *, is_sure: bool = False) -> tuple[Floats, Plan]:
+        """The log-density and how it was computed; is_sure as in _through_tree."""
         start = time.perf_counter()
-        (m, n, d) = (len(x), self.num_centers, self.dimension)
+        (m, n) = (len(x), self.num_centers)
         result = None
         expected = (float(m) * n, 0.0, 0.0)
         counts, cells, num_bytes, path = (m * n, 0, 0, 0), 0, 0, _EVERY_PAIR
-        is_large = pair_work(m, n, d, x.itemsize) >= SMALLEST_WORK
-        if (
-            self.max_lost_mass > 0
-            and is_large
-            and (
-                is_sure
-                or is_worth_a_tree(x, self._centers, self.noise_std, self.max_lost_mass)
-            )
-        ):
-            tree = self._build()
-            result, path, sampled, sample, seconds, done = tree.log_density(
-                x, _CHOOSE, num_threads()
-            )
+        answer = self._through_tree(x, is_sure=is_sure)
+        if answer is not None:
+            result, path, sampled, sample, seconds, done = answer
             if result is not None:
                 scale = m / sampled
                 expected = (
@@ -259,7 +306,8 @@ class PreparedMixture:
                     sample[2] * scale,
                     seconds * scale + self._tree_seconds,
                 )
-                counts, cells, num_bytes = done, tree.num_cells, tree.num_bytes
+                counts = done
+                cells, num_bytes = self._tree.num_cells, self._tree.num_bytes
         if result is None:
             result = _core.log_density(
                 x, self._centers, self.noise_std, self._weights, num_threads()
