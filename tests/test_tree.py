@@ -218,6 +218,21 @@ def _other(dtype: Any) -> Any:
     return np.float64 if dtype == np.float32 else np.float32
 
 
+@pytest.mark.parametrize("noise_std", [0.3, 1.0, 3.0])
+def test_cells_beside_points_hundreds_of_widths_away(
+    noise_std: float, cpu_target: str, dtype: Any, rng: np.random.Generator
+) -> None:
+    """A block may hold both: the cell's polynomial is not for all of its points."""
+    for d in (1, 2):
+        centers = rng.standard_t(1, (4000, d)).astype(dtype)
+        built = tree(centers, noise_std, None, 1e-6, True)
+        assert built.num_cells > 0
+        ours = built.log_density(centers, _BLOCKS, 1)[0]
+        exact = mixture_log_density(centers, centers, noise_std, max_lost_mass=0)
+        rounding = 200 * np.finfo(dtype).eps
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=2e-6 + rounding)
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (1, 1), (1, 64), (33, 65)])
 @pytest.mark.parametrize("path", [_BLOCKS, _POINT_BY_POINT])
 def test_small_problems_are_the_same(

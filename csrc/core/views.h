@@ -89,6 +89,7 @@ struct Cell {
   double radius;       // largest distance of a center from the centroid, rounded up
   double mean_square;  // of those distances, rounded up: Jensen's bound of the sum from below
   double weight;       // number of centers, or the sum of their weights
+  double log2_weight;
   // Per order p = 2, 4, ..: -log2 of what cutting off the polynomial changes for a center, on
   // average, next to the cell: mean |u|^p 1.0865 / sqrt(p!), rounded up.
   float bits[kMaxOrder / 2];

@@ -322,6 +322,7 @@ void cell_shape(const T* rows, int64_t count, int64_t d, double noise_std, const
   for (int l = 0; l < kLanesD; ++l) weight += weights[l];
   cell->weight = weight;
   if (!(weight > 0)) return;
+  cell->log2_weight = log2(weight);
   const double per_variance = 1 / (noise_std * noise_std);
   for (int64_t k = 0; k < d; ++k) {
     double mean = 0;
@@ -681,27 +682,25 @@ struct TreeBlock {
     // 1e-3: a centroid that is rounded, see cell_shape(). Without the own center, the mean square
     // of distances to the point is larger by the weights' ratio at most.
     T factor[kGroup], shift[kGroup];
-    auto bound = [&](int l, double weight) {
+    bool has_own = false;
+    for (int l = 0; own && l < kGroup; ++l) has_own |= is_own_in(l, leaf);
+    for (int l = 0; has_own && l < kGroup; ++l) {
+      const double weight = cell.weight - (is_own_in(l, leaf) ? own_weight(l) * (1 + 1e-6) : 0);
       const double ratio = cell.weight / weight;
+      const double bits = double(M_LOG2E) * 0.5 * cell.mean_square * ratio - log2(weight);
       factor[l] = weight > 0 ? T((1 + 1e-3) * ratio) : T(1);
-      shift[l] = weight > 0 ? T(double(M_LOG2E) * 0.5 * cell.mean_square * ratio - log2(weight)) /
-                                  scale.scale
-                            : T(INFINITY);
-    };
-    bound(0, cell.weight);
-    for (int l = kGroup - 1; l >= 0; --l) {
-      factor[l] = factor[0];
-      shift[l] = shift[0];
+      shift[l] = weight > 0 ? T(bits) / scale.scale : T(INFINITY);
     }
-    for (int l = 0; l < kGroup; ++l)
-      if (is_own_in(l, leaf)) bound(l, cell.weight - own_weight(l) * (1 + 1e-6));
+    const double bits = double(M_LOG2E) * 0.5 * cell.mean_square - cell.log2_weight;
     for (int q = 0; q < Q; ++q) {
       const int at = q * kLanes<T>;
-      const Vec<T> s = squared_distance(centroid, q) * load<T>(factor + at) + load<T>(shift + at);
+      const Vec<T> square = squared_distance(centroid, q);
+      const Vec<T> s = has_own ? square * load<T>(factor + at) + load<T>(shift + at)
+                               : square * T(1 + 1e-3) + T(bits) / scale.scale;
       const Vec<T> relative = s - bounds.move(q, s, scale.scale);
       Vec<T> term = Vec<T>{};
       add_exp2<T, 1, 1>(&relative, scale.scale, &term);
-      term = s < T(INFINITY) ? term : Vec<T>{};
+      if (has_own) term = s < T(INFINITY) ? term : Vec<T>{};
       bounds.fold(q, term);
     }
     ++counts.boxes;
@@ -709,12 +708,12 @@ struct TreeBlock {
 
   // Takes own centers in the cell off its sum; where little is left of that, nothing is added and
   // the lane is for its centers one by one.
-  void subtract_own(int32_t leaf, int q, Vec<T>& term, bool* is_alone) const {
+  void subtract_own(int32_t leaf, int q, const T* needed, Vec<T>& term, bool* is_alone) const {
     constexpr double kLeast = 0.05;  // of the own term: a digit or two of it are rounding
     const int64_t d = task.tree.d;
     for (int at = 0; at < kLanes<T>; ++at) {
       const int l = q * kLanes<T> + at;
-      if (is_alone[l] || !is_own_in(l, leaf)) continue;
+      if (is_alone[l] || !is_own_in(l, leaf) || !(needed[l] > -T(INFINITY))) continue;
       const T* y = task.tree.rows + own[l] * d;
       double square = 0;
       for (int64_t k = 0; k < d; ++k) {
@@ -745,25 +744,47 @@ struct TreeBlock {
     }
     for (int l = 0; l < kGroup; ++l) {
       const T gap = root(needed[l]) * per_noise * box_safety<T>(d) - radius;
-      const T falls = gap > 0 ? T(0.25 * M_LOG2E) * gap * gap : T(0);
-      needed[l] = limits[l] * scale.scale - falls;
+      const T bits = limits[l] * scale.scale, square = gap > 0 ? gap * gap : T(0);
+      // Beyond its limit a lane takes nothing: a polynomial far away may overflow.
+      needed[l] =
+          T(0.5 * M_LOG2E) * square >= bits ? -T(INFINITY) : bits - T(0.25 * M_LOG2E) * square;
     }
+    // The first order that is good enough for all, if its polynomial is short; else the least work,
+    // points for which it is not good enough included.
+    constexpr float kShort = 2000;  // instructions: less than choosing may save
+    auto is_enough = [&](float bits) {
+      Int<T> poor = Int<T>{};
+      for (int q = 0; q < Q; ++q) poor |= ~(load<T>(needed + q * kLanes<T>) < T(bits));
+      return !any<T>(poor);
+    };
     const int64_t per_lane = count * (2 * d + 12) / kLanes<T>;
-    int64_t least = kGroup * per_lane, at = cell.polynomials;
     int order = 0;
-    const T* polynomial = nullptr;
-    for (int p = 2; p <= cell.max_order; p += 2) {
-      const int64_t own = Q * int64_t(cell.work[p / 2 - 1]);
-      if (own >= least) break;
-      int poor = 0;
-      for (int l = 0; l < kGroup; ++l) poor += !(needed[l] < T(cell.bits[p / 2 - 1]));
-      if (own + poor * per_lane < least) {
-        least = own + poor * per_lane;
+    int64_t at = cell.polynomials, begin = at;
+    for (int p = 2; p <= cell.max_order && cell.work[p / 2 - 1] <= kShort; p += 2) {
+      if (is_enough(cell.bits[p / 2 - 1])) {
         order = p;
-        polynomial = tree.polynomials + at;
+        begin = at;
+        break;
       }
       at += kCoefficientCounts.at[d][p];
     }
+    int64_t least = kGroup * per_lane;
+    if (order > 0 && Q * int64_t(cell.work[order / 2 - 1]) > least) order = 0;
+    if (order == 0) {
+      at = cell.polynomials;
+      for (int p = 2; p <= cell.max_order && Q * int64_t(cell.work[p / 2 - 1]) < least; p += 2) {
+        int poor = 0;
+        for (int l = 0; l < kGroup; ++l) poor += !(needed[l] < T(cell.bits[p / 2 - 1]));
+        const int64_t work = Q * int64_t(cell.work[p / 2 - 1]) + poor * per_lane;
+        if (work < least) {
+          least = work;
+          order = p;
+          begin = at;
+        }
+        at += kCoefficientCounts.at[d][p];
+      }
+    }
+    const T* polynomial = tree.polynomials + begin;
     if (order == 0) return add_leaf(leaf);
 
     Vec<T> x[kMaxCellDims][Q], value[Q];
@@ -775,19 +796,21 @@ struct TreeBlock {
     else
       nested_horner<T, Q>(polynomial, x, int(d), order, value);
     const T reached = T(cell.bits[order / 2 - 1]);
-    bool is_alone[kGroup];  // center by center instead
-    for (int l = 0; l < kGroup; ++l) is_alone[l] = !(needed[l] < reached);
+    bool is_alone[kGroup] = {};  // center by center instead
+    const bool has_poor = !is_enough(cell.bits[order / 2 - 1]);
+    for (int l = 0; has_poor && l < kGroup; ++l) is_alone[l] = !(needed[l] < reached);
     for (int q = 0; q < Q; ++q) {
-      const auto is_good = load<T>(needed + q * kLanes<T>) < reached;
+      const Vec<T> bits = load<T>(needed + q * kLanes<T>);
+      const auto is_good = (bits < reached) & (bits > -T(INFINITY));
       const Vec<T> distance = is_good ? squares[q] : broadcast<T>(T(INFINITY));
       const Vec<T> relative = distance - sums.move(q, distance, scale.scale);
       Vec<T> factor = Vec<T>{};
       add_exp2<T, 1, 1>(&relative, scale.scale, &factor);
       factor = is_good ? factor * value[q] : Vec<T>{};
-      if (own) subtract_own(leaf, q, factor, is_alone);
+      if (own) subtract_own(leaf, q, needed, factor, is_alone);
       sums.fold(q, factor);
     }
-    for (int l = 0; l < kGroup; ++l) {
+    for (int l = 0; (has_poor || own) && l < kGroup; ++l) {
       if (!is_alone[l]) continue;
       T parts[kMaxCellDims / kChunk] = {T(sums.offset[l])};
       PointSum<T> point{sums.offset[l], sums.sum[l], parts};

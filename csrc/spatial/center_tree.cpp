@@ -158,7 +158,7 @@ void CenterTree<T>::add_cells(KdOrder<T>& kd, const MixtureView<T>& mixture,
   const double noise_std = mixture.noise_std;
   const double bits = typical_bits(rows_, n_, d_, noise_std, options.max_lost_mass) + kTailBits;
   const double per_center = center_cost(d_), per_box = box_cost(d_);
-  std::vector<Cell> cells(num_nodes, Cell{INFINITY, INFINITY, 0, {}, {}, 0, 0, 0});
+  std::vector<Cell> cells(num_nodes, Cell{INFINITY, INFINITY, 0, 0, {}, {}, 0, 0, 0});
   std::vector<T> centroids(num_nodes * size_t(d_));
   std::vector<int64_t> num_strays(num_nodes);
   auto choose_order = [&](Cell& cell) {
@@ -239,7 +239,7 @@ void CenterTree<T>::add_cells(KdOrder<T>& kd, const MixtureView<T>& mixture,
       kd_boxes_.resize(kd_boxes_.size() + size_t(2 * d_));
       set_leaf_box(kd.nodes.back(), kd_boxes_.data() + kd_boxes_.size() - 2 * d_);
       centroids.resize(centroids.size() + size_t(d_));
-      cells.push_back({INFINITY, INFINITY, 0, {}, {}, 0, 0, 0});
+      cells.push_back({INFINITY, INFINITY, 0, 0, {}, {}, 0, 0, 0});
     }
     const size_t first = kd.nodes.size() - 2;
     kernel.cell_shape(rows_.data() + node.begin * d_, middle - node.begin, d_, noise_std,
