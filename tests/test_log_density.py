@@ -239,6 +239,22 @@ def test_a_center_of_weight_zero_counts_for_nothing(
     assert abs(ours[0] / exact - 1) <= 8 * np.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("d", [3, 40])
+def test_the_first_centers_may_all_have_weight_zero(
+    d: int, dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    for n in (20, 300):
+        points, centers, _ = make_mixture(rng, 150, n, d, 0.5, dtype)
+        weights = rng.random(n)
+        weights[:12] = 0
+        weights = (weights / weights.sum()).astype(dtype)
+        exact = _reference.mixture_log_density(points, centers, 0.5, weights)
+        for m in (40, 150):
+            ours = mixture_log_density(points[:m], centers, 0.5, weights=weights)
+            error = np.abs(ours - exact[:m]) / np.maximum(1, np.abs(exact[:m]))
+            assert error.max() <= 60 * np.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("d", [1, 3, 10, 12])
 def test_block_sums_match_the_reference(
     d: int, dtype: Any, cpu_target: str, rng: np.random.Generator

@@ -358,21 +358,29 @@ template <class T, int Q, int C>
 __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, Vec<T>* s,
                                              LaneSums<T, Q>& sums, Vec<T>* acc) {
   constexpr int kGroup = Q * kLanes<T>;
-  const T step = -T(4) / scale;
+  const T step = -T(4) / scale, too_far_off = -T(1 << 18) / scale;
   const int d = block.d;
   Vec<T> whole[C * Q], least[Q];
   const Int<T> none = Int<T>{} - 1;
-  Int<T> reference[Q], met[Q], unmet = Int<T>{};
-  // Next to kNever, the offset of centers of weight zero, all others would be equally near.
-  for (int q = 0; q < Q; ++q) unmet |= ~(met[q] = sums.base(q) < kNever<T> / 2);
-  if (any<T>(unmet)) whole_distances<T, Q, C>(block, whole);
+  Int<T> reference[Q], met[Q], is_rounded[Q], some_rounded = Int<T>{};
   for (int q = 0; q < Q; ++q) {
-    least[q] = broadcast<T>(T(INFINITY));
+    met[q] = sums.base(q) < T(INFINITY);
+    least[q] = s[q];
+    for (int c = 1; c < C; ++c) least[q] = vmin(s[c * Q + q], least[q]);
+    // From an offset farther off than this (a center of weight zero is), s cannot tell which
+    // center is nearest.
+    is_rounded[q] = ~met[q] | (least[q] < too_far_off);
+    some_rounded |= is_rounded[q];
+  }
+  if (any<T>(some_rounded)) whole_distances<T, Q, C>(block, whole);
+  for (int q = 0; q < Q; ++q) {
+    Vec<T> nearest = broadcast<T>(T(INFINITY));
     reference[q] = none;
     for (int c = 0; c < C; ++c) {
-      const Vec<T> at = any<T>(~met[q]) ? met[q] ? s[c * Q + q] : whole[c * Q + q] : s[c * Q + q];
-      const Int<T> nearer = at < least[q];
-      least[q] = nearer ? at : least[q];
+      const Vec<T> at =
+          any<T>(is_rounded[q]) ? is_rounded[q] ? whole[c * Q + q] : s[c * Q + q] : s[c * Q + q];
+      const Int<T> nearer = at < nearest;
+      nearest = nearer ? at : nearest;
       reference[q] = nearer ? Int<T>{} + c : reference[q];
     }
     reference[q] = (least[q] < step) | ~met[q] ? reference[q] : none;
