@@ -356,6 +356,164 @@ def test_the_number_of_threads_does_not_change_a_bit(
             np.testing.assert_array_equal(ours, first)
 
 
+# -- the expanded form: |x - o|^2 + |y - o|^2 - 2 (x - o).(y - o) ----------------------
+#
+# It serves calls of 128 points and more, where its rounding is small. Fewer of the same
+# points are evaluated in differences, which shows which form was taken: a point's sum
+# depends on nothing beyond its group of points, 32 at most.
+
+
+def is_expanded(points: Any, centers: Any, noise_std: float, **options: Any) -> bool:
+    many = mixture_log_density(points, centers, noise_std, max_lost_mass=0, **options)
+    few = mixture_log_density(
+        points[:96], centers, noise_std, max_lost_mass=0, **options
+    )
+    return not np.array_equal(many[:96], few)
+
+
+def long_log_density(points: Any, centers: Any, noise_std: float) -> Any:
+    """The formula with 64 bits of mantissa, where the platform has them."""
+    (n, d) = centers.shape
+    variance = np.longdouble(noise_std) ** 2
+    exact = np.empty(len(points), np.longdouble)
+    for i, point in enumerate(points.astype(np.longdouble)):
+        exponents = -((point - centers) ** 2).sum(axis=1) / (2 * variance)
+        top = exponents.max()
+        exact[i] = top + np.log(np.exp(exponents - top).sum())
+    return exact - np.log(n) - d / 2 * np.log(2 * np.pi * variance)
+
+
+def make_rivals(
+    rng: np.random.Generator,
+    m: int,
+    d: int,
+    noise_std: float,
+    dtype: Any,
+    extent: float = 1.0,
+) -> tuple[Any, Any]:
+    """Points with two centers each, equally far: either's exponent enters by half.
+
+    A third is farther by 6 nats and comes first, so that neither of the two serves as
+    the reference, whose own exponent has hardly an error.
+    """
+    points = rng.uniform(-extent, extent, (m, d))
+    normals = rng.standard_normal((3, m, d))
+    normals *= noise_std / np.linalg.norm(normals, axis=2, keepdims=True)
+    radii = np.array([4.0, 2.0, 2.0])[:, None, None]
+    centers = (points + radii * normals).reshape(-1, d)
+    return points.astype(dtype), centers.astype(dtype)
+
+
+@pytest.mark.parametrize("d", [17, 20, 33, 64, 100, 256, 784])
+def test_float32_error_is_below_its_bound_where_the_form_changes(
+    d: int, cpu_target: str, rng: np.random.Generator
+) -> None:
+    seen = set()
+    for noise_std in (0.1, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5):
+        points, centers = make_rivals(rng, 160, d, noise_std, np.float32)
+        exact = long_log_density(points, centers, noise_std)
+        ours = mixture_log_density(points, centers, noise_std, max_lost_mass=0)
+        rounding = np.spacing(np.abs(exact).astype(np.float32)) / 2
+        excess = (np.abs(ours - exact) - rounding).max()
+        assert excess <= 2e-5, noise_std
+        seen.add(is_expanded(points, centers, noise_std))
+    assert seen == {False, True}
+
+
+@pytest.mark.parametrize("d", [17, 64, 784])
+def test_float64_error_is_below_1e_12_where_the_form_changes(
+    d: int, cpu_target: str, rng: np.random.Generator
+) -> None:
+    seen = set()
+    for noise_std in (0.01, 0.03, 0.1, 0.3, 1.0):
+        points, centers = make_rivals(rng, 160, d, noise_std, np.float64)
+        exact = long_log_density(points, centers, noise_std)
+        ours = mixture_log_density(points, centers, noise_std, max_lost_mass=0)
+        assert (np.abs(ours - exact) <= 1e-12 * np.maximum(1, np.abs(exact))).all()
+        seen.add(is_expanded(points, centers, noise_std))
+    assert seen == {False, True}
+
+
+@pytest.mark.parametrize("d", [16, 20, 64, 784])
+def test_little_noise_and_few_dimensions_are_evaluated_in_differences(
+    d: int, dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    noise_std = 1 / np.sqrt(2 * np.pi)  # log-densities near 0 show every difference
+    for extent, form in ((0.3, d > 16), (100.0, False)):
+        points, centers = make_rivals(rng, 160, d, noise_std, dtype, extent)
+        assert is_expanded(points, centers, noise_std) == form
+    points, centers = make_rivals(rng, 160, d, 0.005, dtype)
+    assert not is_expanded(points, centers, 0.005)
+
+
+@pytest.mark.parametrize("d", [20, 100])
+def test_data_far_from_the_origin_are_as_accurate(
+    d: int, dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    points, centers = make_rivals(rng, 160, d, 0.4, np.float64, 0.3)
+    points, centers = (points + 1e4).astype(dtype), (centers + 1e4).astype(dtype)
+    assert is_expanded(points, centers, 0.4)
+    exact = long_log_density(points, centers, 0.4)
+    ours = mixture_log_density(points, centers, 0.4, max_lost_mass=0)
+    tolerance = 2e-5 if dtype == np.float32 else 1e-12
+    assert (np.abs(ours - exact) <= tolerance).all()
+
+
+@pytest.mark.parametrize("d", [17, 20, 40])
+def test_any_number_of_centers_matches_in_expanded_form(
+    d: int, dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    """Weighted, with weights of zero; the last centers of a call fill no block."""
+    for n in (1, 2, 5, 6, 7, 13, 300, 1000):
+        points, centers, _ = make_mixture(rng, 150, n, d, 1.0, dtype)
+        weights = rng.random(n)
+        weights[rng.random(n) < 0.3] = 0
+        weights[-1] = 1
+        weights = (weights / weights.sum()).astype(dtype)
+        for w in (None, weights):
+            exact = _reference.mixture_log_density(points, centers, 1.0, w)
+            ours = mixture_log_density(points, centers, 1.0, weights=w, max_lost_mass=0)
+            allowed = 60 * np.finfo(dtype).eps * np.maximum(1, np.abs(exact))
+            assert (np.abs(ours - exact) <= allowed).all(), n
+
+
+@pytest.mark.parametrize("distance", [1e3, 1e25, 1e200])
+def test_a_few_distant_rows_do_not_spoil_the_expanded_form(
+    distance: float, dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    """Not even where their squares overflow: such centers add nothing."""
+    if distance > float(np.finfo(dtype).max):
+        pytest.skip("no float32")
+    (n, d) = (1200, 30)
+    points, centers, _ = make_mixture(rng, 700, n, d, 1.0, dtype)
+    distant = [3, 700, 701, 1195]
+    there = np.delete(centers, distant, axis=0)
+    centers[distant] = distance
+    exact = _reference.mixture_log_density(points, there, 1.0) + np.log(1 - 4 / n)
+    assert is_expanded(points, centers, 1.0)
+    ours = mixture_log_density(points, centers, 1.0, max_lost_mass=0)
+    eps = np.finfo(dtype).eps
+    assert (np.abs(ours - exact) <= 60 * eps * np.abs(exact)).all()
+    if distance < 1e4:
+        points[77] = distance
+        ours = mixture_log_density(points, centers, 1.0, max_lost_mass=0)
+        exact[77] = _reference.mixture_log_density(points[77:78], centers, 1.0)[0]
+        assert (np.abs(ours - exact) <= 60 * eps * np.abs(exact)).all()
+
+
+def test_the_number_of_threads_does_not_change_a_bit_of_the_expanded_form(
+    dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    points, centers, _ = make_mixture(rng, 1500, 1000, 20, 1.0, dtype)
+    results = []
+    for count in (1, 2, 7):
+        runtime.set_num_threads(count)
+        results.append(mixture_log_density(points, centers, 1.0, max_lost_mass=0))
+    runtime.set_num_threads(None)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
 @pytest.mark.parametrize("layout", ["fortran", "strided", "transposed", "reversed"])
 def test_any_memory_layout_gives_the_same_bits(
     layout: str, dtype: Any, rng: np.random.Generator

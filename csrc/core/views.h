@@ -53,6 +53,17 @@ struct PointGroup {
 // The parts into which the mixture's sum at a point is split; the order of the outputs.
 enum Part { kInner = 0, kOuter = 1, kRest = 2, kOwn = 3, kNumParts = 4 };
 
+// Centers for the form |x - o|^2 + |y - o|^2 - 2 (x - o).(y - o), in blocks of `together`
+// (ExpansionKernel). The centers beyond the last whole block are left to the direct form.
+template <class T>
+struct ExpandedCenters {
+  const T* origin;  // o, (d,)
+  int step;         // dimensions in a row between two constants
+  double most;      // spread of a point and of a center together, beyond which rounding counts
+  const T* blocks;  // per step: |y - o|^2 of `together` centers, then per dimension their y - o
+  const T* spread;  // of each block: sqrt(sum of squared |y - o|^2 of all steps), the largest
+};
+
 // A log-density at points, or with `own` the parts of the mixture's sum. Outputs are log-densities
 // in nats; without own all centers count as kInner and only out[kInner] is written.
 template <class T>
@@ -65,6 +76,7 @@ struct Task {
   int64_t num_groups;
   bool include_rest;  // false: out[kInner] and out[kOwn] alone
   T* out[kNumParts];
+  const ExpandedCenters<T>* expanded;  // null: differences alone
 };
 
 // Points in blocks that lie close together: rows begins[b] .. begins[b + 1] - 1 of block b.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -93,6 +94,109 @@ int64_t groups_per_task(int64_t num_groups, int num_threads) {
   return std::clamp<int64_t>(num_groups / (4 * int64_t(num_threads)), 1, kGroupsPerTask);
 }
 
+// -- the expanded form
+// -----------------------------------------------------------------------------
+
+constexpr int64_t kLeastExpandedDims = 17;     // below, the exponential is most of the work
+constexpr int64_t kLeastExpandedPoints = 128;  // fewer do not pay for packing the centers
+constexpr int64_t kSampledRows = 128;
+
+// The packed centers of a call.
+template <class T>
+struct Expansion {
+  ExpandedCenters<T> form;
+  std::vector<T> origin;
+  Scratch memory;
+};
+
+// Where the rows are sampled: every how many.
+int64_t sampling(int64_t rows) { return std::max<int64_t>(1, rows / kSampledRows); }
+
+// About the middle of the centers; 0 where that is as good: then coordinates are not rounded.
+template <class T>
+std::vector<T> find_origin(const MixtureView<T>& mixture) {
+  const int64_t every = sampling(mixture.n), count = (mixture.n + every - 1) / every;
+  std::vector<double> mean(size_t(mixture.d)), square(size_t(mixture.d));
+  for (int64_t j = 0; j < mixture.n; j += every)
+    for (int64_t k = 0; k < mixture.d; ++k) {
+      const double y = double(mixture.centers[j * mixture.stride + k]);
+      mean[size_t(k)] += y / double(count);
+      square[size_t(k)] += y * y / double(count);
+    }
+  std::vector<T> origin(size_t(mixture.d));
+  for (size_t k = 0; k < origin.size(); ++k)
+    if (mean[k] * mean[k] > square[k] / 16) origin[k] = T(mean[k]);
+  return origin;
+}
+
+// The spread of row (see ExpandedCenters).
+template <class T>
+double spread_of(const T* row, const std::vector<T>& origin, size_t step) {
+  double squares = 0;
+  for (size_t k = 0; k < origin.size(); k += step) {
+    double norm = 0;
+    for (size_t i = k; i < std::min(k + step, origin.size()); ++i) {
+      const double y = double(row[i]) - double(origin[i]);
+      norm += y * y;
+    }
+    squares += norm * norm;
+  }
+  return std::sqrt(squares);
+}
+
+// The spread that few rows exceed: one that many do would be no gain.
+template <class T>
+double usual_spread(const T* rows, int64_t stride, int64_t count, const std::vector<T>& origin,
+                    size_t step) {
+  std::vector<double> spreads;
+  for (int64_t i = 0; i < count; i += sampling(count))
+    spreads.push_back(spread_of(rows + i * stride, origin, step));
+  const auto at = spreads.begin() + std::ptrdiff_t(spreads.size() * 49 / 50);
+  std::nth_element(spreads.begin(), at, spreads.end());
+  return 1.05 * *at;
+}
+
+// Packs the centers where the expanded form is accurate enough for most pairs; null elsewhere. What
+// the sample misses is evaluated in differences, so that it matters for speed alone.
+template <class T>
+std::unique_ptr<Expansion<T>> expand(const Task<T>& task, const ExpansionKernel<T>& kernel,
+                                     int num_threads) {
+  const MixtureView<T>& mixture = task.mixture;
+  const int64_t d = mixture.d, num_blocks = mixture.n / kernel.together;
+  if (task.own || d < kLeastExpandedDims || task.points.m < kLeastExpandedPoints || num_blocks == 0)
+    return nullptr;
+  auto expansion = std::make_unique<Expansion<T>>();
+  ExpandedCenters<T>& form = expansion->form;
+  expansion->origin = find_origin(mixture);
+  form.origin = expansion->origin.data();
+  bool is_accurate = false;
+  for (const int step : {32, 16, kernel.least_step}) {
+    form.step = step;
+    form.most = kernel.most_error * 2 * mixture.noise_std * mixture.noise_std /
+                (double(kEpsilon<T>) / 2 * std::sqrt(step + 6.0));
+    const double spread =
+        usual_spread(mixture.centers, mixture.stride, mixture.n, expansion->origin, size_t(step)) +
+        usual_spread(task.points.points, task.points.stride, task.points.m, expansion->origin,
+                     size_t(step));
+    if ((is_accurate = spread <= form.most)) break;
+  }
+  if (!is_accurate) return nullptr;
+  const int64_t size = kernel.together * (d + (d + form.step - 1) / form.step);
+  expansion->memory = allocate(num_blocks * (size + 1) * int64_t(sizeof(T)));
+  T* blocks = static_cast<T*>(expansion->memory.get());
+  T* spread = blocks + num_blocks * size;
+  constexpr int64_t kPackedTogether = 64;
+  parallel_for((num_blocks + kPackedTogether - 1) / kPackedTogether, num_threads,
+               [&](int, int64_t index) {
+                 const int64_t first = index * kPackedTogether;
+                 kernel.pack(mixture, form, first, std::min(first + kPackedTogether, num_blocks),
+                             blocks, spread);
+               });
+  form.blocks = blocks;
+  form.spread = spread;
+  return expansion;
+}
+
 }  // namespace
 
 int num_available_targets() { return int(tables().size()); }
@@ -125,6 +229,13 @@ void run_task(const Task<T>& task, const KernelTable& table, int num_threads) {
   } else {
     grouped.num_groups = (m + kernel.group - 1) / kernel.group;
   }
+  const ExpansionKernel<T>* expansion_kernel;
+  if constexpr (sizeof(T) == 4)
+    expansion_kernel = &table.expansion_f32;
+  else
+    expansion_kernel = &table.expansion_f64;
+  const auto expansion = expand(task, *expansion_kernel, num_threads);
+  grouped.expanded = expansion ? &expansion->form : nullptr;
   const int64_t step = groups_per_task(grouped.num_groups, num_threads);
   std::vector<Scratch> scratch;
   for (int thread = 0; thread < num_threads; ++thread)

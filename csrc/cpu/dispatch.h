@@ -30,6 +30,17 @@ struct KernelChoice {
                        void* scratch);
 };
 
+// Centers packed for the expanded form (ExpandedCenters) on one target.
+template <class T>
+struct ExpansionKernel {
+  int together;       // centers of a block
+  int least_step;     // ExpandedCenters::step
+  double most_error;  // of an exponent, nats: see log_density-inl.h
+  // Blocks [first, last) and their spread, for the origin and step of `form`.
+  void (*pack)(const MixtureView<T>& mixture, const ExpandedCenters<T>& form, int64_t first,
+               int64_t last, T* blocks, T* spread);
+};
+
 // Path importance on one target: linearise vectors of inputs, then evaluate chunks of points.
 struct PathKernel {
   int64_t (*scratch_bytes)(const PathTask& task, int64_t largest_group);  // per thread
@@ -61,6 +72,8 @@ struct KernelTable {
   PathKernel path;
   CovarianceKernel<float> covariance_f32;
   CovarianceKernel<double> covariance_f64;
+  ExpansionKernel<float> expansion_f32;
+  ExpansionKernel<double> expansion_f64;
 };
 
 // The kernels for dimension d.

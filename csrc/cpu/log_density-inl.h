@@ -542,6 +542,248 @@ __attribute__((noinline)) void add_centers_chunked(const Block<T, Q>& all, int64
   for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
 }
 
+// -- one FMA per dimension ------------------------------------------------------------------------
+//
+// |x - y|^2 = |x - o|^2 + |y - o|^2 - 2 (x - o).(y - o): half the instructions, and rounding as
+// large as the squares on the right. Every `step` dimensions the running sum takes in those of
+// the next ones, less the offset: s += (|x - o|^2 - B) + |y - o|^2, so that it comes back to about
+// zero wherever the direct form does. Within a step it is at most about |x - o|^2 + |y - o|^2 over
+// these dimensions. Written X_c and Y_c, an exponent has, to first order, step + 8 roundings for
+// every step c, each at most u (X_c + Y_c) / (2 noise_std^2): one per dimension, four for the
+// constants and their sums, and those of the coordinates relative to o. They are independent, so
+//
+//   error <= lambda u sqrt(step + 8) (|X| + |Y|) / (2 noise_std^2),  |X|^2 = sum_c X_c^2,
+//
+// but for one pair in exp(lambda^2 / 2) / 2 (Hoeffding; |X + Y| <= |X| + |Y|). |X| is the point's
+// spread, |Y| the center's. Where the factor of lambda is beyond kExpansionError, the direct form
+// serves: group by group of points, block by block of centers. Measured errors are below it
+// (docs/numerics.md).
+
+template <class T>
+constexpr double kExpansionError = sizeof(T) == 4 ? 2e-5 : 3e-13;  // nats
+
+constexpr int kLeastStep = 8;
+
+inline int64_t num_steps(int64_t d, int64_t step) { return (d + step - 1) / step; }
+
+// Numbers of a block of C centers.
+template <int C>
+inline int64_t block_size(int64_t d, int64_t step) {
+  return C * (d + num_steps(d, step));
+}
+
+template <class T, int C>
+void pack_expanded(const MixtureView<T>& mixture, const ExpandedCenters<T>& form, int64_t first,
+                   int64_t last, T* blocks, T* spread) {
+  const int64_t d = mixture.d, size = block_size<C>(d, form.step);
+  for (int64_t block = first; block < last; ++block) {
+    double largest = 0;
+    bool is_number = true;
+    for (int c = 0; c < C; ++c) {
+      const int64_t j = block * C + c;
+      const T* row = mixture.centers + j * mixture.stride;
+      T* out = blocks + block * size + c;
+      double squares = 0;
+      for (int64_t k = 0; k < d; k += form.step) {
+        const int64_t end = k + form.step < d ? k + form.step : d;
+        double norms[4] = {};
+        T* constant = out;
+        out += C;
+        int64_t i = k;
+        for (; i + 4 <= end; i += 4, out += 4 * C)
+#pragma GCC unroll 4
+          for (int at = 0; at < 4; ++at) {
+            const T y = row[i + at] - form.origin[i + at];
+            out[at * C] = y;
+            norms[at] += double(y) * double(y);
+          }
+        for (; i < end; ++i, out += C) {
+          const T y = row[i] - form.origin[i];
+          *out = y;
+          norms[0] += double(y) * double(y);
+        }
+        const double norm = norms[0] + norms[1] + norms[2] + norms[3];
+        squares += norm * norm;
+        *constant =
+            T(k == 0 && mixture.weight_shift ? norm + double(mixture.weight_shift[j]) : norm);
+      }
+      is_number &= squares < INFINITY;
+      largest = squares > largest ? squares : largest;
+    }
+    spread[block] = T(is_number ? sqrt(largest) * (1 + double(kEpsilon<T>)) : INFINITY);
+  }
+}
+
+// A group of points for the expanded form.
+template <class T, int Q>
+struct ExpandedGroup {
+  T* points;      // -2 (x - o): d x Q vectors
+  double* norms;  // |x - o|^2: num_steps() x Q vectors
+  T* constants;   // norms less the offsets, rounded
+  double room;    // for the spread of a center; negative: the direct form
+};
+
+// points: d x Q vectors.
+template <class T, int Q>
+void expand_points(const T* points, const ExpandedCenters<T>& form, int64_t d,
+                   ExpandedGroup<T, Q>& group) {
+  constexpr int kGroup = Q * kLanes<T>;
+  double squares[kGroup] = {};
+  double* norms = group.norms;
+  for (int64_t k = 0; k < d; k += form.step, norms += kGroup) {
+    const int64_t end = k + form.step < d ? k + form.step : d;
+    for (int l = 0; l < kGroup; ++l) norms[l] = 0;
+    for (int64_t i = k; i < end; ++i)
+      for (int l = 0; l < kGroup; ++l) {
+        const T x = points[i * kGroup + l] - form.origin[i];
+        group.points[i * kGroup + l] = T(-2) * x;
+        norms[l] += double(x) * double(x);
+      }
+    for (int l = 0; l < kGroup; ++l) squares[l] += norms[l] * norms[l];
+  }
+  double largest = 0;
+  bool is_number = true;
+  for (int l = 0; l < kGroup; ++l) {
+    is_number &= squares[l] < INFINITY;
+    largest = squares[l] > largest ? squares[l] : largest;
+  }
+  group.room = is_number ? form.most - sqrt(largest) : -1;
+}
+
+// The constants for the offsets as they are. An offset of kChunk dimensions is shared by the steps
+// in it, or added to the others of a step.
+template <class T, int Q>
+void set_constants(const LaneSums<T, Q>& sums, int64_t d, int64_t step,
+                   ExpandedGroup<T, Q>& group) {
+  constexpr int kGroup = Q * kLanes<T>;
+  const double* norms = group.norms;
+  T* constants = group.constants;
+  for (int64_t k = 0; k < d; k += step, norms += kGroup, constants += kGroup) {
+    double offset[kGroup] = {};
+    const int64_t end = k + step < d ? k + step : d;
+    for (int64_t i = k / kChunk; i * kChunk < end; ++i) {
+      const int64_t rest = d - i * kChunk < kChunk ? d - i * kChunk : kChunk;
+      const double share = step < kChunk ? 1 / double(num_steps(rest, step)) : 1;
+      for (int l = 0; l < kGroup; ++l) offset[l] += share * double(sums.chunks[i * kGroup + l]);
+    }
+    for (int l = 0; l < kGroup; ++l) constants[l] = T(norms[l] - offset[l]);
+  }
+}
+
+// The block in differences, where some lane's offset must move or rounding counts.
+template <class T, int Q, int C, bool Weighted>
+__attribute__((noinline)) void add_directly(const Block<T, Q>& all, int64_t j, T scale,
+                                            LaneSums<T, Q>& sums, Vec<T>* acc) {
+  Block<T, Q> block = all;
+  block.centers += j * all.stride;
+  block.first += j;
+  if constexpr (Weighted) block.shift += j;
+  for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
+  add_centers_chunked<T, Q, C, Weighted, false, false>(block, C, scale, nullptr, sums);
+}
+
+// The twin of add_centers_chunked() for blocks of C centers in expanded form. blocks, spread: from
+// the first of them.
+template <class T, int Q, int C, bool Weighted>
+__attribute__((noinline)) void add_centers_expanded(const Block<T, Q>& all, int64_t count, T scale,
+                                                    int step, const T* blocks, const T* spread,
+                                                    ExpandedGroup<T, Q>& group,
+                                                    LaneSums<T, Q>& sums) {
+  constexpr int kGroup = Q * kLanes<T>;
+  const Vec<T> too_far_off = broadcast<T>(T(kSlack) / scale);
+  const Vec<T> too_large = broadcast<T>(T(1 << int(kSlack)));
+  const int d = all.d;
+  const double room = group.room;
+  Vec<T> acc[Q];
+  for (int q = 0; q < Q; ++q) acc[q] = Vec<T>{};
+  const T* y = blocks;
+  for (int64_t j = 0; j < count; j += C, ++spread) {
+    Vec<T> s[C * Q], before[Q];
+    for (int q = 0; q < Q; ++q) before[q] = acc[q];
+    bool is_settled = double(*spread) <= room;
+    if (__builtin_expect(is_settled, 1)) {
+      const T* x = group.points;
+      const T* constants = group.constants;
+      int k = 0;
+#pragma GCC unroll 16
+      for (int i = 0; i < C * Q; ++i) s[i] = Vec<T>{};
+      do {
+        Vec<T> own[Q];
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) own[q] = load<T>(constants + q * kLanes<T>);
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+          for (int q = 0; q < Q; ++q) s[c * Q + q] += own[q] + y[c];
+        y += C;
+        constants += kGroup;
+        const int end = k + step < d ? k + step : d;
+#pragma GCC unroll 1
+        for (; k < end; ++k, x += kGroup, y += C) {
+          Vec<T> v[Q];
+#pragma GCC unroll 4
+          for (int q = 0; q < Q; ++q) v[q] = load<T>(x + q * kLanes<T>);
+#pragma GCC unroll 16
+          for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+            for (int q = 0; q < Q; ++q) s[c * Q + q] += v[q] * y[c];
+        }
+      } while (k < d);
+
+      if constexpr (kExp2Overflows) {
+        add_exp2<T, C * Q, Q>(s, scale, acc);
+        is_settled = all_below<T, Q>(acc, too_large);
+      } else {
+        Vec<T> nearness[Q];
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) {
+          Vec<T> least = s[q];
+#pragma GCC unroll 16
+          for (int c = 1; c < C; ++c) least = vmin(s[c * Q + q], least);
+          nearness[q] = -least;
+        }
+        is_settled = all_below<T, Q>(nearness, too_far_off);
+        if (is_settled) add_exp2<T, C * Q, Q>(s, scale, acc);
+      }
+    } else {
+      y += block_size<C>(d, step);
+    }
+    if (__builtin_expect(!is_settled, 0)) {
+      add_directly<T, Q, C, Weighted>(all, j, scale, sums, before);
+      for (int q = 0; q < Q; ++q) acc[q] = before[q];
+      set_constants<T, Q>(sums, d, step, group);
+    }
+  }
+  for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
+}
+
+// Centers [begin, end), begin a multiple of C.
+template <class T, int Q, int C>
+void add_tile_expanded(const T* points, const MixtureView<T>& mixture,
+                       const ExpandedCenters<T>& form, int64_t begin, int64_t end, T scale,
+                       ExpandedGroup<T, Q>& group, LaneSums<T, Q>& sums) {
+  const int64_t whole = (end - begin) / C * C;
+  const T* shift = mixture.weight_shift;
+  const Block<T, Q> block{points,         mixture.centers + begin * mixture.stride,
+                          mixture.stride, shift ? shift + begin : nullptr,
+                          nullptr,        begin,
+                          int(mixture.d)};
+  const T* blocks = form.blocks + begin / C * block_size<C>(mixture.d, form.step);
+  const T* spread = form.spread + begin / C;
+  if (shift)
+    add_centers_expanded<T, Q, C, true>(block, whole, scale, form.step, blocks, spread, group,
+                                        sums);
+  else
+    add_centers_expanded<T, Q, C, false>(block, whole, scale, form.step, blocks, spread, group,
+                                         sums);
+}
+
+template <class T>
+ExpansionKernel<T> expansion_kernel() {
+  constexpr int C = kVectorBytes == 64 ? 6 : 3;
+  return {C, kLeastStep, kExpansionError<T>, &pack_expanded<T, C>};
+}
+
 // -- any number of centers -----------------------------------------------------------------------
 
 template <class T, int Q, int C, bool Weighted>
@@ -794,6 +1036,14 @@ void log_values(const LaneSums<T, Q>& sums, double exponent, double constant, do
   }
 }
 
+// Memory of a group in expanded form, in numbers.
+template <class T, int Q>
+int64_t expanded_size(int64_t d) {
+  constexpr int kGroup = Q * kLanes<T>;
+  if (num_chunks(d) == 0) return 0;
+  return kGroup * (d + num_steps(d, kLeastStep) * int64_t(1 + sizeof(double) / sizeof(T)));
+}
+
 // Groups [first, last) of points, at most kGroupsPerTask. scratch: scratch_bytes() bytes.
 template <class T, int Q, int C>
 void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
@@ -811,6 +1061,7 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
   auto* segments = reinterpret_cast<Segment*>(members + kGroupsPerTask);
   T* packed = reinterpret_cast<T*>(segments + kGroupsPerTask * kMaxSegments);
   T* chunks = packed + kGroupsPerTask * kGroup * mixture.d;
+  ExpandedGroup<T, Q> expanded[kGroupsPerTask];
   PointGroup groups[kGroupsPerTask];
   int segment_count[kGroupsPerTask];
 
@@ -823,6 +1074,15 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
                       packed + g * kGroup * mixture.d);
     for (int i = g * num_parts; i < (g + 1) * num_parts; ++i)
       sums[i].clear(chunk_size ? chunks + i * chunk_size : nullptr, mixture.d);
+    if (task.expanded) {
+      T* memory = chunks + num_groups * num_parts * chunk_size + g * expanded_size<T, Q>(mixture.d);
+      const int64_t size = num_steps(mixture.d, kLeastStep) * kGroup;
+      expanded[g].norms = reinterpret_cast<double*>(memory);
+      expanded[g].constants = reinterpret_cast<T*>(expanded[g].norms + size);
+      expanded[g].points = expanded[g].constants + size;
+      expand_points<T, Q>(packed + g * kGroup * mixture.d, *task.expanded, mixture.d, expanded[g]);
+      set_constants<T, Q>(sums[g], mixture.d, task.expanded->step, expanded[g]);
+    }
     Segment* cuts = segments + g * kMaxSegments;
     if (task.own) {
       find_members<T, Q>(task, groups[g], members[g]);
@@ -849,10 +1109,18 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
         const int64_t from = segment.begin > begin ? segment.begin : begin;
         const int64_t to = segment.end < end ? segment.end : end;
         if (from >= to) continue;
-        if (task.own)
+        if (task.own) {
           add_segment<T, Q, C>(points, task, members[g], segment.part, from, to, scale, parts);
-        else
-          add_tile<T, Q, C>(points, mixture, from, to, scale, parts[kInner]);
+          continue;
+        }
+        int64_t direct_from = from;
+        if (task.expanded && expanded[g].room >= 0) {
+          add_tile_expanded<T, Q, C>(points, mixture, *task.expanded, from, to, scale, expanded[g],
+                                     parts[kInner]);
+          direct_from += (to - from) / C * C;
+        }
+        if (direct_from < to)
+          add_tile<T, Q, C>(points, mixture, direct_from, to, scale, parts[kInner]);
       }
     }
   }
@@ -883,7 +1151,8 @@ int64_t scratch_bytes(int64_t d) {
   constexpr int kGroup = Q * kLanes<T>;
   return kGroupsPerTask * (kOwn * int64_t(sizeof(LaneSums<T, Q>)) + int64_t(sizeof(Members<T, Q>)) +
                            kMaxSegments * int64_t(sizeof(Segment)) +
-                           kGroup * (d + kOwn * num_chunks(d)) * int64_t(sizeof(T)));
+                           kGroup * (d + kOwn * num_chunks(d)) * int64_t(sizeof(T)) +
+                           expanded_size<T, Q>(d) * int64_t(sizeof(T)));
 }
 
 }  // namespace NOISYFLOW_TARGET

@@ -13,6 +13,8 @@ KernelTable kernels_avx2() {
           &avx2::choose_kernel<double>,
           avx2::path_kernel(),
           avx2::covariance_kernel<float>(),
-          avx2::covariance_kernel<double>()};
+          avx2::covariance_kernel<double>(),
+          avx2::expansion_kernel<float>(),
+          avx2::expansion_kernel<double>()};
 }
 }  // namespace noisyflow

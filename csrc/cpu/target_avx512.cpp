@@ -13,6 +13,8 @@ KernelTable kernels_avx512() {
           &avx512::choose_kernel<double>,
           avx512::path_kernel(),
           avx512::covariance_kernel<float>(),
-          avx512::covariance_kernel<double>()};
+          avx512::covariance_kernel<double>(),
+          avx512::expansion_kernel<float>(),
+          avx512::expansion_kernel<double>()};
 }
 }  // namespace noisyflow

@@ -13,6 +13,8 @@ KernelTable kernels_baseline() {
           &baseline::choose_kernel<double>,
           baseline::path_kernel(),
           baseline::covariance_kernel<float>(),
-          baseline::covariance_kernel<double>()};
+          baseline::covariance_kernel<double>(),
+          baseline::expansion_kernel<float>(),
+          baseline::expansion_kernel<double>()};
 }
 }  // namespace noisyflow
