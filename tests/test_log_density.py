@@ -358,17 +358,17 @@ def test_the_number_of_threads_does_not_change_a_bit(
 
 # -- the expanded form: |x - o|^2 + |y - o|^2 - 2 (x - o).(y - o) ----------------------
 #
-# It serves calls of 128 points and more, where its rounding is small. Fewer of the same
-# points are evaluated in differences, which shows which form was taken: a point's sum
-# depends on nothing beyond its group of points, 32 at most.
+# It serves calls of 256 points and 1024 centers and more, where its rounding is small.
+# Fewer of the same points are evaluated in differences, which shows which form was
+# taken: a point's sum depends on nothing beyond its group of points, 32 at most.
 
 
 def is_expanded(points: Any, centers: Any, noise_std: float, **options: Any) -> bool:
     many = mixture_log_density(points, centers, noise_std, max_lost_mass=0, **options)
     few = mixture_log_density(
-        points[:96], centers, noise_std, max_lost_mass=0, **options
+        points[:224], centers, noise_std, max_lost_mass=0, **options
     )
-    return not np.array_equal(many[:96], few)
+    return not np.array_equal(many[:224], few)
 
 
 def long_log_density(points: Any, centers: Any, noise_std: float) -> Any:
@@ -396,7 +396,7 @@ def make_rivals(
     A third is farther by 6 nats and comes first, so that neither of the two serves as
     the reference, whose own exponent has hardly an error.
     """
-    points = rng.uniform(-extent, extent, (m, d))
+    points = rng.uniform(-extent, extent, (m, d))  # m >= 342 makes 1024 centers or more
     normals = rng.standard_normal((3, m, d))
     normals *= noise_std / np.linalg.norm(normals, axis=2, keepdims=True)
     radii = np.array([4.0, 2.0, 2.0])[:, None, None]
@@ -410,9 +410,9 @@ def test_float32_error_is_below_its_bound_where_the_form_changes(
 ) -> None:
     seen = set()
     for noise_std in (0.1, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5):
-        points, centers = make_rivals(rng, 160, d, noise_std, np.float32)
-        exact = long_log_density(points, centers, noise_std)
-        ours = mixture_log_density(points, centers, noise_std, max_lost_mass=0)
+        points, centers = make_rivals(rng, 344, d, noise_std, np.float32)
+        exact = long_log_density(points[:24], centers, noise_std)
+        ours = mixture_log_density(points, centers, noise_std, max_lost_mass=0)[:24]
         rounding = np.spacing(np.abs(exact).astype(np.float32)) / 2
         excess = (np.abs(ours - exact) - rounding).max()
         assert excess <= 2e-5, noise_std
@@ -426,9 +426,9 @@ def test_float64_error_is_below_1e_12_where_the_form_changes(
 ) -> None:
     seen = set()
     for noise_std in (0.01, 0.03, 0.1, 0.3, 1.0):
-        points, centers = make_rivals(rng, 160, d, noise_std, np.float64)
-        exact = long_log_density(points, centers, noise_std)
-        ours = mixture_log_density(points, centers, noise_std, max_lost_mass=0)
+        points, centers = make_rivals(rng, 344, d, noise_std, np.float64)
+        exact = long_log_density(points[:24], centers, noise_std)
+        ours = mixture_log_density(points, centers, noise_std, max_lost_mass=0)[:24]
         assert (np.abs(ours - exact) <= 1e-12 * np.maximum(1, np.abs(exact))).all()
         seen.add(is_expanded(points, centers, noise_std))
     assert seen == {False, True}
@@ -440,9 +440,9 @@ def test_little_noise_and_few_dimensions_are_evaluated_in_differences(
 ) -> None:
     noise_std = 1 / np.sqrt(2 * np.pi)  # log-densities near 0 show every difference
     for extent, form in ((0.3, d > 16), (100.0, False)):
-        points, centers = make_rivals(rng, 160, d, noise_std, dtype, extent)
+        points, centers = make_rivals(rng, 344, d, noise_std, dtype, extent)
         assert is_expanded(points, centers, noise_std) == form
-    points, centers = make_rivals(rng, 160, d, 0.005, dtype)
+    points, centers = make_rivals(rng, 344, d, 0.005, dtype)
     assert not is_expanded(points, centers, 0.005)
 
 
@@ -450,11 +450,11 @@ def test_little_noise_and_few_dimensions_are_evaluated_in_differences(
 def test_data_far_from_the_origin_are_as_accurate(
     d: int, dtype: Any, cpu_target: str, rng: np.random.Generator
 ) -> None:
-    points, centers = make_rivals(rng, 160, d, 0.4, np.float64, 0.3)
+    points, centers = make_rivals(rng, 344, d, 0.4, np.float64, 0.3)
     points, centers = (points + 1e4).astype(dtype), (centers + 1e4).astype(dtype)
     assert is_expanded(points, centers, 0.4)
-    exact = long_log_density(points, centers, 0.4)
-    ours = mixture_log_density(points, centers, 0.4, max_lost_mass=0)
+    exact = long_log_density(points[:24], centers, 0.4)
+    ours = mixture_log_density(points, centers, 0.4, max_lost_mass=0)[:24]
     tolerance = 2e-5 if dtype == np.float32 else 1e-12
     assert (np.abs(ours - exact) <= tolerance).all()
 
@@ -464,8 +464,8 @@ def test_any_number_of_centers_matches_in_expanded_form(
     d: int, dtype: Any, cpu_target: str, rng: np.random.Generator
 ) -> None:
     """Weighted, with weights of zero; the last centers of a call fill no block."""
-    for n in (1, 2, 5, 6, 7, 13, 300, 1000):
-        points, centers, _ = make_mixture(rng, 150, n, d, 1.0, dtype)
+    for n in (2, 1023, *range(1024, 1036), 2000):
+        points, centers, _ = make_mixture(rng, 300, n, d, 1.0, dtype)
         weights = rng.random(n)
         weights[rng.random(n) < 0.3] = 0
         weights[-1] = 1
@@ -499,6 +499,19 @@ def test_a_few_distant_rows_do_not_spoil_the_expanded_form(
         ours = mixture_log_density(points, centers, 1.0, max_lost_mass=0)
         exact[77] = _reference.mixture_log_density(points[77:78], centers, 1.0)[0]
         assert (np.abs(ours - exact) <= 60 * eps * np.abs(exact)).all()
+
+
+def test_centers_with_too_large_a_spread_are_evaluated_in_differences(
+    dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    """Points far out, most centers at the origin, and two that matter."""
+    (m, n, d, noise_std) = (300, 1280, 64, 0.4)
+    direction = (0.47 if dtype == np.float32 else 1.37) * rng.choice([-1.0, 1.0], d)
+    points = (direction + 0.1 * rng.standard_normal((m, d))).astype(dtype)
+    centers = (0.04 * rng.standard_normal((n, d))).astype(dtype)
+    for reach, form in ((0.3, True), (1.3, False)):
+        centers[1:3] = reach * direction + 0.005 * rng.standard_normal((2, d))
+        assert is_expanded(points, centers, noise_std) == form
 
 
 def test_the_number_of_threads_does_not_change_a_bit_of_the_expanded_form(

@@ -60,7 +60,9 @@ struct ExpandedCenters {
   const T* origin;  // o, (d,)
   int step;         // dimensions in a row between two constants
   double most;      // spread of a point and of a center together, beyond which rounding counts
-  const T* blocks;  // per step: |y - o|^2 of `together` centers, then per dimension their y - o
+  const T* rows;    // y - o, `stride` elements apart
+  int64_t stride;
+  const T* norms;   // (n, number of steps): |y - o|^2 of each step, the first with the weight_shift
   const T* spread;  // of each block: sqrt(sum of squared |y - o|^2 of all steps), the largest
 };
 

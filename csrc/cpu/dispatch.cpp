@@ -3,6 +3,7 @@
 #include "dispatch.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -98,13 +99,14 @@ int64_t groups_per_task(int64_t num_groups, int num_threads) {
 // -----------------------------------------------------------------------------
 
 constexpr int64_t kLeastExpandedDims = 17;     // below, the exponential is most of the work
-constexpr int64_t kLeastExpandedPoints = 128;  // fewer do not pay for packing the centers
-constexpr int64_t kSampledRows = 128;
+constexpr int64_t kLeastExpandedPoints = 256;  // fewer do not pay for the norms of the centers
+constexpr int64_t kLeastExpandedCenters = 1024;
+constexpr int64_t kSampledRows = 64;
 
-// The packed centers of a call.
+// The centers of a call.
 template <class T>
 struct Expansion {
-  ExpandedCenters<T> form;
+  ExpandedCenters<T> form{};
   std::vector<T> origin;
   Scratch memory;
 };
@@ -125,75 +127,88 @@ std::vector<T> find_origin(const MixtureView<T>& mixture) {
     }
   std::vector<T> origin(size_t(mixture.d));
   for (size_t k = 0; k < origin.size(); ++k)
-    if (mean[k] * mean[k] > square[k] / 16) origin[k] = T(mean[k]);
+    if (4 * mean[k] * mean[k] > square[k]) origin[k] = T(mean[k]);
   return origin;
 }
 
-// The spread of row (see ExpandedCenters).
+// The spread (see ExpandedCenters) that few of the rows exceed, from a sample, for steps of
+// kSteps[0], [1], ..
+constexpr int kSteps[] = {32, 16, 8};
+using Spreads = std::array<double, 3>;
 template <class T>
-double spread_of(const T* row, const std::vector<T>& origin, size_t step) {
-  double squares = 0;
-  for (size_t k = 0; k < origin.size(); k += step) {
-    double norm = 0;
-    for (size_t i = k; i < std::min(k + step, origin.size()); ++i) {
-      const double y = double(row[i]) - double(origin[i]);
-      norm += y * y;
+Spreads usual_spreads(const T* rows, int64_t stride, int64_t count, const std::vector<T>& origin) {
+  constexpr size_t kLeast = 8;
+  std::array<std::vector<double>, 3> squares;
+  for (int64_t i = 0; i < count; i += sampling(count)) {
+    const T* row = rows + i * stride;
+    double norms[3] = {}, sums[3] = {};
+    for (size_t k = 0; k < origin.size(); k += kLeast) {
+      double norm = 0;
+      for (size_t at = k; at < std::min(k + kLeast, origin.size()); ++at) {
+        const double y = double(row[at]) - double(origin[at]);
+        norm += y * y;
+      }
+      for (size_t s = 0; s < 3; ++s) {
+        norms[s] += norm;
+        if ((k + kLeast) % size_t(kSteps[s]) != 0 && k + kLeast < origin.size()) continue;
+        sums[s] += norms[s] * norms[s];
+        norms[s] = 0;
+      }
     }
-    squares += norm * norm;
+    for (size_t s = 0; s < 3; ++s) squares[s].push_back(sums[s]);
   }
-  return std::sqrt(squares);
+  Spreads spreads;
+  for (size_t s = 0; s < 3; ++s) {
+    const auto at = squares[s].begin() + std::ptrdiff_t(squares[s].size() * 49 / 50);
+    std::nth_element(squares[s].begin(), at, squares[s].end());
+    spreads[s] = 1.05 * std::sqrt(*at);
+  }
+  return spreads;
 }
 
-// The spread that few rows exceed: one that many do would be no gain.
-template <class T>
-double usual_spread(const T* rows, int64_t stride, int64_t count, const std::vector<T>& origin,
-                    size_t step) {
-  std::vector<double> spreads;
-  for (int64_t i = 0; i < count; i += sampling(count))
-    spreads.push_back(spread_of(rows + i * stride, origin, step));
-  const auto at = spreads.begin() + std::ptrdiff_t(spreads.size() * 49 / 50);
-  std::nth_element(spreads.begin(), at, spreads.end());
-  return 1.05 * *at;
-}
-
-// Packs the centers where the expanded form is accurate enough for most pairs; null elsewhere. What
-// the sample misses is evaluated in differences, so that it matters for speed alone.
+// The centers for the expanded form where it is accurate enough for most pairs; null elsewhere.
+// What the sample misses is evaluated in differences: it matters for speed alone.
 template <class T>
 std::unique_ptr<Expansion<T>> expand(const Task<T>& task, const ExpansionKernel<T>& kernel,
                                      int num_threads) {
   const MixtureView<T>& mixture = task.mixture;
   const int64_t d = mixture.d, num_blocks = mixture.n / kernel.together;
-  if (task.own || d < kLeastExpandedDims || task.points.m < kLeastExpandedPoints || num_blocks == 0)
+  if (task.own || d < kLeastExpandedDims || task.points.m < kLeastExpandedPoints ||
+      mixture.n < kLeastExpandedCenters)
     return nullptr;
   auto expansion = std::make_unique<Expansion<T>>();
   ExpandedCenters<T>& form = expansion->form;
-  expansion->origin = find_origin(mixture);
-  form.origin = expansion->origin.data();
-  bool is_accurate = false;
-  for (const int step : {32, 16, kernel.least_step}) {
-    form.step = step;
-    form.most = kernel.most_error * 2 * mixture.noise_std * mixture.noise_std /
-                (double(kEpsilon<T>) / 2 * std::sqrt(step + 6.0));
-    const double spread =
-        usual_spread(mixture.centers, mixture.stride, mixture.n, expansion->origin, size_t(step)) +
-        usual_spread(task.points.points, task.points.stride, task.points.m, expansion->origin,
-                     size_t(step));
-    if ((is_accurate = spread <= form.most)) break;
+  const std::vector<T>& origin = expansion->origin = find_origin(mixture);
+  const Spreads of_centers = usual_spreads(mixture.centers, mixture.stride, mixture.n, origin);
+  const Spreads of_points =
+      usual_spreads(task.points.points, task.points.stride, task.points.m, origin);
+  const double variance = mixture.noise_std * mixture.noise_std;
+  for (size_t s = 0; s < 3 && form.step == 0; ++s) {
+    const double per_spread = double(kEpsilon<T>) / 2 * std::sqrt(kSteps[s] + 6.0) / (2 * variance);
+    form.most = kernel.most_error / per_spread;
+    if (of_centers[s] + of_points[s] <= form.most) form.step = kSteps[s];
   }
-  if (!is_accurate) return nullptr;
-  const int64_t size = kernel.together * (d + (d + form.step - 1) / form.step);
-  expansion->memory = allocate(num_blocks * (size + 1) * int64_t(sizeof(T)));
-  T* blocks = static_cast<T*>(expansion->memory.get());
-  T* spread = blocks + num_blocks * size;
-  constexpr int64_t kPackedTogether = 64;
-  parallel_for((num_blocks + kPackedTogether - 1) / kPackedTogether, num_threads,
-               [&](int, int64_t index) {
-                 const int64_t first = index * kPackedTogether;
-                 kernel.pack(mixture, form, first, std::min(first + kPackedTogether, num_blocks),
-                             blocks, spread);
-               });
-  form.blocks = blocks;
+  if (form.step == 0) return nullptr;
+
+  form.origin = origin.data();
+  const bool is_moved = std::any_of(origin.begin(), origin.end(), [](T o) { return o != 0; });
+  const int64_t num_norms = mixture.n * ((d + form.step - 1) / form.step);
+  const int64_t num_moved = is_moved ? mixture.n * d : 0;
+  expansion->memory = allocate((num_norms + num_blocks + num_moved) * int64_t(sizeof(T)));
+  T* norms = static_cast<T*>(expansion->memory.get());
+  T* spread = norms + num_norms;
+  T* rows = is_moved ? spread + num_blocks : nullptr;
+  form.norms = norms;
   form.spread = spread;
+  form.rows = is_moved ? rows : mixture.centers;
+  form.stride = is_moved ? d : mixture.stride;
+  constexpr int64_t kBlocksTogether = 32;
+  parallel_for((num_blocks + kBlocksTogether - 1) / kBlocksTogether, num_threads,
+               [&](int, int64_t index) {
+                 const int64_t first = index * kBlocksTogether;
+                 kernel.expand(mixture, form, first, std::min(first + kBlocksTogether, num_blocks),
+                               rows, norms, spread);
+               });
   return expansion;
 }
 

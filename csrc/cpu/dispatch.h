@@ -30,15 +30,16 @@ struct KernelChoice {
                        void* scratch);
 };
 
-// Centers packed for the expanded form (ExpandedCenters) on one target.
+// Preparation of the expanded form (ExpandedCenters) on one target.
 template <class T>
 struct ExpansionKernel {
   int together;       // centers of a block
   int least_step;     // ExpandedCenters::step
   double most_error;  // of an exponent, nats: see log_density-inl.h
-  // Blocks [first, last) and their spread, for the origin and step of `form`.
-  void (*pack)(const MixtureView<T>& mixture, const ExpandedCenters<T>& form, int64_t first,
-               int64_t last, T* blocks, T* spread);
+  // Norms and spread of blocks [first, last), for the origin and step of `form`; and rows, unless
+  // they are null: centers as given.
+  void (*expand)(const MixtureView<T>& mixture, const ExpandedCenters<T>& form, int64_t first,
+                 int64_t last, T* rows, T* norms, T* spread);
 };
 
 // Path importance on one target: linearise vectors of inputs, then evaluate chunks of points.

@@ -566,45 +566,49 @@ constexpr int kLeastStep = 8;
 
 inline int64_t num_steps(int64_t d, int64_t step) { return (d + step - 1) / step; }
 
-// Numbers of a block of C centers.
-template <int C>
-inline int64_t block_size(int64_t d, int64_t step) {
-  return C * (d + num_steps(d, step));
-}
+// Centers of a block: 2 x 12 sums (2 x 6) leave room for points and a center. The more centers, the less
+// often the points are read, which counts where they come from L2.
+template <class T>
+constexpr int kExpandedTogether = kVectorBytes == 64 ? 12 : 6;
 
-template <class T, int C>
-void pack_expanded(const MixtureView<T>& mixture, const ExpandedCenters<T>& form, int64_t first,
-                   int64_t last, T* blocks, T* spread) {
-  const int64_t d = mixture.d, size = block_size<C>(d, form.step);
+template <class T>
+void expand_centers(const MixtureView<T>& mixture, const ExpandedCenters<T>& form, int64_t first,
+                    int64_t last, T* rows, T* norms, T* spread) {
+  constexpr int C = kExpandedTogether<T>, kWide = kLanes<double>;
+  typedef T Narrow __attribute__((vector_size(kWide * sizeof(T))));
+  const int64_t d = mixture.d, step = form.step;
+  T* norm_out = norms + first * C * num_steps(d, step);
   for (int64_t block = first; block < last; ++block) {
     double largest = 0;
     bool is_number = true;
-    for (int c = 0; c < C; ++c) {
-      const int64_t j = block * C + c;
+    for (int64_t j = block * C; j < (block + 1) * C; ++j) {
       const T* row = mixture.centers + j * mixture.stride;
-      T* out = blocks + block * size + c;
+      T* out = rows ? rows + j * d : nullptr;
       double squares = 0;
-      for (int64_t k = 0; k < d; k += form.step) {
-        const int64_t end = k + form.step < d ? k + form.step : d;
-        double norms[4] = {};
-        T* constant = out;
-        out += C;
+      for (int64_t k = 0; k < d; k += step) {
+        const int64_t end = k + step < d ? k + step : d;
+        Vec<double> sums = Vec<double>{};
         int64_t i = k;
-        for (; i + 4 <= end; i += 4, out += 4 * C)
-#pragma GCC unroll 4
-          for (int at = 0; at < 4; ++at) {
-            const T y = row[i + at] - form.origin[i + at];
-            out[at * C] = y;
-            norms[at] += double(y) * double(y);
+        for (; i + kWide <= end; i += kWide) {
+          Narrow y, o;
+          memcpy(&y, row + i, sizeof y);
+          if (out) {
+            memcpy(&o, form.origin + i, sizeof o);
+            y -= o;
+            memcpy(out + i, &y, sizeof y);
           }
-        for (; i < end; ++i, out += C) {
-          const T y = row[i] - form.origin[i];
-          *out = y;
-          norms[0] += double(y) * double(y);
+          const Vec<double> wide = __builtin_convertvector(y, Vec<double>);
+          sums += wide * wide;
         }
-        const double norm = norms[0] + norms[1] + norms[2] + norms[3];
+        double norm = 0;
+        for (; i < end; ++i) {
+          const T y = out ? row[i] - form.origin[i] : row[i];
+          if (out) out[i] = y;
+          norm += double(y) * double(y);
+        }
+        for (int l = 0; l < kWide; ++l) norm += sums[l];
         squares += norm * norm;
-        *constant =
+        *norm_out++ =
             T(k == 0 && mixture.weight_shift ? norm + double(mixture.weight_shift[j]) : norm);
       }
       is_number &= squares < INFINITY;
@@ -632,14 +636,17 @@ void expand_points(const T* points, const ExpandedCenters<T>& form, int64_t d,
   double* norms = group.norms;
   for (int64_t k = 0; k < d; k += form.step, norms += kGroup) {
     const int64_t end = k + form.step < d ? k + form.step : d;
-    for (int l = 0; l < kGroup; ++l) norms[l] = 0;
-    for (int64_t i = k; i < end; ++i)
-      for (int l = 0; l < kGroup; ++l) {
-        const T x = points[i * kGroup + l] - form.origin[i];
-        group.points[i * kGroup + l] = T(-2) * x;
-        norms[l] += double(x) * double(x);
-      }
-    for (int l = 0; l < kGroup; ++l) squares[l] += norms[l] * norms[l];
+    double sums[kGroup] = {};
+    for (int64_t i = k; i < end; ++i) {
+      T x[kGroup];
+      memcpy(x, points + i * kGroup, sizeof x);
+      for (int l = 0; l < kGroup; ++l) x[l] -= form.origin[i];
+      for (int l = 0; l < kGroup; ++l) sums[l] += double(x[l]) * double(x[l]);
+      for (int l = 0; l < kGroup; ++l) x[l] *= T(-2);
+      memcpy(group.points + i * kGroup, x, sizeof x);
+    }
+    for (int l = 0; l < kGroup; ++l) squares[l] += sums[l] * sums[l];
+    memcpy(norms, sums, sizeof sums);
   }
   double largest = 0;
   bool is_number = true;
@@ -670,68 +677,65 @@ void set_constants(const LaneSums<T, Q>& sums, int64_t d, int64_t step,
   }
 }
 
-// The block in differences, where some lane's offset must move or rounding counts.
-template <class T, int Q, int C, bool Weighted>
-__attribute__((noinline)) void add_directly(const Block<T, Q>& all, int64_t j, T scale,
-                                            LaneSums<T, Q>& sums, Vec<T>* acc) {
-  Block<T, Q> block = all;
-  block.centers += j * all.stride;
-  block.first += j;
-  if constexpr (Weighted) block.shift += j;
-  for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
-  add_centers_chunked<T, Q, C, Weighted, false, false>(block, C, scale, nullptr, sums);
-}
-
-// The twin of add_centers_chunked() for blocks of C centers in expanded form. blocks, spread: from
-// the first of them.
-template <class T, int Q, int C, bool Weighted>
+// The twin of add_centers_chunked() for blocks of E centers in expanded form; a block in which some
+// lane's offset must move, or rounding counts, is added in differences, C by C. E divides count.
+template <class T, int Q, int C, int E, bool Weighted>
 __attribute__((noinline)) void add_centers_expanded(const Block<T, Q>& all, int64_t count, T scale,
-                                                    int step, const T* blocks, const T* spread,
+                                                    const ExpandedCenters<T>& form,
                                                     ExpandedGroup<T, Q>& group,
                                                     LaneSums<T, Q>& sums) {
   constexpr int kGroup = Q * kLanes<T>;
+  static_assert(E % C == 0, "blocks in differences");
   const Vec<T> too_far_off = broadcast<T>(T(kSlack) / scale);
   const Vec<T> too_large = broadcast<T>(T(1 << int(kSlack)));
-  const int d = all.d;
-  const double room = group.room;
+  const int d = all.d, step = form.step;
+  const int64_t steps = num_steps(d, step), stride = form.stride;
+  const T* spread = form.spread + all.first / E;
+  const T* rows = form.rows + all.first * stride;
+  const T* norms = form.norms + all.first * steps;
   Vec<T> acc[Q];
   for (int q = 0; q < Q; ++q) acc[q] = Vec<T>{};
-  const T* y = blocks;
-  for (int64_t j = 0; j < count; j += C, ++spread) {
-    Vec<T> s[C * Q], before[Q];
+  for (int64_t j = 0; j < count; j += E, ++spread, rows += E * stride, norms += E * steps) {
+    Vec<T> before[Q];
     for (int q = 0; q < Q; ++q) before[q] = acc[q];
-    bool is_settled = double(*spread) <= room;
+    bool is_settled = double(*spread) <= group.room;
     if (__builtin_expect(is_settled, 1)) {
-      const T* x = group.points;
+      Vec<T> s[E * Q];
+#pragma GCC unroll 32
+      for (int i = 0; i < E * Q; ++i) s[i] = Vec<T>{};
       const T* constants = group.constants;
+      const T* x = group.points;
+      const T* norm = norms;
       int k = 0;
-#pragma GCC unroll 16
-      for (int i = 0; i < C * Q; ++i) s[i] = Vec<T>{};
       do {
         Vec<T> own[Q];
 #pragma GCC unroll 4
         for (int q = 0; q < Q; ++q) own[q] = load<T>(constants + q * kLanes<T>);
 #pragma GCC unroll 16
-        for (int c = 0; c < C; ++c)
+        for (int c = 0; c < E; ++c)
 #pragma GCC unroll 4
-          for (int q = 0; q < Q; ++q) s[c * Q + q] += own[q] + y[c];
-        y += C;
+          for (int q = 0; q < Q; ++q) s[c * Q + q] += own[q] + norm[c * steps];
+        ++norm;
         constants += kGroup;
         const int end = k + step < d ? k + step : d;
 #pragma GCC unroll 1
-        for (; k < end; ++k, x += kGroup, y += C) {
+        for (; k < end; ++k, x += kGroup) {
           Vec<T> v[Q];
 #pragma GCC unroll 4
-          for (int q = 0; q < Q; ++q) v[q] = load<T>(x + q * kLanes<T>);
+          for (int q = 0; q < Q; ++q) {
+            v[q] = load<T>(x + q * kLanes<T>);
+            __builtin_prefetch(x + kChunk * kGroup + q * kLanes<T>);
+          }
 #pragma GCC unroll 16
-          for (int c = 0; c < C; ++c)
+          for (int c = 0; c < E; ++c)
 #pragma GCC unroll 4
-            for (int q = 0; q < Q; ++q) s[c * Q + q] += v[q] * y[c];
+            for (int q = 0; q < Q; ++q) s[c * Q + q] += v[q] * rows[c * stride + k];
         }
       } while (k < d);
 
       if constexpr (kExp2Overflows) {
-        add_exp2<T, C * Q, Q>(s, scale, acc);
+#pragma GCC unroll 16
+        for (int c = 0; c < E; c += C) add_exp2<T, C * Q, Q>(s + c * Q, scale, acc);
         is_settled = all_below<T, Q>(acc, too_large);
       } else {
         Vec<T> nearness[Q];
@@ -739,49 +743,53 @@ __attribute__((noinline)) void add_centers_expanded(const Block<T, Q>& all, int6
         for (int q = 0; q < Q; ++q) {
           Vec<T> least = s[q];
 #pragma GCC unroll 16
-          for (int c = 1; c < C; ++c) least = vmin(s[c * Q + q], least);
+          for (int c = 1; c < E; ++c) least = vmin(s[c * Q + q], least);
           nearness[q] = -least;
         }
         is_settled = all_below<T, Q>(nearness, too_far_off);
-        if (is_settled) add_exp2<T, C * Q, Q>(s, scale, acc);
+        if (is_settled)
+#pragma GCC unroll 16
+          for (int c = 0; c < E; c += C) add_exp2<T, C * Q, Q>(s + c * Q, scale, acc);
       }
-    } else {
-      y += block_size<C>(d, step);
     }
     if (__builtin_expect(!is_settled, 0)) {
-      add_directly<T, Q, C, Weighted>(all, j, scale, sums, before);
-      for (int q = 0; q < Q; ++q) acc[q] = before[q];
+      Block<T, Q> block = all;
+      block.centers += j * all.stride;
+      block.first += j;
+      if constexpr (Weighted) block.shift += j;
+      for (int q = 0; q < Q; ++q) {
+        acc[q] = before[q];
+        sums.fold(q, acc[q]);
+      }
+      add_centers_chunked<T, Q, C, Weighted, false, false>(block, E, scale, nullptr, sums);
       set_constants<T, Q>(sums, d, step, group);
     }
   }
   for (int q = 0; q < Q; ++q) sums.fold(q, acc[q]);
 }
 
-// Centers [begin, end), begin a multiple of C.
+// Whole blocks of centers [begin, end); begin starts one. Returns the end of the last.
 template <class T, int Q, int C>
-void add_tile_expanded(const T* points, const MixtureView<T>& mixture,
-                       const ExpandedCenters<T>& form, int64_t begin, int64_t end, T scale,
-                       ExpandedGroup<T, Q>& group, LaneSums<T, Q>& sums) {
-  const int64_t whole = (end - begin) / C * C;
+int64_t add_tile_expanded(const MixtureView<T>& mixture, const T* points,
+                          const ExpandedCenters<T>& form, int64_t begin, int64_t end, T scale,
+                          ExpandedGroup<T, Q>& group, LaneSums<T, Q>& sums) {
+  constexpr int E = kExpandedTogether<T>;
+  const int64_t whole = (end - begin) / E * E;
   const T* shift = mixture.weight_shift;
   const Block<T, Q> block{points,         mixture.centers + begin * mixture.stride,
                           mixture.stride, shift ? shift + begin : nullptr,
                           nullptr,        begin,
                           int(mixture.d)};
-  const T* blocks = form.blocks + begin / C * block_size<C>(mixture.d, form.step);
-  const T* spread = form.spread + begin / C;
   if (shift)
-    add_centers_expanded<T, Q, C, true>(block, whole, scale, form.step, blocks, spread, group,
-                                        sums);
+    add_centers_expanded<T, Q, C, E, true>(block, whole, scale, form, group, sums);
   else
-    add_centers_expanded<T, Q, C, false>(block, whole, scale, form.step, blocks, spread, group,
-                                         sums);
+    add_centers_expanded<T, Q, C, E, false>(block, whole, scale, form, group, sums);
+  return begin + whole;
 }
 
 template <class T>
 ExpansionKernel<T> expansion_kernel() {
-  constexpr int C = kVectorBytes == 64 ? 6 : 3;
-  return {C, kLeastStep, kExpansionError<T>, &pack_expanded<T, C>};
+  return {kExpandedTogether<T>, kLeastStep, kExpansionError<T>, &expand_centers<T>};
 }
 
 // -- any number of centers -----------------------------------------------------------------------
@@ -1098,7 +1106,8 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
   // -- tiles of centers outside, groups of points inside: a tile is read once per task ----------
   int64_t tile = kTileBytes / (int64_t(sizeof(T)) * mixture.d);
   tile = tile > kMaxTile ? kMaxTile : tile < 4 * C ? 4 * C : tile;
-  tile = tile / C * C;
+  constexpr int E = kExpandedTogether<T>;
+  tile = task.expanded ? (tile < E ? E : tile / E * E) : tile / C * C;
   for (int64_t begin = range_begin; begin < range_end; begin += tile) {
     const int64_t end = begin + tile < range_end ? begin + tile : range_end;
     for (int g = 0; g < num_groups; ++g) {
@@ -1114,11 +1123,9 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
           continue;
         }
         int64_t direct_from = from;
-        if (task.expanded && expanded[g].room >= 0) {
-          add_tile_expanded<T, Q, C>(points, mixture, *task.expanded, from, to, scale, expanded[g],
-                                     parts[kInner]);
-          direct_from += (to - from) / C * C;
-        }
+        if (task.expanded && expanded[g].room >= 0)
+          direct_from = add_tile_expanded<T, Q, C>(mixture, points, *task.expanded, from, to, scale,
+                                                   expanded[g], parts[kInner]);
         if (direct_from < to)
           add_tile<T, Q, C>(points, mixture, direct_from, to, scale, parts[kInner]);
       }
