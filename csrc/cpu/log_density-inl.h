@@ -548,16 +548,17 @@ __attribute__((noinline)) void add_centers_chunked(const Block<T, Q>& all, int64
 // large as the squares on the right. Every `step` dimensions the running sum takes in those of
 // the next ones, less the offset: s += (|x - o|^2 - B) + |y - o|^2, so that it comes back to about
 // zero wherever the direct form does. Within a step it is at most about |x - o|^2 + |y - o|^2 over
-// these dimensions. Written X_c and Y_c, an exponent has, to first order, step + 8 roundings for
-// every step c, each at most u (X_c + Y_c) / (2 noise_std^2): one per dimension, four for the
-// constants and their sums, and those of the coordinates relative to o. They are independent, so
+// these dimensions. Written X_c and Y_c, an exponent has, to first order, step + 6 roundings in
+// every step c, none larger than u (X_c + Y_c) / (2 noise_std^2): one per dimension, four for the
+// constants and their sums, two for coordinates relative to o. Their signs being as good as
+// independent, so that all but one pair in exp(lambda^2 / 2) / 2 have (Hoeffding)
 //
-//   error <= lambda u sqrt(step + 8) (|X| + |Y|) / (2 noise_std^2),  |X|^2 = sum_c X_c^2,
+//   error <= lambda u sqrt(step + 6) (|X| + |Y|) / (2 noise_std^2),  |X|^2 = sum_c X_c^2.
 //
-// but for one pair in exp(lambda^2 / 2) / 2 (Hoeffding; |X + Y| <= |X| + |Y|). |X| is the point's
-// spread, |Y| the center's. Where the factor of lambda is beyond kExpansionError, the direct form
-// serves: group by group of points, block by block of centers. Measured errors are below it
-// (docs/numerics.md).
+// |X| is the point's spread, |Y| the center's. Where the factor of lambda is beyond
+// kExpansionError, the direct form serves: group by group of points, block by block of centers.
+// Measured, the error is a quarter of that factor in the root mean square, as much as the factor
+// at most (docs/numerics.md).
 
 template <class T>
 constexpr double kExpansionError = sizeof(T) == 4 ? 2e-5 : 3e-13;  // nats
@@ -566,8 +567,8 @@ constexpr int kLeastStep = 8;
 
 inline int64_t num_steps(int64_t d, int64_t step) { return (d + step - 1) / step; }
 
-// Centers of a block: 2 x 12 sums (2 x 6) leave room for points and a center. The more centers, the less
-// often the points are read, which counts where they come from L2.
+// Centers of a block: 2 x 12 sums (2 x 6) leave room for points and a center. The more centers, the
+// less often the points are read, which counts where they come from L2.
 template <class T>
 constexpr int kExpandedTogether = kVectorBytes == 64 ? 12 : 6;
 
