@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -231,6 +233,63 @@ def test_cells_beside_points_hundreds_of_widths_away(
         exact = mixture_log_density(centers, centers, noise_std, max_lost_mass=0)
         rounding = 200 * np.finfo(dtype).eps
         np.testing.assert_allclose(ours, exact, rtol=0, atol=2e-6 + rounding)
+
+
+@pytest.mark.parametrize("d", [1, 3, 8, 17, 20])
+def test_overflowing_distances_are_an_error(
+    d: int, cpu_target: str, dtype: Any, rng: np.random.Generator
+) -> None:
+    centers = dataset("clustered", 5000, d, rng).astype(dtype)
+    points = centers.copy()
+    points[50] = 1e25 if dtype == np.float32 else 1e200
+    built = tree(centers, 0.02, None, 1e-6, True)
+    exact = mixture_log_density(centers, centers, 0.02, max_lost_mass=0)
+    others = np.arange(5000) != 50
+    for path in (_BLOCKS, _POINT_BY_POINT):
+        ours = built.log_density(points, path, 1)[0]
+        assert not np.isfinite(ours[50])
+        np.testing.assert_allclose(ours[others], exact[others], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="distances overflow"):
+        prepare(centers, 0.02).log_density(points)
+
+
+def test_light_cells_keep_their_weight(
+    cpu_target: str, dtype: Any, rng: np.random.Generator
+) -> None:
+    """Weights near the smallest of their type, in cells and beside ordinary ones."""
+    tiny = 1e-37 if dtype == np.float32 else 1e-307
+    centers = np.repeat([[0.0], [50.0]], 2000, axis=0)
+    centers = (centers + 0.1 * rng.standard_normal((4000, 1))).astype(dtype)
+    weights = np.repeat([tiny, 1 / 2000], 2000).astype(dtype)
+    points = np.linspace(-2, 52, 200)[:, None].astype(dtype)
+    exact = mixture_log_density(points, centers, 1.0, weights=weights, max_lost_mass=0)
+    ours = tree(centers, 1.0, weights, 1e-6, True).log_density(points, _BLOCKS, 1)[0]
+    np.testing.assert_allclose(ours, exact, rtol=1e-5)
+
+
+def test_a_plan_accounts_for_every_pair(rng: np.random.Generator) -> None:
+    for kind, noise_std in (("uniform", 0.02), ("clustered", 0.1), ("clustered", 1.0)):
+        centers = dataset(kind, 20_000, 2, rng).astype(np.float32)
+        noise = rng.standard_normal(centers.shape)
+        points = (centers + noise_std * noise).astype(np.float32)
+        plan = explain(points, centers, noise_std)
+        done = plan.evaluated_pairs + plan.aggregated_pairs
+        assert 0 < done <= plan.num_pairs
+        assert plan.path == "blocks of points"
+        assert "skipped" in str(plan)
+
+
+def test_a_prepared_mixture_is_a_value(rng: np.random.Generator) -> None:
+    """It can be pickled and copied, with its tree or without, and not be changed."""
+    centers = rng.uniform(-1, 1, (20_000, 2))
+    mixture = prepare(centers, 0.02)
+    before = mixture.log_density(centers)
+    assert mixture._tree is not None
+    for copied in (pickle.loads(pickle.dumps(mixture)), copy.deepcopy(mixture)):
+        np.testing.assert_array_equal(copied.log_density(centers), before)
+    with pytest.raises(AttributeError):
+        mixture.noise_std = 0.2
+    assert "20000 centers, d = 2, noise_std = 0.02" in repr(mixture)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (1, 1), (1, 64), (33, 65)])

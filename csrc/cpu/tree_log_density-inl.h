@@ -80,7 +80,8 @@ struct TreeScale {
       : exponent(1 / (2 * task.noise_std * task.noise_std)), scale(T(exponent * M_LOG2E)) {
     const double log_n = task.tree.weight_shift ? 0 : log(double(task.tree.n));
     constant = -0.5 * double(task.tree.d) * log(M_PI / exponent) - log_n;
-    // 1 + max_lost_mass: a sum that holds polynomials may be too large by that.
+    // 1 + max_lost_mass: so that log(1 + max_lost_mass) bounds the change on either side; 0.01: the
+    // rounding of the sum.
     log2_allowed = log_n * M_LOG2E - log2(task.max_lost_mass) + log2(1 + task.max_lost_mass) + 0.01;
   }
 
@@ -321,7 +322,11 @@ void cell_shape(const T* rows, int64_t count, int64_t d, double noise_std, const
   double weight = 0, drift = 0;
   for (int l = 0; l < kLanesD; ++l) weight += weights[l];
   cell->weight = weight;
-  if (!(weight > 0)) return;
+  // Lighter cells would be lost beside the offset, which knows nothing of weights.
+  if (!(weight > (sizeof(T) == 4 ? 1e-25 : 1e-250))) {
+    cell->weight = 0;
+    return;
+  }
   cell->log2_weight = log2(weight);
   const double per_variance = 1 / (noise_std * noise_std);
   for (int64_t k = 0; k < d; ++k) {
@@ -596,6 +601,7 @@ struct TreeBlock {
   LaneSums<T, Q>& sums;
   const T* points;     // d x Q vectors
   const int32_t* own;  // (kGroup,) rows of the tree to leave out; null: none
+  int num_points;      // of the lanes; the others repeat the last
   T* limits;           // (kGroup,)
   T most;              // the largest of them
 
@@ -625,7 +631,7 @@ struct TreeBlock {
       add_tile_limited<T, Q, C>(points, mixture, begin, end, scale.scale, limits, sums);
     else
       add_tile<T, Q, C>(points, mixture, begin, end, scale.scale, sums);
-    counts.pairs += kGroup * (end - begin);
+    counts.pairs += num_points * (end - begin);
   }
 
   // The lanes' own centers among rows [begin, end), as holes of the dense kernel's ranges.
@@ -678,7 +684,7 @@ struct TreeBlock {
   // Jensen's bound from below of what the cell adds, to `bounds`; its distances to their offsets.
   void add_bound(int32_t leaf, LaneSums<T, Q>& bounds) {
     const Cell& cell = task.tree.cells[leaf];
-    const T* centroid = task.tree.centroids + leaf * task.tree.d;
+    const T* centroid = task.tree.centroids + int64_t(leaf) * task.tree.d;
     // 1e-3: a centroid that is rounded, see cell_shape(). Without the own center, the mean square
     // of distances to the point is larger by the weights' ratio at most.
     T factor[kGroup], shift[kGroup];
@@ -733,7 +739,7 @@ struct TreeBlock {
   void add_cell(int32_t leaf) {
     const TreeView<T>& tree = task.tree;
     const Cell& cell = tree.cells[leaf];
-    const T* centroid = tree.centroids + leaf * tree.d;
+    const T* centroid = tree.centroids + int64_t(leaf) * tree.d;
     const int64_t d = tree.d, count = tree.begins[leaf + 1] - tree.begins[leaf];
     const T per_noise = T(1 / task.noise_std), radius = T(cell.radius);
     Vec<T> squares[Q];
@@ -817,12 +823,15 @@ struct TreeBlock {
       point.add_leaf(tree, leaf, points + l, kGroup, own ? own[l] : -1, limits[l], scale.scale,
                      counts);
       point.fold();
-      sums.offset[l] = point.offset;
+      // Lanes subtract their offset in T: the sum moves to what it is there.
+      const double offset = double(T(point.offset));
+      if (offset < INFINITY) point.sum *= exp2(double(scale.scale) * (offset - point.offset));
+      sums.offset[l] = offset;
       sums.sum[l] = point.sum;
     }
     counts.terms += kGroup * kCoefficientCounts.at[d][order];
     counts.term_work += Q * int64_t(cell.work[order / 2 - 1]);
-    counts.aggregated += kGroup * count;
+    for (int l = 0; l < num_points; ++l) counts.aggregated += is_alone[l] ? 0 : count;
   }
 };
 
@@ -839,8 +848,13 @@ void lower_limits_by_point(TreeBlock<T, Q, C>& block, TreeStack<T>& stack, T* po
     while (child >= 0) {
       stack.size = 0;
       stack.push(tree, child, point, point, T(INFINITY));
+      if (stack.size == 0) break;  // distances overflow
       child = stack.entries[stack.size - 1].child;
       ++block.counts.boxes;
+    }
+    if (child >= 0) {
+      block.most = T(INFINITY);
+      continue;
     }
     PointSum<T> sum{INFINITY, 0, parts};
     sum.add_leaf(tree, ~child, point, 1, block.own ? block.own[l] : -1, T(INFINITY),
@@ -908,8 +922,16 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
     int32_t own[kGroup];
     for (int l = 0; task.own && l < kGroup; ++l)
       own[l] = task.own[begin + l < end ? begin + l : end - 1];
-    TreeBlock<T, Q, C> block{
-        task, scale, mixture, counts, *sums, packed, task.own ? own : nullptr, limits, T(INFINITY)};
+    TreeBlock<T, Q, C> block{task,
+                             scale,
+                             mixture,
+                             counts,
+                             *sums,
+                             packed,
+                             task.own ? own : nullptr,
+                             int(end - begin),
+                             limits,
+                             T(INFINITY)};
     block.start();
 
     // -- leaves within reach, near ones first; those without polynomials are added at once --------
@@ -926,7 +948,7 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
       }
       const int32_t leaf = ~at.child;
       ++counts.boxes;
-      if (!is_needed<T, Q>(packed, tree.leaf_boxes + leaf * 2 * d, d, limits)) continue;
+      if (!is_needed<T, Q>(packed, tree.leaf_boxes + int64_t(leaf) * 2 * d, d, limits)) continue;
       if (block.has_polynomial(leaf)) {
         candidates[num_candidates] = leaf;
         block.add_bound(leaf, *bounds);
@@ -943,7 +965,7 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
       block.lower_limits(*bounds);
       for (int64_t c = 0; c < num_candidates; ++c) {
         const int32_t leaf = candidates[c];
-        if (is_needed<T, Q>(packed, tree.leaf_boxes + leaf * 2 * d, d, limits))
+        if (is_needed<T, Q>(packed, tree.leaf_boxes + int64_t(leaf) * 2 * d, d, limits))
           block.add_cell(leaf);
       }
     }

@@ -61,10 +61,11 @@ def mixture_log_density(
         Component weights, not negative, summing to 1. Uniform by default.
     max_lost_mass : float, optional
         Largest fraction of a point's density that the result may be off by, from 0
-        (every pair is evaluated) to below 1: by construction, before rounding,
-        -log(1 + max_lost_mass) <= L - log-density <= -log(1 - max_lost_mass), and never
-        above the log-density where no polynomials were used (`explain` says so). 1e-6
-        by default in float32 and 1e-13 in float64: about what rounding does anyway.
+        (every pair is evaluated) to below 1. By construction, before rounding, the
+        result is within log(1 - max_lost_mass) and log(1 + max_lost_mass) of the
+        log-density, and not above it where no polynomials were used (`explain` says
+        so). 1e-6 by default in float32 and 1e-13 in float64: about what rounding does
+        anyway.
 
     Returns
     -------

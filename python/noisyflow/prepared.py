@@ -29,8 +29,8 @@ _PATHS = {1: "every pair", 2: "blocks of points", 3: "point by point"}
 class Plan:
     """How a log-density is computed, and what that leaves to do.
 
-    Expectations come from a sample of the points, which also chose the path. After an
-    evaluation the counts of what was done stand beside them.
+    Expectations come from a sample of the points, which also chose the path. The counts
+    of what was done stand beside them.
 
     Attributes
     ----------
@@ -42,15 +42,17 @@ class Plan:
     expected_pairs, expected_terms : float
         Pairs evaluated one by one, and coefficients of polynomials evaluated.
     expected_seconds : float
-        With one thread, on this machine, as the sample ran; the tree included.
+        With one thread, on this machine, as the sample ran; with the tree if it was
+        built for this.
     num_cells : int
         Groups of centers that a polynomial can stand for.
     num_bytes : int
-        Memory of the tree, beside copies of centers and points.
-    evaluated_pairs, aggregated_pairs, evaluated_terms : int or None
+        Memory of the tree, its two copies of the centers included; a copy of the points
+        comes on top while they are evaluated.
+    evaluated_pairs, aggregated_pairs, evaluated_terms : int
         What was done: pairs one by one, pairs that polynomials stood for, and the
-        polynomials' coefficients. All other pairs were skipped. None: not evaluated.
-    seconds : float or None
+        polynomials' coefficients. All other pairs were skipped.
+    seconds : float
         Of the evaluation, all threads together on the clock.
     """
 
@@ -61,27 +63,22 @@ class Plan:
     expected_seconds: float
     num_cells: int
     num_bytes: int
-    evaluated_pairs: int | None = None
-    aggregated_pairs: int | None = None
-    evaluated_terms: int | None = None
-    seconds: float | None = None
+    evaluated_pairs: int
+    aggregated_pairs: int
+    evaluated_terms: int
+    seconds: float
 
     def __str__(self) -> str:
-        text = (
+        done = self.evaluated_pairs + self.aggregated_pairs
+        skipped = 1 - done / self.num_pairs if self.num_pairs else 0.0
+        return (
             f"{self.path}: {self.expected_pairs:.3g} of {self.num_pairs:.3g} pairs "
             f"expected one by one, {self.expected_terms:.3g} polynomial terms, "
-            f"{self.expected_seconds:.2g} s; {self.num_bytes / 1e6:.3g} MB"
+            f"{self.expected_seconds:.2g} s; {self.num_bytes / 1e6:.3g} MB. "
+            f"Evaluated {self.evaluated_pairs:.3g} pairs, "
+            f"{self.aggregated_pairs:.3g} by {self.evaluated_terms:.3g} terms, "
+            f"{skipped:.1%} skipped, in {self.seconds:.2g} s"
         )
-        if self.evaluated_pairs is not None and self.seconds is not None:
-            skipped = 1 - (self.evaluated_pairs + (self.aggregated_pairs or 0)) / max(
-                self.num_pairs, 1
-            )
-            text += (
-                f". Evaluated {self.evaluated_pairs:.3g} pairs, "
-                f"{self.aggregated_pairs:.3g} by {self.evaluated_terms:.3g} terms, "
-                f"{max(skipped, 0):.1%} skipped, in {self.seconds:.2g} s"
-            )
-        return text
 
 
 def checked_max_lost_mass(value: Any, dtype: Any) -> float:
@@ -106,16 +103,21 @@ def order_work(num_points: int, num_centers: int, d: int) -> float:
 
 
 def is_worth_a_tree(
-    x: Floats, y: Floats, noise_std: float, max_lost_mass: float
+    x: Floats,
+    y: Floats,
+    noise_std: float,
+    max_lost_mass: float,
+    *,
+    is_kept: bool = False,
 ) -> bool:
     """Whether a tree is likely to save more than it costs, by a sample of pairs.
 
     Either few pairs are near enough to matter, or many centers lie so close together
-    that polynomials can stand for them.
+    that polynomials can stand for them. is_kept: the tree is for other points too.
     """
     (m, n, d) = (len(x), len(y), y.shape[1])
     all_pairs = pair_work(m, n, d, y.itemsize)
-    ordering = order_work(m, n, d)
+    ordering = order_work(m, 0 if is_kept else n, d)
     if all_pairs < max(SMALLEST_WORK, 1.5 * ordering):
         return False
     size = max(8, min(64, 2**21 // (256 * d)))
@@ -177,10 +179,27 @@ class PreparedMixture:
     ) -> None:
         self._centers = centers
         self._weights = weights
-        self.noise_std = noise_std
-        self.max_lost_mass = max_lost_mass
+        self._noise_std = noise_std
+        self._max_lost_mass = max_lost_mass
         self._tree: Any = None
         self._tree_seconds = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tree": None}  # built again where it is wanted
+
+    def __repr__(self) -> str:
+        return (
+            f"PreparedMixture({self.num_centers} centers, d = {self.dimension}, "
+            f"noise_std = {self._noise_std:g}, max_lost_mass = {self._max_lost_mass:g})"
+        )
+
+    @property
+    def noise_std(self) -> float:
+        return self._noise_std
+
+    @property
+    def max_lost_mass(self) -> float:
+        return self._max_lost_mass
 
     @property
     def num_centers(self) -> int:
@@ -193,12 +212,12 @@ class PreparedMixture:
     def log_density(self, points: Any) -> Any:
         """Log-density at points (m, d), as `mixture_log_density`; (m,), in nats."""
         x = self._as_points(points)
-        result, _ = self._evaluate(x, is_sure=True)
+        result, _ = self._evaluate(x, is_kept=True)
         return _arrays.same_library(result, points)
 
     def explain(self, points: Any) -> Plan:
         """The `Plan` of `log_density(points)`, which is computed for it."""
-        return self._evaluate(self._as_points(points), is_sure=True)[1]
+        return self._evaluate(self._as_points(points), is_kept=True)[1]
 
     def _as_points(self, points: Any) -> Floats:
         x = _arrays.as_matrix("points", points, allow_empty=True)
@@ -220,9 +239,9 @@ class PreparedMixture:
             kind = _core.Prepared32 if self._centers.itemsize == 4 else _core.Prepared64
             self._tree = kind(
                 self._centers,
-                self.noise_std,
+                self._noise_std,
                 self._weights,
-                self.max_lost_mass,
+                self._max_lost_mass,
                 True,
                 num_threads(),
             )
@@ -242,7 +261,7 @@ class PreparedMixture:
             sums = _core.block_log_sums(
                 points,
                 self._centers,
-                self.noise_std,
+                self._noise_std,
                 own,
                 np.array([0, self.num_centers]),
                 np.array([0, self.num_centers]),
@@ -255,7 +274,7 @@ class PreparedMixture:
             others = answer[0]
             difference = points.astype(np.float64) - self._centers[own]
             own_center = self._log_constant(own) - (difference**2).sum(axis=1) / (
-                2 * self.noise_std**2
+                2 * self._noise_std**2
             )
         _arrays.check_representable("the own sum", own_center, allow_minus_inf=True)
         _arrays.check_representable("the others' sum", others, allow_minus_inf=True)
@@ -268,35 +287,36 @@ class PreparedMixture:
         if self._weights is not None:
             log_weight = np.log(self._weights[own].astype(np.float64))
         constant: Floats = np.asarray(
-            log_weight - 0.5 * d * math.log(2 * math.pi * self.noise_std**2)
+            log_weight - 0.5 * d * math.log(2 * math.pi * self._noise_std**2)
         )
         return constant
 
     def _through_tree(
-        self, x: Floats, own: NDArray[np.int64] | None = None, *, is_sure: bool = False
+        self, x: Floats, own: NDArray[np.int64] | None = None, *, is_kept: bool = False
     ) -> Any:
         """What the tree answers (_core.pyi); None where a sample of pairs is against.
 
-        is_sure: a tree is wanted anyway. One that is there already is asked.
+        is_kept: the tree is for more than these points.
         """
         n, d = self._centers.shape
         is_large = pair_work(len(x), n, d, x.itemsize) >= SMALLEST_WORK
-        if self.max_lost_mass == 0 or not is_large:
+        if self._max_lost_mass == 0 or not is_large:
             return None
-        if not (is_sure or self._tree is not None) and not is_worth_a_tree(
-            x, self._centers, self.noise_std, self.max_lost_mass
+        if self._tree is None and not is_worth_a_tree(
+            x, self._centers, self._noise_std, self._max_lost_mass, is_kept=is_kept
         ):
             return None
         return self._build().log_density(x, _CHOOSE, num_threads(), own)
 
-    def _evaluate(self, x: Floats, *, is_sure: bool = False) -> tuple[Floats, Plan]:
-        """The log-density and how it was computed; is_sure as in _through_tree."""
+    def _evaluate(self, x: Floats, *, is_kept: bool = False) -> tuple[Floats, Plan]:
+        """The log-density and how it was computed; is_kept as in _through_tree."""
         start = time.perf_counter()
         (m, n) = (len(x), self.num_centers)
         result = None
         expected = (float(m) * n, 0.0, 0.0)
+        had_tree = self._tree is not None
         counts, cells, num_bytes, path = (m * n, 0, 0, 0), 0, 0, _EVERY_PAIR
-        answer = self._through_tree(x, is_sure=is_sure)
+        answer = self._through_tree(x, is_kept=is_kept)
         if answer is not None:
             result, path, sampled, sample, seconds, done = answer
             if result is not None:
@@ -304,13 +324,14 @@ class PreparedMixture:
                 expected = (
                     sample[0] * scale,
                     sample[2] * scale,
-                    seconds * scale + self._tree_seconds,
+                    seconds * scale + (0 if had_tree else self._tree_seconds),
                 )
                 counts = done
-                cells, num_bytes = self._tree.num_cells, self._tree.num_bytes
+                cells = self._tree.num_cells
+            num_bytes = self._tree.num_bytes
         if result is None:
             result = _core.log_density(
-                x, self._centers, self.noise_std, self._weights, num_threads()
+                x, self._centers, self._noise_std, self._weights, num_threads()
             )
         _arrays.check_representable("the log-density", result, allow_minus_inf=False)
         elapsed = time.perf_counter() - start
@@ -363,9 +384,10 @@ def prepare(
 
     Notes
     -----
-    The tree is built at the first large evaluation: O(n log n) time and O(n d) memory,
-    a few percent of one evaluation of every pair at n = 100,000. The centers are kept,
-    not copied: do not change them.
+    The tree is built at the first evaluation that is large enough and for which a
+    sample of pairs is promising: O(n log n) time, a few percent of every pair at
+    n = 100,000, and two to three times the memory of the centers. The centers are kept, not copied;
+    once they are changed, results are meaningless.
 
     Examples
     --------
