@@ -386,8 +386,8 @@ def prepare(
     -----
     The tree is built at the first evaluation that is large enough and for which a
     sample of pairs is promising: O(n log n) time, a few percent of every pair at
-    n = 100,000, and two to three times the memory of the centers. The centers are kept, not copied;
-    once they are changed, results are meaningless.
+    n = 100,000, and two to three times the memory of the centers. The centers are kept,
+    not copied; once they are changed, results are meaningless.
 
     Examples
     --------
