@@ -21,7 +21,7 @@ int64_t num_coefficients(int64_t d, int order);
 // are unrolled, hold few coefficients on average.
 int graded_below(int64_t d);
 
-// Instructions per vector of points, about (bench/README.md).
+// Instructions per vector of points, about.
 double polynomial_work(int64_t d, int order);
 
 // All coefficients of orders 2, 4, .. max_order.

@@ -93,7 +93,8 @@ def entropy(
 
     Notes
     -----
-    Cost O(num_noise_draws n^2 d) time, O(n d) memory. Computed in the dtype of
+    Cost at most O(num_noise_draws n^2 d) time, O(n d) memory; far less where
+    `mixture_log_density` need not look at every pair. Computed in the dtype of
     `centers`, accumulated in float64. |z|^2 is regressed out where that lowers the
     variance.
 
