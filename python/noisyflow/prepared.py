@@ -15,8 +15,8 @@ from noisyflow.runtime import num_threads
 
 Floats = NDArray[Any]
 
-# Instructions, about: ordering a point or a center, and below how many pair-instructions
-# nothing but evaluating them can pay.
+# Instructions, about: ordering a point or a center, and below how many of pairs nothing
+# but evaluating them can pay.
 _ORDER_WORK, _ORDER_WORK_PER_DIM = 1100.0, 40.0
 SMALLEST_WORK = 3e7
 _MAX_CELL_DIMS, _MOST_TERMS = 32, 16_000
