@@ -398,36 +398,54 @@ __attribute__((noinline)) void triangle_moments(const Vec<T> (*u)[V], const Vec<
 // sums[place of a] += w u^a for V vectors of centers.
 template <class T, int V>
 void add_moments(const Vec<T> (*u)[V], int dims, int order, const Vec<T>* weights, Vec<T>* sums) {
+  Vec<T> product[V];
+  for (int v = 0; v < V; ++v) product[v] = weights[v];
+  // Two variables: rows too long for the unrolled triangle first.
+  for (; dims == 2 && order > 10; --order) {
+    Vec<T> row[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) row[v] = product[v];
+    for (int b = 0; b < order; ++b) {
+      Vec<T> sum = row[0];
+#pragma GCC unroll 8
+      for (int v = 1; v < V; ++v) sum += row[v];
+      sums[b] += sum;
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) row[v] *= u[1][v];
+    }
+    sums += order;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) product[v] *= u[0][v];
+  }
   if (dims == 2) {
     switch (order) {
       case 1:
-        return triangle_moments<T, V, 1>(u, weights, sums);
+        return triangle_moments<T, V, 1>(u, product, sums);
       case 2:
-        return triangle_moments<T, V, 2>(u, weights, sums);
+        return triangle_moments<T, V, 2>(u, product, sums);
       case 3:
-        return triangle_moments<T, V, 3>(u, weights, sums);
+        return triangle_moments<T, V, 3>(u, product, sums);
       case 4:
-        return triangle_moments<T, V, 4>(u, weights, sums);
+        return triangle_moments<T, V, 4>(u, product, sums);
       case 5:
-        return triangle_moments<T, V, 5>(u, weights, sums);
+        return triangle_moments<T, V, 5>(u, product, sums);
       case 6:
-        return triangle_moments<T, V, 6>(u, weights, sums);
+        return triangle_moments<T, V, 6>(u, product, sums);
       case 7:
-        return triangle_moments<T, V, 7>(u, weights, sums);
+        return triangle_moments<T, V, 7>(u, product, sums);
       case 8:
-        return triangle_moments<T, V, 8>(u, weights, sums);
+        return triangle_moments<T, V, 8>(u, product, sums);
       case 9:
-        return triangle_moments<T, V, 9>(u, weights, sums);
-      case 10:
-        return triangle_moments<T, V, 10>(u, weights, sums);
+        return triangle_moments<T, V, 9>(u, product, sums);
+      default:
+        return triangle_moments<T, V, 10>(u, product, sums);
     }
   }
-  Vec<T> product[V];
-  for (int v = 0; v < V; ++v) product[v] = weights[v];
   for (int a = 0; a < order; ++a) {
     if (dims == 1) {
-      for (int v = 0; v < V; ++v) *sums += product[v];
-      ++sums;
+      Vec<T> sum = product[0];
+      for (int v = 1; v < V; ++v) sum += product[v];
+      *sums++ += sum;
     } else {
       add_moments<T, V>(u + 1, dims - 1, order - a, product, sums);
       sums += kCoefficientCounts.at[dims - 1][order - a];
