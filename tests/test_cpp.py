@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("name", ["test_core", "test_tiles"])
+@pytest.mark.parametrize("name", ["test_core", "test_tiles", "test_cells"])
 def test_what_headers_promise_holds(name: str, cpu_target: str, tmp_path: Path) -> None:
     program = tmp_path / name
     source = ROOT / "tests" / "cpp" / f"{name}.cpp"
