@@ -133,7 +133,8 @@ def is_worth_a_tree(
         return False
     squares = _core.sampled_squares(y, y, 64, 256) / noise_std**2
     share = cell_work_share(squares, n, d, max_lost_mass)
-    return share + 3 * ordering / all_pairs < 0.8
+    # In more dimensions cells are as often too wide for this estimate as not.
+    return share + 3 * ordering / all_pairs < (0.8 if d <= 3 else 0.4)
 
 
 def cell_work_share(squares: Floats, n: int, d: int, max_lost_mass: float) -> float:
@@ -148,9 +149,11 @@ def cell_work_share(squares: Floats, n: int, d: int, max_lost_mass: float) -> fl
         terms = math.comb(order - 1 + d, d) if order else _MOST_TERMS
         if terms >= _MOST_TERMS:
             continue
-        # Centers within a cell of this mean square around a center.
-        count = n * float((squares < 2 * mean_square).mean())
-        best = min(best, (2.3 * terms + 60) / max(1.0, count * (2 * d + 9)))
+        # Centers within a cell of this mean square around a center; the center itself, once
+        # per row of the sample, says nothing about the others.
+        share = float((squares < 2 * mean_square).mean()) - 1 / squares.shape[1]
+        count = max(1.0, n * share)
+        best = min(best, (2.3 * terms + 60) / (count * (2 * d + 9)))
     return best
 
 
