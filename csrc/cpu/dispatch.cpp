@@ -289,8 +289,8 @@ TreeCounts run_tree_task(const TreeTask<T>& task, const KernelTable& table, bool
   return counts[0];
 }
 
-// Instructions, about: a vector of pairs, polynomials, a box. Fitted to the time of 60 cases, n from
-// 10,000 to 40,000 and d from 3 to 64, within a factor of 1.4.
+// Instructions, about: a vector of pairs, polynomials, a box. Fitted to the time of 60 cases, n
+// from 10,000 to 40,000 and d from 3 to 64, within a factor of 1.4.
 template <class T>
 double tree_work(const TreeCounts& counts, int64_t d, int lanes, bool point_by_point) {
   const double whole = 2.0 * double(d) + (sizeof(T) == 4 ? 9 : 15);
@@ -311,7 +311,9 @@ template <class T>
 bool is_tree_hopeless(const TreeTask<T>& task, const KernelTable& table, const PointsView<T>& x) {
   constexpr int64_t kSampledPoints = 24;
   const TreeView<T>& tree = task.tree;
-  if (tree.d < 8 || tree.cells) return false;
+  // Blocks may be less work than points; where ordering is cheap beside every pair, see.
+  constexpr int64_t kCheapToOrder = 40000;
+  if (tree.d < 8 || tree.cells || tree.n >= kCheapToOrder) return false;
   const int lanes = choose_kernel<T>(table, tree.d).group / 2;
   const int64_t m = std::min(kSampledPoints, x.m);
   std::vector<T> rows, out(static_cast<size_t>(m));

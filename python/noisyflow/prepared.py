@@ -149,8 +149,8 @@ def cell_work_share(squares: Floats, n: int, d: int, max_lost_mass: float) -> fl
         terms = math.comb(order - 1 + d, d) if order else _MOST_TERMS
         if terms >= _MOST_TERMS:
             continue
-        # Centers within a cell of this mean square around a center; the center itself, once
-        # per row of the sample, says nothing about the others.
+        # Centers within a cell of this mean square around a center; the center itself,
+        # once per row of the sample, says nothing about the others.
         share = float((squares < 2 * mean_square).mean()) - 1 / squares.shape[1]
         count = max(1.0, n * share)
         best = min(best, (2.3 * terms + 60) / (count * (2 * d + 9)))
