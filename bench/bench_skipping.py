@@ -251,7 +251,7 @@ def kinds_suite(args: argparse.Namespace) -> list[dict[str, Any]]:
     cases = [
         (Case(kind, n, d, noise_std), {"peer": True})
         for d, noise_std, kind in itertools.product(
-            args.dims, args.noise_std, args.kinds
+            args.dims or [2, 3, 5, 10], args.noise_std, args.kinds
         )
         for n in sorted(args.points or (10_000, 100_000))
     ]
@@ -339,6 +339,11 @@ def floor_suite(args: argparse.Namespace) -> list[dict[str, Any]]:
     )
     sizes = [(10_000, d) for d in (1, 2, 3, 5, 10, 20, 64, 784)]
     sizes += [(20_000, d) for d in (1, 2, 3, 5, 10, 20)]
+    sizes = [
+        (n, d)
+        for n, d in sizes
+        if (not args.points or n in args.points) and (not args.dims or d in args.dims)
+    ]
     for n, d in sizes:
         of_size = []
         for kind, noise_std in itertools.product(KINDS, (0.005, 0.02, 0.1, 1.0, 10.0)):
