@@ -289,8 +289,8 @@ TreeCounts run_tree_task(const TreeTask<T>& task, const KernelTable& table, bool
   return counts[0];
 }
 
-// Instructions, about: a vector of pairs, polynomials, a box. Fitted to the time of 60 cases, n
-// from 10,000 to 40,000 and d from 3 to 64, within a factor of 1.4.
+// Instructions, about: a vector of pairs, polynomials, a box. Being wrong about them costs time,
+// never digits; bench_skipping.py --suite floor shows how much.
 template <class T>
 double tree_work(const TreeCounts& counts, int64_t d, int lanes, bool point_by_point) {
   const double whole = 2.0 * double(d) + (sizeof(T) == 4 ? 9 : 15);

@@ -138,7 +138,7 @@ struct TreeStack {
 // LaneSums, distances are taken relative to a near center's, every kChunk dimensions apart.
 template <class T>
 struct PointSum {
-  static int64_t num_parts(int64_t d) { return (d + kChunk - 1) / kChunk; }
+  static int64_t num_parts(int64_t d) { return d > kChunk ? num_chunks(d) : 1; }
 
   double offset, sum;
   T* parts;                 // num_parts(), of the offset

@@ -306,14 +306,14 @@ void CenterTree<T>::add_cells(KdOrder<T>& kd, const MixtureView<T>& mixture,
 // one is replaced by its own two until there are kFanout.
 template <class T>
 void CenterTree<T>::collect(const KdOrder<T>& kd) {
-  std::vector<int32_t> leaf_of(kd.nodes.size(), -1);
+  std::vector<int32_t> leaf_of(kd.nodes.size(), -1), leaf_nodes;
   std::vector<int64_t> stack{0};
   while (!stack.empty()) {
     const int64_t a = stack.back();
     stack.pop_back();
     if (is_leaf_[size_t(a)]) {
-      leaf_of[size_t(a)] = int32_t(leaf_nodes_.size());
-      leaf_nodes_.push_back(int32_t(a));
+      leaf_of[size_t(a)] = int32_t(leaf_nodes.size());
+      leaf_nodes.push_back(int32_t(a));
       begins_.push_back(kd.nodes[size_t(a)].begin);
     } else {
       stack.push_back(kd.nodes[size_t(a)].right);
@@ -321,13 +321,13 @@ void CenterTree<T>::collect(const KdOrder<T>& kd) {
     }
   }
   begins_.push_back(n_);
-  for (int32_t a : leaf_nodes_)
+  for (int32_t a : leaf_nodes)
     leaf_boxes_.insert(leaf_boxes_.end(), kd_boxes_.begin() + int64_t(a) * 2 * d_,
                        kd_boxes_.begin() + (int64_t(a) + 1) * 2 * d_);
   if (!cells_.empty()) {
     std::vector<Cell> cells;
     std::vector<T> centroids;
-    for (int32_t a : leaf_nodes_) {
+    for (int32_t a : leaf_nodes) {
       cells.push_back(cells_[size_t(a)]);
       centroids.insert(centroids.end(), centroids_.begin() + int64_t(a) * d_,
                        centroids_.begin() + (int64_t(a) + 1) * d_);
@@ -378,7 +378,9 @@ void CenterTree<T>::collect(const KdOrder<T>& kd) {
         node_boxes_[at + size_t(k * kFanout + c)] =
             kd_boxes_[size_t(int64_t(child[c]) * 2 * d_ + k)];
   }
+  // What only building needs.
   std::vector<T>().swap(kd_boxes_);
+  std::vector<char>().swap(is_leaf_);
 }
 
 template <class T>
@@ -420,7 +422,7 @@ template <class T>
 TreeView<T> CenterTree<T>::view() const {
   return {n_,
           d_,
-          int64_t(leaf_nodes_.size()),
+          int64_t(begins_.size()) - 1,
           depth_,
           rows_.data(),
           order_.data(),

@@ -42,8 +42,7 @@ class CenterTree {
   int64_t n_, d_, depth_ = 0;
   std::vector<int32_t> order_;
   std::vector<T> rows_, shifts_;
-  std::vector<char> is_leaf_;        // per k-d node: a leaf of this tree
-  std::vector<int32_t> leaf_nodes_;  // k-d nodes of the leaves
+  std::vector<char> is_leaf_;  // per k-d node: a leaf of this tree
   std::vector<int64_t> begins_;
   std::vector<T> kd_boxes_;  // (k-d nodes, 2, d)
   std::vector<T> leaf_boxes_, node_boxes_;
