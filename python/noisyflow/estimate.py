@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
+
+from noisyflow import _checks
 
 
 class UndersampledWarning(UserWarning):
@@ -33,7 +36,23 @@ class Estimate:
         the samples are too few and `value` hardly depends on them, unless they are the
         whole population. 0 where densities are computed and not estimated from samples.
     num_pairs : int
-        Gaussians evaluated, the cost of the estimate.
+        Gaussians evaluated, or pairs that skipping them stood for: the cost.
+    monte_carlo_error : float
+        The part of `standard_error` that is due to the random queries, and which more
+        of them lower; the rest is due to the samples, and only more samples lower it.
+    saturation : float
+        Mean posterior weight of a query's own sample in the mixture, between 0 and 1.
+        The chi-square information of the n-sample mixture is n saturation - 1, and half
+        the saturation is about the bias of the plug-in where it is small. Near 1, a
+        plug-in entropy is log n plus the noise's own, and no correction of bias helps.
+    bounded_difference : float
+        Root of the sum, over the samples, of the squares of the most that exchanging
+        one of them can move the plug-in, nats; infinite where there is no such bound.
+    stopped_by : str
+        Why no more queries were spent. "target": the standard error that was asked for
+        is met; "samples": it is out of reach for any number of queries; "pairs",
+        "seconds": a budget ended; "exact": there was nothing to estimate; "": does not
+        apply.
 
     Examples
     --------
@@ -47,6 +66,69 @@ class Estimate:
     upper: float
     isolated: float
     num_pairs: int
+    monte_carlo_error: float = 0.0
+    saturation: float = 0.0
+    bounded_difference: float = math.inf
+    stopped_by: str = ""
+
+    @property
+    def midpoint(self) -> float:
+        """Middle of the bracket: without the bias of order 1/n that both ends have.
+
+        Choose it over `value` where the bracket is narrow; where it is wide, the two
+        ends have biases of different size and the middle is no better than either.
+        """
+        return 0.5 * (self.lower + self.upper)
+
+    def lower_confidence_bound(self, confidence: float = 0.95) -> float:
+        """What an entropy exceeds with at least this probability, whatever the density.
+
+        Rigorous in the samples: the plug-in is biased downwards, and exchanging one
+        sample moves it by at most the binary entropy of the sample's weight, so
+        McDiarmid's inequality bounds how far above its mean it can be. The error of the
+        random queries enters as normal, with half of what may fail.
+
+        Parameters
+        ----------
+        confidence : float
+            Between 0 and 1, both excluded.
+
+        Returns
+        -------
+        float
+            In nats; -infinity where no such bound is known.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `confidence` is not a number between 0 and 1.
+
+        Notes
+        -----
+        Source: McDiarmid (1989), "On the Method of Bounded Differences".
+
+        Examples
+        --------
+        >>> estimate = Estimate(
+        ...     2.0, 0.01, 2.0, 2.1, 0.0, 100, bounded_difference=0.09
+        ... )
+        >>> round(estimate.lower_confidence_bound(0.95), 3)
+        1.89
+        """
+        confidence = _checks.as_real("confidence", confidence)
+        if not 0 < confidence < 1:
+            raise ValueError(
+                f"confidence must be between 0 and 1, both excluded, got {confidence}"
+            )
+        failing = 1 - confidence
+        deviate = 0.0
+        if self.monte_carlo_error > 0:
+            failing /= 2
+            deviate = NormalDist().inv_cdf(1 - failing)
+        from_samples = 0.0
+        if self.bounded_difference > 0:
+            from_samples = self.bounded_difference * math.sqrt(-0.5 * math.log(failing))
+        return self.value - from_samples - deviate * self.monte_carlo_error
 
     def __str__(self) -> str:
         digits = 4
