@@ -255,6 +255,46 @@ py::tuple block_log_sums(const py::array_t<T>& points, const py::array_t<T>& cen
   return py::make_tuple(parts[kOwn], parts[kInner], parts[kOuter], parts[kRest]);
 }
 
+// Log-densities (m,), and mean (m, d) relative to the point and covariance (m, d, d) of its center:
+// see PosteriorTask.
+template <class T>
+py::tuple posterior_moments(const py::array_t<T>& points, const py::array_t<T>& centers,
+                            double noise_std, const std::optional<py::array_t<T>>& weights,
+                            double unit, int num_threads) {
+  const Problem<T> problem(points, centers, noise_std, weights);
+  const int64_t m = problem.task.points.m, d = problem.task.mixture.d;
+  require(d <= kMaxMomentDim, "d <= 32");
+  require(std::isfinite(unit) && unit > 0, "unit must be positive");
+  py::array_t<T> log_density(m), mean({m, d}), covariance({m, d, d});
+  const PosteriorTask<T> task{
+      problem.task.points,        problem.task.mixture, unit,
+      log_density.mutable_data(), mean.mutable_data(),  covariance.mutable_data()};
+  const KernelTable& table = active_target();  // reads the environment: needs the GIL
+  {
+    py::gil_scoped_release release;
+    run_posterior_task(task, table, num_threads);
+  }
+  return py::make_tuple(log_density, mean, covariance);
+}
+
+// The rows of the centers, ordered so that neighbours in space are neighbours in the order; runs of
+// `leaf` rows lie close together.
+template <class T>
+Indices kd_order(const py::array_t<T>& centers, int64_t leaf, int num_threads) {
+  const PointsView<T> y = rows(centers);
+  const int64_t d = centers.shape(1);
+  require(y.m < INT32_MAX && d >= 1, "too many centers, or no dimension");
+  require(leaf >= 1, "leaf must be positive");
+  Indices result(y.m);
+  int64_t* out = result.mutable_data();
+  if (y.m > 0) {
+    py::gil_scoped_release release;
+    const KdOrder<T> order(y.points, y.stride, y.m, d, leaf, num_threads);
+    std::copy(order.order.begin(), order.order.end(), out);
+  }
+  return result;
+}
+
 template <class T>
 using Contiguous = py::array_t<T, py::array::c_style>;
 
@@ -421,6 +461,11 @@ void define(py::module_& m) {
   m.def("covariance_log_density", &covariance_log_density<T>, py::arg("points").noconvert(),
         py::arg("centers").noconvert(), py::arg("whitening").noconvert(),
         py::arg("weights").noconvert().none(true), py::arg("num_threads"));
+  m.def("posterior_moments", &posterior_moments<T>, py::arg("points").noconvert(),
+        py::arg("centers").noconvert(), py::arg("noise_std"),
+        py::arg("weights").noconvert().none(true), py::arg("unit"), py::arg("num_threads"));
+  m.def("kd_order", &kd_order<T>, py::arg("centers").noconvert(), py::arg("leaf"),
+        py::arg("num_threads"));
   m.def("first_unfit_factor", &first_unfit_factor<T>, py::arg("whitening").noconvert());
   m.def("sampled_squares", &sampled_squares<T>, py::arg("points").noconvert(),
         py::arg("centers").noconvert(), py::arg("num_x"), py::arg("num_y"));

@@ -168,6 +168,20 @@ struct CovarianceTask {
   T* out;                 // (m,)
 };
 
+// The posterior of the center y_j of a point x_i: p_ij proportional to w_j N(x_i; y_j, noise_std^2
+// I).
+constexpr int64_t kMaxMomentDim = 32;  // sums of all second moments stay in L2
+
+template <class T>
+struct PosteriorTask {
+  PointsView<T> points;
+  MixtureView<T> mixture;  // d at most kMaxMomentDim
+  double unit;             // of the lengths in mean and covariance
+  T* log_density;          // (m,): log sum_j w_j N(x_i; y_j, noise_std^2 I), nats
+  T* mean;                 // (m, d): sum_j p_ij (y_j - x_i)
+  T* covariance;           // (m, d, d)
+};
+
 // What a hidden layer applies to its pre-activation.
 enum class Activation { kLinear = 0, kTanh = 1, kSigmoid = 2, kRelu = 3, kLeakyRelu = 4 };
 constexpr double kLeakySlope = 0.01;

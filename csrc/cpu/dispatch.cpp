@@ -410,6 +410,31 @@ void run_covariance_task(const CovarianceTask<T>& task, const KernelTable& table
 template void run_covariance_task<float>(const CovarianceTask<float>&, const KernelTable&, int);
 template void run_covariance_task<double>(const CovarianceTask<double>&, const KernelTable&, int);
 
+template <class T>
+void run_posterior_task(const PosteriorTask<T>& task, const KernelTable& table, int num_threads) {
+  const int64_t m = task.points.m, d = task.mixture.d;
+  const PosteriorKernel<T>* kernel;
+  if constexpr (sizeof(T) == 4)
+    kernel = &table.posterior_f32;
+  else
+    kernel = &table.posterior_f64;
+
+  const double work = double(m) * double(task.mixture.n) * (double(d * (d + 7)) / 2 + 8);
+  num_threads = worthwhile_threads(work, num_threads);
+  const int64_t num_groups = (m + kernel->group - 1) / kernel->group;
+  const int64_t step = kernel->group * groups_per_task(num_groups, num_threads);
+  std::vector<Scratch> scratch;
+  for (int thread = 0; thread < num_threads; ++thread)
+    scratch.push_back(allocate(kernel->scratch_bytes(d)));
+  parallel_for((m + step - 1) / step, num_threads, [&](int thread, int64_t index) {
+    const int64_t first = index * step;
+    kernel->evaluate(task, first, std::min(first + step, m), scratch[size_t(thread)].get());
+  });
+}
+
+template void run_posterior_task<float>(const PosteriorTask<float>&, const KernelTable&, int);
+template void run_posterior_task<double>(const PosteriorTask<double>&, const KernelTable&, int);
+
 void run_path_task(const PathTask& task, const KernelTable& table, int num_threads) {
   if (task.num_points == 0) return;
   const PathKernel& kernel = table.path;

@@ -66,6 +66,14 @@ struct CovarianceKernel {
   int together;  // packed components are a multiple of this many; those beyond n add nothing
 };
 
+// Posterior moments on one target.
+template <class T>
+struct PosteriorKernel {
+  void (*evaluate)(const PosteriorTask<T>& task, int64_t first, int64_t last, void* scratch);
+  int64_t (*scratch_bytes)(int64_t d);  // per thread, 64-byte aligned
+  int group;                            // points that share a vector
+};
+
 struct KernelTable {
   const char* name;
   KernelChoice<float> (*choose_f32)(int64_t d);
@@ -75,6 +83,8 @@ struct KernelTable {
   CovarianceKernel<double> covariance_f64;
   ExpansionKernel<float> expansion_f32;
   ExpansionKernel<double> expansion_f64;
+  PosteriorKernel<float> posterior_f32;
+  PosteriorKernel<double> posterior_f64;
 };
 
 // The kernels for dimension d.
@@ -129,6 +139,9 @@ TreePlan choose_path(const TreeTask<T>& task, const KernelTable& table);
 
 template <class T>
 void run_covariance_task(const CovarianceTask<T>& task, const KernelTable& table, int num_threads);
+
+template <class T>
+void run_posterior_task(const PosteriorTask<T>& task, const KernelTable& table, int num_threads);
 
 void run_path_task(const PathTask& task, const KernelTable& table, int num_threads);
 

@@ -4,6 +4,7 @@
 #include "covariance-inl.h"
 #include "log_density-inl.h"
 #include "path_importance-inl.h"
+#include "posterior_moments-inl.h"
 #include "tree_log_density-inl.h"
 
 namespace noisyflow {
@@ -15,6 +16,8 @@ KernelTable kernels_avx512() {
           avx512::covariance_kernel<float>(),
           avx512::covariance_kernel<double>(),
           avx512::expansion_kernel<float>(),
-          avx512::expansion_kernel<double>()};
+          avx512::expansion_kernel<double>(),
+          avx512::posterior_kernel<float>(),
+          avx512::posterior_kernel<double>()};
 }
 }  // namespace noisyflow

@@ -4,6 +4,7 @@
 #include "covariance-inl.h"
 #include "log_density-inl.h"
 #include "path_importance-inl.h"
+#include "posterior_moments-inl.h"
 #include "tree_log_density-inl.h"
 
 namespace noisyflow {
@@ -15,6 +16,8 @@ KernelTable kernels_baseline() {
           baseline::covariance_kernel<float>(),
           baseline::covariance_kernel<double>(),
           baseline::expansion_kernel<float>(),
-          baseline::expansion_kernel<double>()};
+          baseline::expansion_kernel<double>(),
+          baseline::posterior_kernel<float>(),
+          baseline::posterior_kernel<double>()};
 }
 }  // namespace noisyflow

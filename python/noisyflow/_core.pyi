@@ -53,6 +53,15 @@ def covariance_log_density(
     weights: Floats | None,
     num_threads: int,
 ) -> Floats: ...
+def posterior_moments(
+    points: Floats,
+    centers: Floats,
+    noise_std: float,
+    weights: Floats | None,
+    unit: float,
+    num_threads: int,
+) -> tuple[Floats, Floats, Floats]: ...
+def kd_order(centers: Floats, leaf: int, num_threads: int) -> Indices: ...
 def first_unfit_factor(whitening: Floats) -> int: ...
 def sampled_squares(
     points: Floats, centers: Floats, num_x: int, num_y: int

@@ -73,6 +73,28 @@ def gaussian_mixture_log_density(
     return _log_sum_exp(terms, np.ones(terms.shape, bool))
 
 
+def posterior_moments(
+    points: Array, centers: Array, noise_std: float, weights: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """The log-density, (m,), and mean and covariance of the center given the point.
+
+    p_ij = w_j N(x_i; y_j, noise_std^2 I) / g(x_i); mean sum_j p_ij (y_j - x_i), (m, d),
+    and covariance sum_j p_ij (y_j - x_i)(y_j - x_i)' - mean mean', (m, d, d).
+    """
+    terms = _log_terms(points, centers, noise_std, weights)
+    log_density = _log_sum_exp(terms, np.ones(terms.shape, bool))
+    posterior = np.exp(terms - log_density[:, None])
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    differences = np.asarray(centers, np.float64) - np.asarray(points, np.float64)[
+        :, None, :
+    ]
+    mean = np.einsum("ij,ijk->ik", posterior, differences)
+    # About the mean itself: nothing cancels.
+    differences -= mean[:, None, :]
+    covariance = np.einsum("ij,ijk,ijl->ikl", posterior, differences, differences)
+    return log_density, mean, covariance
+
+
 def mixture_block_log_sums(
     points: Array,
     centers: Array,
