@@ -24,9 +24,11 @@ from noisyflow.information import (
 )
 from noisyflow.mixture import (
     BlockLogSums,
+    PosteriorMoments,
     explain,
     mixture_block_log_sums,
     mixture_log_density,
+    posterior_moments,
 )
 from noisyflow.prepared import Plan, PreparedMixture, prepare
 
@@ -37,6 +39,7 @@ __all__ = [
     "EntropyBounds",
     "Estimate",
     "Plan",
+    "PosteriorMoments",
     "PreparedMixture",
     "UndersampledWarning",
     "conditional_entropy",
@@ -47,6 +50,7 @@ __all__ = [
     "mixture_block_log_sums",
     "mixture_log_density",
     "mutual_information",
+    "posterior_moments",
     "prepare",
     "whitening_from_covariances",
 ]

@@ -85,9 +85,9 @@ def posterior_moments(
     log_density = _log_sum_exp(terms, np.ones(terms.shape, bool))
     posterior = np.exp(terms - log_density[:, None])
     posterior /= posterior.sum(axis=1, keepdims=True)
-    differences = np.asarray(centers, np.float64) - np.asarray(points, np.float64)[
-        :, None, :
-    ]
+    differences = (
+        np.asarray(centers, np.float64) - np.asarray(points, np.float64)[:, None, :]
+    )
     mean = np.einsum("ij,ijk->ik", posterior, differences)
     # About the mean itself: nothing cancels.
     differences -= mean[:, None, :]

@@ -16,6 +16,8 @@ from noisyflow.prepared import (
 )
 from noisyflow.runtime import num_threads
 
+_MAX_MOMENT_DIM = 32  # kMaxMomentDim in csrc/core/views.h
+
 
 class BlockLogSums(NamedTuple):
     """A mixture's sum at each point, split by the point's own block of centers.
@@ -27,6 +29,18 @@ class BlockLogSums(NamedTuple):
     inner: Any
     outer: Any
     rest: Any
+
+
+class PosteriorMoments(NamedTuple):
+    """What a point tells about its center: moments of y given x_i.
+
+    `mean` (m, d) is E[y | x_i] - x_i, `covariance` (m, d, d) that of y given x_i, and
+    `log_density` (m,) is `mixture_log_density` at the points.
+    """
+
+    log_density: Any
+    mean: Any
+    covariance: Any
 
 
 def _checked(
@@ -236,6 +250,84 @@ def mixture_block_log_sums(
     for name, part in zip(names, parts, strict=False):
         _arrays.check_representable(f"the {name} sum", part, allow_minus_inf=True)
     return BlockLogSums(*(_arrays.same_library(part, points) for part in parts))
+
+
+def posterior_moments(
+    points: Any,
+    centers: Any,
+    noise_std: float,
+    *,
+    weights: Any = None,
+    in_noise_units: bool = False,
+) -> PosteriorMoments:
+    """Mean and covariance of a point's center, p(y_j | x_i) ~ w_j N(x_i; y_j, s^2 I).
+
+    They are the derivatives of the log-density g, with s the noise_std: the gradient is
+    mean / s^2, the Hessian (covariance / s^2 - I) / s^2.
+
+    Parameters
+    ----------
+    points : (m, d) array
+        Where to evaluate, d at most 32. NumPy array or CPU torch tensor, float32 or
+        float64.
+    centers : (n, d) array
+        Component means; same library and dtype as `points`.
+    noise_std : float
+        Standard deviation of every component, in the units of `points`. Positive.
+    weights : (n,) array, optional
+        Component weights, not negative, summing to 1. Uniform by default.
+    in_noise_units : bool
+        True gives mean / noise_std and covariance / noise_std^2.
+
+    Returns
+    -------
+    PosteriorMoments
+        log_density (m,), nats; mean (m, d), of the center relative to the point; and
+        covariance (m, d, d), symmetric. Same library and dtype as `points`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mixture_log_density`; and if d is above 32.
+
+    Notes
+    -----
+    Cost O(m n d^2) time, where distances alone, O(m n d), are found for centers too far
+    to matter; O(m d^2) memory. Differences from the point itself, or from a center near
+    the mean for points that are far from all. Error in float32 of the covariance in
+    units of noise_std^2, for data in [-1, 1]^d and noise_std from 0.005 to 1: 1e-4
+    times the larger of 1 and its largest entry. Deterministic; the number of threads
+    does not change the result.
+
+    Source: Tweedie's formula, in Robbins (1956), "An Empirical Bayes Approach to
+    Statistics"; its second order in Efron (2011), "Tweedie's Formula and Selection
+    Bias".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> points, centers = np.array([[0.0]]), np.array([[-1.0], [1.0]])
+    >>> moments = posterior_moments(points, centers, noise_std=1.0)
+    >>> moments.mean, moments.covariance
+    (array([[0.]]), array([[[1.]]]))
+    """
+    x, y, beta, w = _checked(points, centers, noise_std, weights)
+    d = x.shape[1]
+    if d > _MAX_MOMENT_DIM:
+        raise ValueError(
+            f"points must have at most {_MAX_MOMENT_DIM} dimensions, got {d}; "
+            "project them first"
+        )
+    unit = beta if _arrays.check_flag("in_noise_units", in_noise_units) else 1.0
+    moments = _core.posterior_moments(x, y, beta, w, unit, num_threads())
+    names = ("log-density", "mean", "covariance")
+    for name, part in zip(names, moments, strict=True):
+        _arrays.check_representable(
+            f"the {name}",
+            np.abs(part).reshape(len(x), -1 if len(x) else 1).max(axis=1),
+            allow_minus_inf=False,
+        )
+    return PosteriorMoments(*(_arrays.same_library(part, points) for part in moments))
 
 
 def _indices(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
