@@ -10,16 +10,15 @@ except ImportError as error:  # pragma: no cover - a broken installation
         "install it with `pip install .` in a clone of the project"
     ) from error
 
+from noisyflow.bounds import EntropyBounds, entropy_bounds
 from noisyflow.covariance import (
     gaussian_mixture_log_density,
     whitening_from_covariances,
 )
 from noisyflow.estimate import Estimate, UndersampledWarning
 from noisyflow.information import (
-    EntropyBounds,
     conditional_entropy,
     entropy,
-    entropy_bounds,
     mutual_information,
 )
 from noisyflow.mixture import (
@@ -31,6 +30,7 @@ from noisyflow.mixture import (
     posterior_moments,
 )
 from noisyflow.prepared import Plan, PreparedMixture, prepare
+from noisyflow.sampling import TargetWarning
 
 __version__ = "0.1.0"
 
@@ -41,6 +41,7 @@ __all__ = [
     "Plan",
     "PosteriorMoments",
     "PreparedMixture",
+    "TargetWarning",
     "UndersampledWarning",
     "conditional_entropy",
     "entropy",

@@ -75,13 +75,20 @@ def check_finite(name: str, array: Floats) -> None:
         )
 
 
-def as_matrix(name: str, value: Any, *, allow_empty: bool = False) -> Floats:
-    """A finite (n, d) array with contiguous rows, copied only if it must be."""
-    array = to_numpy(name, value)
+def check_matrix_shape(
+    name: str, array: NDArray[Any], *, allow_empty: bool = False
+) -> None:
+    """Raises ValueError unless the array is (n, d) and holds something."""
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (n, d), got shape {array.shape}")
     if array.shape[1] == 0 or (array.shape[0] == 0 and not allow_empty):
         raise ValueError(f"{name} must not be empty, got shape {array.shape}")
+
+
+def as_matrix(name: str, value: Any, *, allow_empty: bool = False) -> Floats:
+    """A finite (n, d) array with contiguous rows, copied only if it must be."""
+    array = to_numpy(name, value)
+    check_matrix_shape(name, array, allow_empty=allow_empty)
     itemsize = array.itemsize
     contiguous_rows = array.shape[1] == 1 or array.strides[1] == itemsize
     if not contiguous_rows or array.strides[0] % itemsize or not array.flags.aligned:

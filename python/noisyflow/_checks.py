@@ -45,6 +45,14 @@ def as_real(name: str, value: Any) -> float:
     return number
 
 
+def as_positive(name: str, value: Any) -> float:
+    """A finite real number above zero."""
+    number = as_real(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return number
+
+
 def _short(number: int) -> str:
     """A number for a message; Python refuses to print those of many thousand digits."""
     bits = number.bit_length()

@@ -12,6 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyflow._merge import merge_duplicates, split_own_center
 from noisyflow.mixture import mixture_block_log_sums
 from noisyflow.prepared import prepare
 from noisyflow.sampling import Floats, Indices, Points, QueryTerms
@@ -39,32 +40,51 @@ class Pool:
         inputs: str,
     ) -> None:
         num_inputs = len(sizes)
-        self.centers = centers
         self.noise_std = noise_std
         self.has_labels = group_sizes is not None
         self.is_fixed = inputs == "fixed"
         self.is_deterministic = bool(sizes[0] == 1)
         self.is_population = self.is_deterministic and self.is_fixed
 
+        samples = block_offsets(sizes)  # first sample of every input
         if group_sizes is None:
             group_sizes = np.ones(num_inputs, np.int64)
-        self.blocks = block_offsets(sizes)
-        self.groups = self.blocks[block_offsets(group_sizes)]
-        self.group_shares = group_sizes / num_inputs
-        self.probabilities = np.repeat(1 / (num_inputs * sizes), sizes)
-        self._weights = None
-        if np.ptp(sizes) > 0:
-            self._weights = self.probabilities.astype(centers.dtype)
-        self._mixture = prepare(centers, noise_std)  # where every block is one center
-
-        # Per center: log-probability of its group; logs of k / (k - 1), which restore
-        # the total weight of k equal parts when one of them is left out.
-        centers_in_group = np.diff(self.groups)
-        self._log_share = np.repeat(np.log(self.group_shares), centers_in_group)
-        self._log_draws_ratio = np.repeat(_log_left_out_ratio(sizes), sizes)
-        self._log_group_ratio = np.repeat(
-            _log_left_out_ratio(group_sizes), centers_in_group
+            groups = samples if not self.is_deterministic else samples[[0, -1]]
+        else:
+            groups = samples[block_offsets(group_sizes)]
+        # Equal samples are one center, within what stays apart: inputs with several
+        # draws, else labels, else nothing.
+        apart = groups if self.is_deterministic else samples
+        probabilities = np.repeat(1 / (num_inputs * sizes), sizes)
+        log_share = np.log(group_sizes / num_inputs)
+        group_ratio = _log_left_out_ratio(group_sizes)
+        per_sample = np.stack(  # of each: log-probability of its group; logs of
+            [  # k / (k - 1), which restore the weight of k parts where one is left out
+                np.repeat(np.repeat(log_share, group_sizes), sizes),
+                np.repeat(_log_left_out_ratio(sizes), sizes),
+                np.repeat(np.repeat(group_ratio, group_sizes), sizes),
+            ]
         )
+        self.counts: Indices | None = None
+        merged = merge_duplicates(centers, apart)
+        if merged is not None:
+            centers = np.ascontiguousarray(centers[merged.first])
+            self.counts = merged.counts
+            probabilities = probabilities[merged.first] * merged.counts
+            per_sample = per_sample[:, merged.first]
+            (samples, groups) = (
+                np.searchsorted(merged.first, offsets) for offsets in (samples, groups)
+            )
+        self.centers = centers
+        self.probabilities = probabilities
+        self.group_shares = group_sizes / num_inputs
+        self.blocks = samples
+        self.groups = groups
+        self.weights: Points | None = None
+        if np.ptp(probabilities) > 0:
+            self.weights = probabilities.astype(centers.dtype)
+        self._mixture = prepare(centers, noise_std, weights=self.weights)
+        (self._log_share, self._log_draws_ratio, self._log_group_ratio) = per_sample
         self._log_inputs_ratio = math.log(num_inputs / max(num_inputs - 1, 1))
 
     def information_ceiling(self) -> float:
@@ -86,14 +106,30 @@ class Pool:
         is_block_known = self.is_deterministic and (
             self.is_fixed or not self.has_labels
         )
+        biased = pool if is_block_known else own_block  # the mixture with more bias
         return QueryTerms(
             value=own_block - self._log_share[own] - pool,
             lower_gap=0.0 if is_block_known else own_block - left_out_block,
             upper_gap=0.0 if self.is_population else pool - left_out_pool,
             isolated=self._isolated(own_center, inner, outer, other_inputs),
+            own_weight=np.exp(own_center - biased),
         )
 
     def _log_sums(self, points: Points, own: Indices) -> tuple[Floats, ...]:
+        """The query's own sample, inner, outer and rest, as `mixture_block_log_sums`.
+
+        Samples equal to the own one belong to the draws of its input, or if that has
+        but one, to the inputs of its label, or to all inputs.
+        """
+        (own_center, inner, outer, rest) = self._center_log_sums(points, own)
+        if self.counts is None:
+            return own_center, inner, outer, rest
+        (own_center, equal) = split_own_center(own_center, self.counts[own])
+        if self.is_deterministic:
+            return own_center, inner, np.logaddexp(outer, equal), rest
+        return own_center, np.logaddexp(inner, equal), outer, rest
+
+    def _center_log_sums(self, points: Points, own: Indices) -> tuple[Floats, ...]:
         """own_center, inner, outer and rest of `mixture_block_log_sums`, in float64."""
         if not self.is_deterministic:
             sums = mixture_block_log_sums(
@@ -103,7 +139,7 @@ class Pool:
                 own,
                 self.blocks,
                 outer_offsets=self.groups,
-                weights=self._weights,
+                weights=self.weights,
             )
             return tuple(np.asarray(part, np.float64) for part in sums)
         # Blocks of one center: the kernel need split by label only, if by anything.
@@ -117,7 +153,12 @@ class Pool:
                 nothing,
             )
         sums = mixture_block_log_sums(
-            points, self.centers, self.noise_std, own, self.groups
+            points,
+            self.centers,
+            self.noise_std,
+            own,
+            self.groups,
+            weights=self.weights,
         )
         own_center, outer, _, rest = (np.asarray(part, np.float64) for part in sums)
         return own_center, np.full_like(own_center, -np.inf), outer, rest

@@ -12,33 +12,29 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from noisyflow import _arrays, _checks
+from noisyflow._merge import merge_duplicates, split_own_center
 from noisyflow._pool import Pool, block_offsets, is_isolated
+from noisyflow._streamed import StreamedMixture, is_streamed
+from noisyflow.bounds import as_probabilities, checked_mixture, noise_entropy
 from noisyflow.estimate import Estimate, UndersampledWarning
-from noisyflow.mixture import mixture_block_log_sums, mixture_log_density
+from noisyflow.mixture import mixture_block_log_sums
 from noisyflow.prepared import prepare
 from noisyflow.sampling import (
+    Averages,
+    Budget,
     Floats,
     Indices,
-    NoiseAverages,
     Points,
+    Problem,
     QueryTerms,
-    Sampled,
+    TargetWarning,
     average_over_noise,
-    default_num_noise_draws,
-    mean_and_standard_error,
 )
-
-
-class EntropyBounds(NamedTuple):
-    """Bounds of a mixture's differential entropy, in nats."""
-
-    lower: float
-    upper: float
 
 
 def entropy(
@@ -46,7 +42,9 @@ def entropy(
     noise_std: float,
     *,
     weights: Any = None,
-    num_noise_draws: int | None = None,
+    standard_error: float | None = None,
+    max_seconds: float | None = None,
+    max_pairs: int | None = None,
     population: bool = False,
     seed: int = 0,
 ) -> Estimate:
@@ -62,9 +60,15 @@ def entropy(
         (beta in Goldfeld et al. 2019.)
     weights : (n,) array, optional
         Weights of the centers, non-negative, summing to 1. Uniform by default.
-    num_noise_draws : int, optional
-        Queries per center. By default as many as give 10,000 queries in all, and at
-        least 2 for a population.
+    standard_error : float, optional
+        The standard error wanted, in nats; queries are added until it is met, or until
+        only more samples could lower it. 0.01 by default.
+    max_seconds : float, optional
+        Stop with what was reached after about this time. The result then depends on
+        the speed of the machine; bit-for-bit repetition needs `max_pairs`.
+    max_pairs : int, optional
+        Stop with what was reached before more pairs of a query and a center than this
+        are evaluated or skipped.
     population : bool
         True when S takes the values `centers` and no others, as when every possible
         input was fed to the first noisy layer: then only the noise is random.
@@ -108,123 +112,172 @@ def entropy(
     >>> round(one_gaussian.value, 4)  # 3/2 log(2 pi e)
     4.2568
     """
-    centers, noise_std, weights = _checked_mixture(centers, noise_std, weights)
-    _arrays.check_resolution("centers", centers, noise_std)
+    budget = Budget.checked(standard_error, max_seconds, max_pairs)
     population = _arrays.check_flag("population", population)
+    seed = _checks.as_seed(seed)
+    if is_streamed(centers):
+        return _streamed_entropy(centers, noise_std, weights, budget, population, seed)
+    centers, noise_std, weights = checked_mixture(centers, noise_std, weights)
+    _arrays.check_resolution("centers", centers, noise_std)
     if weights is not None:
         centers, weights = centers[weights > 0], weights[weights > 0]
-    (n, d) = centers.shape
-    if n < 2 and not population:
+    num_samples = len(centers)
+    probabilities: Any = None if weights is None else as_probabilities(weights)
+    _check_others(num_samples, probabilities, population)
+    bounded_difference = 0.0
+    if not population:
+        bounded_difference = _bounded_difference(num_samples, probabilities)
+
+    # Equal samples of unequal weight stay apart: each is left out by itself.
+    merged = merge_duplicates(centers) if weights is None or population else None
+    counts: Indices | None = None
+    if merged is not None:
+        centers = np.ascontiguousarray(centers[merged.first])
+        if probabilities is None:
+            probabilities = merged.counts / num_samples
+        else:
+            probabilities = np.bincount(merged.center, probabilities)
+        weights = probabilities.astype(centers.dtype)
+        counts = None if population else merged.counts
+    mixture = prepare(centers, noise_std, weights=weights)
+    problem = Problem(
+        centers,
+        noise_std,
+        _entropy_terms(mixture, num_samples, probabilities, counts, population),
+        "noise" if population else "draws",
+        weights=probabilities,
+        counts=counts,
+        mixture_weights=weights,
+    )
+    return _entropy_estimate(problem, budget, seed, num_samples, bounded_difference)
+
+
+def _streamed_entropy(
+    centers: Any,
+    noise_std: Any,
+    weights: Any,
+    budget: Budget,
+    population: bool,
+    seed: int,
+) -> Estimate:
+    """`entropy` of centers that stay on disk."""
+    name = "centers"
+    _arrays.check_matrix_shape(name, _arrays.to_numpy(name, centers))
+    noise_std = _arrays.check_noise_std(noise_std, centers.dtype)
+    probabilities = None
+    n = len(centers)
+    if weights is not None:
+        weights = _arrays.as_weights(weights, n, centers.dtype)
+        probabilities = as_probabilities(weights)
+    _check_others(n, probabilities, population)
+    mixture = StreamedMixture(centers, noise_std, weights)
+    mixture.check(name)
+    problem = Problem(
+        np.asarray(centers),
+        noise_std,
+        _entropy_terms(mixture, n, probabilities, None, population),
+        "noise" if population else "draws",
+        weights=probabilities,
+        is_streamed=True,
+    )
+    bounded_difference = 0.0 if population else _bounded_difference(n, probabilities)
+    return _entropy_estimate(problem, budget, seed, n, bounded_difference)
+
+
+def _entropy_terms(
+    mixture: Any,
+    num_samples: int,
+    probabilities: Floats | None,
+    counts: Indices | None,
+    population: bool,
+) -> Any:
+    """-log g at queries, and what leaving the own sample out of g changes."""
+    log_others: Any = math.log1p(-1 / num_samples) if num_samples > 1 else 0.0
+    if probabilities is not None and counts is None and not population:
+        log_others = np.log1p(-probabilities)
+
+    def evaluate(points: Points, own: Indices) -> QueryTerms:
+        own_center, others = mixture.log_own_and_others(points, own)
+        density = np.logaddexp(own_center, others)
+        if counts is not None:
+            (own_center, equal) = split_own_center(own_center, counts[own])
+            others = np.logaddexp(others, equal)
+        rescaled = log_others if np.isscalar(log_others) else log_others[own]
+        return QueryTerms(
+            value=-density,
+            lower_gap=0.0,
+            upper_gap=0.0 if population else density - (others - rescaled),
+            isolated=is_isolated(own_center, others),
+            own_weight=np.exp(own_center - density),
+        )
+
+    return evaluate
+
+
+def _entropy_estimate(
+    problem: Problem,
+    budget: Budget,
+    seed: int,
+    num_samples: int,
+    bounded_difference: float,
+) -> Estimate:
+    averages = average_over_noise(problem, budget, seed)
+    estimate = _estimate(averages, budget, bounded_difference=bounded_difference)
+    if estimate.isolated > 0.5 and problem.sampled != "noise":
+        d = problem.centers.shape[1]
+        _warn_undersampled(
+            estimate.isolated,
+            f"{num_samples} samples are too few for d = {d} at"
+            f" noise_std = {problem.noise_std:g}",
+            "about log(n) + (d/2) log(2 pi e noise_std^2)",
+            "More samples, a larger noise_std or fewer dimensions help; if the centers"
+            " are all the values that S can take, pass population=True.",
+            stacklevel=4,
+        )
+    return estimate
+
+
+def _check_others(
+    num_samples: int, probabilities: Floats | None, population: bool
+) -> None:
+    """Raises where leaving one sample out would leave nothing."""
+    if population:
+        return
+    if num_samples < 2:
         raise ValueError(
             "centers must hold at least 2 samples of positive weight, got 1; a single"
             " center is a distribution only with population=True"
         )
-    num_draws = _checked_num_noise_draws(num_noise_draws, n, population)
-    probabilities = _probabilities(weights, n)
-    one_block = np.array([0, n])
-    if not population and probabilities.max() == 1:
+    if probabilities is not None and probabilities.max() == 1:
         raise ValueError(
             "weights must leave something for the other centers, got one weight that is"
             " 1 but for rounding; a single center is a distribution only with"
             " population=True"
         )
-    log_others = np.zeros(n) if population else np.log1p(-probabilities)
-
-    mixture = prepare(centers, noise_std, weights=weights)
-
-    def evaluate(points: Points, own: Indices) -> QueryTerms:
-        own_center, others = mixture.log_own_and_others(points, own)
-        density = np.logaddexp(own_center, others)
-        left_out = others - log_others[own]
-        return QueryTerms(
-            value=-density,
-            lower_gap=0.0,
-            upper_gap=0.0 if population else density - left_out,
-            isolated=is_isolated(own_center, others),
-        )
-
-    averages = average_over_noise(
-        centers,
-        noise_std,
-        num_draws,
-        _checks.as_seed(seed),
-        evaluate,
-    )
-    sampled: Sampled = "noise" if population else "draws"
-    estimate = _estimate(averages, probabilities, one_block, sampled, n * n * num_draws)
-    if estimate.isolated > 0.5 and not population:
-        _warn_undersampled(
-            estimate.isolated,
-            f"{n} samples are too few for d = {d} at noise_std = {noise_std:g}",
-            "about log(n) + (d/2) log(2 pi e noise_std^2)",
-            "More samples, a larger noise_std or fewer dimensions help; if the centers"
-            " are all the values that S can take, pass population=True.",
-        )
-    return estimate
 
 
-def entropy_bounds(
-    centers: Any, noise_std: float, *, weights: Any = None
-) -> EntropyBounds:
-    """Pairwise-distance bounds of the mixture's entropy h(g), without random numbers.
+def _bounded_difference(num_samples: int, probabilities: Floats | None) -> float:
+    """Root of the sum of squares of H_b(w_i), what exchanging sample i can change.
 
-    c - sum_i w_i log sum_j w_j exp(-|s_i - s_j|^2 / (a noise_std^2)), a = 8 and 2, with
-    c = (d/2) log(2 pi e noise_std^2). Choose them for an instant preview of `entropy`,
-    or to check it; they bound its plug-in value, not its sampling error.
-
-    Parameters
-    ----------
-    centers : (n, d) array
-        Component means s_j. NumPy array or CPU torch tensor, float32 or float64.
-    noise_std : float
-        Standard deviation of every component, in the units of `centers`. Positive.
-    weights : (n,) array, optional
-        Component weights, non-negative, summing to 1. Uniform by default.
-
-    Returns
-    -------
-    EntropyBounds
-        `lower` and `upper`, in nats, each within log n of h(g); both exact where any
-        two components coincide or lie far apart.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If an argument has the wrong shape, type or range.
-
-    Notes
-    -----
-    Cost O(n^2 d) time, O(n) memory. Deterministic.
-
-    Source: Kolchinsky and Tracey (2017), "Estimating Mixture Entropy with Pairwise
-    Distances", Entropy 19, 361: Chernoff-1/2 (lower) and Kullback-Leibler (upper).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> lower, upper = entropy_bounds(np.zeros((5, 3)), noise_std=1.0)
-    >>> round(lower, 4), round(upper, 4)
-    (4.2568, 4.2568)
+    The mixture with and without it are parts of one of two components, w_i and 1 - w_i.
     """
-    centers, noise_std, weights = _checked_mixture(centers, noise_std, weights)
-    (n, d) = centers.shape
-    probabilities = _probabilities(weights, n)
+    if probabilities is None:
+        return math.sqrt(num_samples) * float(_binary_entropy(1 / num_samples))
+    return float(np.sqrt((_binary_entropy(probabilities) ** 2).sum()))
 
-    def bound(pair_std: float) -> float:
-        log_density = mixture_log_density(centers, centers, pair_std, weights=weights)
-        log_kernel_mean = np.asarray(log_density, np.float64) + 0.5 * d * math.log(
-            2 * math.pi * pair_std**2
-        )
-        return _noise_entropy(d, noise_std) - float(probabilities @ log_kernel_mean)
 
-    return EntropyBounds(lower=bound(2 * noise_std), upper=bound(noise_std))
+def _binary_entropy(p: Any) -> Any:
+    """-p log p - (1 - p) log(1 - p), p in (0, 1)."""
+    return -p * np.log(p) - (1 - p) * np.log1p(-p)
 
 
 def conditional_entropy(
     samples: Any,
     noise_std: float,
     *,
-    num_noise_draws: int | None = None,
+    standard_error: float | None = None,
+    max_seconds: float | None = None,
+    max_pairs: int | None = None,
     seed: int = 0,
 ) -> Estimate:
     """Conditional differential entropy h(T | X), the mean of h(T | X = x), in nats.
@@ -237,8 +290,15 @@ def conditional_entropy(
         that S is a function of X.
     noise_std : float
         Standard deviation of the noise, in the units of `samples`. Positive.
-    num_noise_draws : int, optional
-        Queries per sample. By default as many as give 10,000 queries in all.
+    standard_error : float, optional
+        The standard error wanted, in nats; queries are added until it is met, or until
+        only more samples could lower it. 0.01 by default.
+    max_seconds : float, optional
+        Stop with what was reached after about this time. The result then depends on
+        the speed of the machine; bit-for-bit repetition needs `max_pairs`.
+    max_pairs : int, optional
+        Stop with what was reached before more pairs of a query and a center than this
+        are evaluated or skipped.
     seed : int
         Seed of the noise draws; the result is reproducible bit for bit.
 
@@ -280,34 +340,69 @@ def conditional_entropy(
     noise_std = _arrays.check_noise_std(noise_std, centers.dtype)
     _arrays.check_resolution("samples", centers, noise_std)
     (n, d) = centers.shape
-    num_draws = _checked_num_noise_draws(num_noise_draws, n, population=False)
+    budget = Budget.checked(standard_error, max_seconds, max_pairs)
     seed = _checks.as_seed(seed)
     if sizes[0] == 1:
-        exact = _noise_entropy(d, noise_std)
-        return Estimate(exact, 0.0, exact, exact, isolated=0.0, num_pairs=0)
+        exact = noise_entropy(d, noise_std)
+        return Estimate(
+            exact, 0.0, exact, exact, 0.0, 0, bounded_difference=0.0, stopped_by="exact"
+        )
 
     blocks = block_offsets(sizes)
     size_of_center = np.repeat(sizes, sizes)
+    probabilities = 1 / (len(sizes) * size_of_center)
+    share = 1 / len(sizes) * _binary_entropy(1 / sizes)
+    counts: Indices | None = None
+    merged = merge_duplicates(centers, blocks)
+    if merged is not None:
+        (counts, size_of_center) = (merged.counts, size_of_center[merged.first])
+        centers = np.ascontiguousarray(centers[merged.first])
+        probabilities = probabilities[merged.first] * counts
+        blocks = np.searchsorted(merged.first, blocks)
     log_sizes, log_others = np.log(size_of_center), np.log(size_of_center - 1)
+    # Only ratios within a block matter: every sample has weight 1/n in the kernel.
+    weights = None if counts is None else (counts / n).astype(centers.dtype)
 
     def evaluate(points: Points, own: Indices) -> QueryTerms:
-        # Uniform weights 1/n in the kernel: only ratios within a block matter here.
         sums = mixture_block_log_sums(
-            points, centers, noise_std, own, blocks, include_rest=False
+            points,
+            centers,
+            noise_std,
+            own,
+            blocks,
+            weights=weights,
+            include_rest=False,
         )
-        density = np.logaddexp(sums.own_center, sums.inner) + math.log(n)
-        left_out = sums.inner + math.log(n) - log_others[own]
+        own_center = sums.own_center + math.log(n)
+        inner = sums.inner + math.log(n)
+        density = np.logaddexp(own_center, inner)
+        if counts is not None:
+            (own_center, equal) = split_own_center(own_center, counts[own])
+            inner = np.logaddexp(inner, equal)
         return QueryTerms(
             value=log_sizes[own] - density,
             lower_gap=0.0,
-            upper_gap=density - log_sizes[own] - left_out,
-            isolated=is_isolated(sums.own_center, sums.inner),
+            upper_gap=density - log_sizes[own] - (inner - log_others[own]),
+            isolated=is_isolated(own_center, inner),
+            own_weight=np.exp(own_center - density),
         )
 
-    averages = average_over_noise(centers, noise_std, num_draws, seed, evaluate)
-    probabilities = 1 / (len(sizes) * size_of_center)
-    num_pairs = int(sizes @ sizes) * num_draws
-    estimate = _estimate(averages, probabilities, blocks, "draws", num_pairs)
+    problem = Problem(
+        centers,
+        noise_std,
+        evaluate,
+        "draws",
+        weights=None if np.ptp(probabilities) == 0 else probabilities,
+        counts=counts,
+        blocks=blocks,
+        num_evaluated=max(1, int(sizes @ sizes) // n),
+    )
+    averages = average_over_noise(problem, budget, seed)
+    estimate = _estimate(
+        averages,
+        budget,
+        bounded_difference=float(np.sqrt((sizes * share**2).sum())),
+    )
     if estimate.isolated > 0.5:
         _warn_undersampled(
             estimate.isolated,
@@ -326,7 +421,9 @@ def mutual_information(
     *,
     labels: Any = None,
     inputs: Literal["fixed", "sampled"] = "fixed",
-    num_noise_draws: int | None = None,
+    standard_error: float | None = None,
+    max_seconds: float | None = None,
+    max_pairs: int | None = None,
     seed: int = 0,
 ) -> Estimate:
     """Mutual information I(X; T), or I(Y; T) with labels, in nats.
@@ -349,9 +446,15 @@ def mutual_information(
     inputs : {"fixed", "sampled"}
         "fixed": X takes these inputs and no others. "sampled": they are independent
         samples of a larger population and I(X; T) is wanted for that population.
-    num_noise_draws : int, optional
-        Queries per sample. By default as many as give 10,000 queries in all, and at
-        least 2 where only the noise is random (fixed inputs, one draw each).
+    standard_error : float, optional
+        The standard error wanted, in nats; queries are added until it is met, or until
+        only more samples could lower it. 0.01 by default.
+    max_seconds : float, optional
+        Stop with what was reached after about this time. The result then depends on
+        the speed of the machine; bit-for-bit repetition needs `max_pairs`.
+    max_pairs : int, optional
+        Stop with what was reached before more pairs of a query and a center than this
+        are evaluated or skipped.
     seed : int
         Seed of the noise draws; the result is reproducible bit for bit.
 
@@ -399,6 +502,7 @@ def mutual_information(
     centers, sizes = _checked_samples(samples)
     noise_std = _arrays.check_noise_std(noise_std, centers.dtype)
     _arrays.check_resolution("samples", centers, noise_std)
+    budget = Budget.checked(standard_error, max_seconds, max_pairs)
     if not isinstance(inputs, str) or inputs not in ("fixed", "sampled"):
         raise ValueError(f'inputs must be "fixed" or "sampled", got {inputs!r}')
     if inputs == "sampled" and len(sizes) < 2:
@@ -414,21 +518,28 @@ def mutual_information(
         sizes = sizes[order]
     pool = Pool(centers, noise_std, sizes, group_sizes, inputs)
     (n, d) = centers.shape
-    num_draws = _checked_num_noise_draws(num_noise_draws, n, pool.is_population)
-    averages = average_over_noise(
-        centers,
+    # One draw per input: inputs and draws are the same samples.
+    blocks = None if pool.is_deterministic else pool.blocks
+    is_sampled = inputs == "sampled" and not pool.is_deterministic
+    problem = Problem(
+        pool.centers,
         noise_std,
-        num_draws,
-        _checks.as_seed(seed),
         pool.evaluate,
+        "noise" if pool.is_population else "inputs" if is_sampled else "draws",
+        weights=None if pool.weights is None else pool.probabilities,
+        counts=pool.counts,
+        blocks=blocks,
+        mixture_weights=pool.weights,
     )
-    sampled: Sampled = "inputs" if inputs == "sampled" else "draws"
+    bounded_difference = math.inf
+    if pool.is_population:
+        bounded_difference = 0.0
+    elif pool.is_deterministic and labels is None:  # the entropy, less the noise's
+        bounded_difference = _bounded_difference(n, None)
     estimate = _estimate(
-        averages,
-        pool.probabilities,
-        pool.blocks,
-        "noise" if pool.is_population else sampled,
-        n * n * num_draws,
+        average_over_noise(problem, budget, _checks.as_seed(seed)),
+        budget,
+        bounded_difference=bounded_difference,
         within=(0.0, pool.information_ceiling()),
     )
     if estimate.isolated > 0.5 and not pool.is_population:
@@ -444,45 +555,64 @@ def mutual_information(
     return estimate
 
 
-def _noise_entropy(d: int, noise_std: float) -> float:
-    """(d/2) log(2 pi e noise_std^2), without squaring a small noise_std."""
-    return d * (0.5 * math.log(2 * math.pi * math.e) + math.log(noise_std))
-
-
 def _estimate(
-    averages: NoiseAverages,
-    probabilities: Floats,
-    blocks: Indices,
-    sampled: Sampled,
-    num_pairs: int,
+    averages: Averages,
+    budget: Budget,
     *,
+    bounded_difference: float,
     within: tuple[float, float] = (-math.inf, math.inf),
 ) -> Estimate:
     """The estimate; gaps below zero are noise around zero, hence no gap."""
-    value, standard_error = mean_and_standard_error(
-        averages, probabilities, blocks, sampled
-    )
-    lower = value - max(0.0, float(probabilities @ averages.lower_gap))
-    upper = value + max(0.0, float(probabilities @ averages.upper_gap))
+    value = averages.value
+    lower = value - max(0.0, averages.lower_gap)
+    upper = value + max(0.0, averages.upper_gap)
     (floor, ceiling) = within
-    return Estimate(
+    estimate = Estimate(
         value=min(max(value, floor), ceiling) + 0.0,
-        standard_error=standard_error,
+        standard_error=averages.standard_error,
         lower=min(max(lower, floor), ceiling) + 0.0,  # no -0.0
         upper=min(max(upper, floor), ceiling) + 0.0,
-        isolated=min(float(probabilities @ averages.isolated), 1.0),
-        num_pairs=num_pairs,
+        isolated=min(averages.isolated, 1.0),
+        num_pairs=averages.num_pairs,
+        monte_carlo_error=averages.monte_carlo_error,
+        saturation=min(max(averages.own_weight, 0.0), 1.0),
+        bounded_difference=bounded_difference,
+        stopped_by=averages.stopped_by,
+    )
+    if budget.is_explicit and averages.stopped_by != "target":
+        _warn_target(estimate, budget)
+    return estimate
+
+
+_WHY = {
+    "samples": "the samples themselves leave more: more samples are needed, roughly"
+    " {factor:.1f} times as many",
+    "pairs": "the limit of pairs is reached; a larger max_pairs would get there",
+    "seconds": "max_seconds is reached; more time would get there",
+}
+
+
+def _warn_target(estimate: Estimate, budget: Budget) -> None:
+    factor = (estimate.standard_error / budget.standard_error) ** 2
+    warnings.warn(
+        f"the standard error is {estimate.standard_error:.2g} nats and not the"
+        f" {budget.standard_error:.2g} asked for:"
+        f" {_WHY[estimate.stopped_by].format(factor=factor)}",
+        TargetWarning,
+        stacklevel=4,
     )
 
 
-def _warn_undersampled(share: float, too_few: str, then: str, remedy: str) -> None:
+def _warn_undersampled(
+    share: float, too_few: str, then: str, remedy: str, *, stacklevel: int = 3
+) -> None:
     warnings.warn(
         f"{100 * share:.0f} % of the queries have no neighbour but their own sample:"
         f" {too_few}. The value is then {then},"
         " whatever the distribution; trust only the bracket [lower, upper]."
         f" {remedy}",
         UndersampledWarning,
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
 
 
@@ -527,29 +657,3 @@ def _checked_samples(samples: Any) -> tuple[Points, Indices]:
             f" {sizes.max()} in samples[{sizes.argmax()}]"
         )
     return centers, sizes
-
-
-def _checked_mixture(
-    centers: Any, noise_std: Any, weights: Any
-) -> tuple[Points, float, Points | None]:
-    centers = _arrays.as_matrix("centers", centers)
-    noise_std = _arrays.check_noise_std(noise_std, centers.dtype)
-    if weights is not None:
-        weights = _arrays.as_weights(weights, len(centers), centers.dtype)
-    return centers, noise_std, weights
-
-
-def _probabilities(weights: Points | None, n: int) -> Floats:
-    """The weights in float64, summing to 1; uniform for None."""
-    if weights is None:
-        return np.full(n, 1 / n)
-    exact = np.asarray(weights, np.float64)
-    return np.asarray(exact / exact.sum())
-
-
-def _checked_num_noise_draws(value: Any, num_centers: int, population: bool) -> int:
-    if value is None:
-        return default_num_noise_draws(num_centers, at_least=2 if population else 1)
-    # One query of one center has no spread.
-    least = 2 if num_centers == 1 else 1
-    return _checks.as_int("num_noise_draws", value, at_least=least)

@@ -1,18 +1,28 @@
-"""Noise draws around every center, and the error of averages over them.
+"""Averages over centers and noise, to a target error: rounds of queries, quadrature.
 
-Every estimator here is a weighted mean over centers of E f(center + noise). This file
-draws the noise, keeps a few sums per center (so memory does not grow with the number of
-draws), removes what |z|^2 explains of the noise, and states the standard error. It
-knows nothing of densities: `information.py` says what f is.
+Every estimator here is a mean over centers of E f(center + noise). This file spends
+queries until the error asked for is met, removes from the noise what control variates
+explain, and states the standard error: that of the queries from independent
+randomisations, that of the samples from the spread between centers. It knows nothing of
+densities: `information.py` says what f is, `_queries.py` where the queries are,
+`_controls.py` what is regressed out.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from noisyflow import _checks
+from noisyflow._controls import MOST_MOMENT_DIMS, Controls, regress_out
+from noisyflow._queries import NUM_REPLICATES, Queries, QuerySource, gauss_hermite
 
 Floats = NDArray[np.float64]
 Points = NDArray[np.floating]
@@ -22,14 +32,34 @@ Indices = NDArray[np.int64]
 # "draws": the centers of each block, the blocks are fixed; "inputs": the blocks.
 Sampled = Literal["noise", "draws", "inputs"]
 
+DEFAULT_STANDARD_ERROR = 0.01  # nats; a thousandth of what hidden layers carry
 _STREAM = (0x6E6F697365,)  # "noise": sets this use of a seed apart from all others
-_MIN_QUERIES = 10_000  # relative error of a standard error: 1 / sqrt(2 * 10,000) < 1 %
+_FIRST_QUERIES = 8192
+_FEWEST_STEPS = 8  # of a replicate
+_QUERIES_EVERYWHERE = 4  # per center, for every center to be met by two replicates
+_MOST_GROWTH = 8
+# Where no number of queries reaches the target, the noise of the queries shall add less
+# than 5 % to the error of the samples.
+_NEGLIGIBLE_SHARE = 0.3
+# Limits without a budget: half an hour of every pair, and a few GB of records.
+_MOST_PAIRS = 10**13
+_MOST_QUERIES = 2**25
 # Smaller blocks hide their error: the two centers of a pair have equal values whatever
 # their distance. Measured understatement of the error by the spread within a block: up
 # to 1.3 times at 10 centers, 1.5 at 5, 4 at 2.
 _MIN_BLOCK = 10
 _QUERIES_PER_CALL = 65_536  # enough to occupy every core; 16 MiB of points at d = 32
 _COORDINATES_PER_CALL = 2**21  # the same limit for larger d
+# Nodes per dimension of the quadrature and the most queries for it. In three dimensions
+# nets are better at any size tried.
+_LADDERS = {1: ((6, 12, 24, 48), 2**20), 2: ((6, 12, 24), 2**19)}
+_NORMAL_AT_TWO = 0.9772498680518208  # P(Z < 2)
+
+_logger = logging.getLogger("noisyflow")
+
+
+class TargetWarning(UserWarning):
+    """A standard error or a width that was asked for is not reached."""
 
 
 class QueryTerms(NamedTuple):
@@ -39,141 +69,516 @@ class QueryTerms(NamedTuple):
     lower_gap: Points | float  # value minus the lower end of its bracket
     upper_gap: Points | float  # upper end of its bracket minus value
     isolated: NDArray[np.bool_]
+    own_weight: Points  # posterior probability of the query's own sample
 
 
-class NoiseAverages(NamedTuple):
-    """Averages over the noise draws of each center, each (n,); u = |z|^2/2 - d/2."""
-
-    num_draws: int
-    value: Floats
-    lower_gap: Floats
-    upper_gap: Floats
-    isolated: Floats
-    control: Floats
-    value_square: Floats
-    value_times_control: Floats
-    control_square: Floats
+_VALUE, _LOWER, _UPPER, _ISOLATED, _OWN_WEIGHT = range(5)  # columns of a record
 
 
-def default_num_noise_draws(num_centers: int, *, at_least: int = 1) -> int:
-    """As many draws per center as give 10,000 queries, and no fewer than `at_least`."""
-    return max(at_least, -(-_MIN_QUERIES // num_centers))
+@dataclass(frozen=True)
+class Budget:
+    """When to stop: checked numbers, None where there is no limit."""
 
+    standard_error: float
+    max_seconds: float | None
+    max_pairs: int | None
+    is_explicit: bool  # the standard error was asked for
 
-def average_over_noise(
-    centers: Points,
-    noise_std: float,
-    num_draws: int,
-    seed: int,
-    evaluate: Callable[[Points, Indices], QueryTerms],
-) -> NoiseAverages:
-    """Per-center averages of `evaluate(points, own)` over draws of the noise.
-
-    `own[i]` is the center of point i; the points come in the order of their centers.
-    The noise is drawn in the centers' dtype, the averages are float64.
-    """
-    (n, d) = centers.shape
-    # Not default_rng(seed): the caller's samples may well come from that very stream.
-    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=_STREAM))
-    queries_per_call = max(1, min(_QUERIES_PER_CALL, _COORDINATES_PER_CALL // d))
-    draws_per_call = max(1, queries_per_call // n)
-    sums = np.zeros((8, n))
-    for start in range(0, n, queries_per_call):
-        part = np.arange(start, min(start + queries_per_call, n))
-        for done in range(0, num_draws, draws_per_call):
-            shape = (len(part), min(draws_per_call, num_draws - done), d)
-            noise = generator.standard_normal(shape, dtype=centers.dtype.type)
-            points = centers[part, None, :] + noise_std * noise
-            terms = evaluate(points.reshape(-1, d), np.repeat(part, shape[1]))
-            value = np.asarray(terms.value, np.float64)
-            control = (
-                0.5 * (noise.astype(np.float64) ** 2).sum(axis=2) - d / 2
-            ).ravel()
-            rows = (  # in the order of NoiseAverages
-                value,
-                terms.lower_gap,
-                terms.upper_gap,
-                terms.isolated,
-                control,
-                value**2,
-                value * control,
-                control**2,
-            )
-            for total, row in zip(sums, rows, strict=True):
-                total[part] += (
-                    (row + np.zeros_like(value)).reshape(shape[:2]).sum(axis=1)
-                )
-    return NoiseAverages(num_draws, *(sums / num_draws))
-
-
-def mean_and_standard_error(
-    averages: NoiseAverages, weights: Floats, blocks: Indices, sampled: Sampled
-) -> tuple[float, float]:
-    """Weighted mean of `averages.value`, |z|^2 regressed out, and its standard error.
-
-    Block b holds the centers blocks[b] .. blocks[b+1]-1. To first order the error of a
-    plug-in entropy is that of a mean of its per-center averages (influence function),
-    so the spread between centers holds sampling and Monte-Carlo error together. Where
-    nothing but the noise is random, the spread within centers counts. A spread that is
-    unknown, within centers of one draw or within blocks of a few centers, is replaced
-    by the one a level higher, never smaller on average.
-    """
-    (n,) = weights.shape
-    within_centers = sampled == "noise" and averages.num_draws > 1
-    is_unknown_in_blocks = np.diff(blocks).min() < _MIN_BLOCK
-    if sampled == "draws" and len(blocks) > 2 and is_unknown_in_blocks:
-        sampled = "inputs"
-    if sampled == "draws":
-        strata = blocks
-    else:
-        strata = np.arange(n + 1) if within_centers else np.array([0, n])
-
-    slope = _control_slope(averages, weights, strata)
-    values = averages.value - slope * averages.control
-    mean = float(weights @ values)
-    if within_centers:
-        squares = (
-            averages.value_square
-            - 2 * slope * averages.value_times_control
-            + slope**2 * averages.control_square
+    @classmethod
+    def checked(cls, standard_error: Any, max_seconds: Any, max_pairs: Any) -> Budget:
+        """From the arguments of the public functions."""
+        return cls(
+            DEFAULT_STANDARD_ERROR
+            if standard_error is None
+            else _checks.as_positive("standard_error", standard_error),
+            None
+            if max_seconds is None
+            else _checks.as_positive("max_seconds", max_seconds),
+            None
+            if max_pairs is None
+            else _checks.as_int("max_pairs", max_pairs, at_least=1),
+            standard_error is not None,
         )
-        variance = weights**2 @ np.maximum(squares - values**2, 0)
-        return mean, float(np.sqrt(variance / (averages.num_draws - 1)))
-    if sampled == "inputs":
-        block_weights = np.add.reduceat(weights, blocks[:-1])
-        values = np.add.reduceat(weights * values, blocks[:-1]) / block_weights
-        weights = block_weights
-        strata = np.array([0, len(weights)])
-    return mean, float(np.sqrt(_variance_of_mean(values, weights, strata)))
 
 
-def _control_slope(averages: NoiseAverages, weights: Floats, strata: Indices) -> float:
-    """Least-squares coefficient of u; 0 unless two standard errors away from 0."""
-    squared = weights**2
-    mean = _stratum_means(averages.value, weights, strata)
-    product = squared @ (averages.value_times_control - mean * averages.control)
-    control_mean = _stratum_means(averages.control, weights, strata)
-    control = squared @ (averages.control_square - control_mean * averages.control)
-    spread = squared @ (averages.value_square - 2 * mean * averages.value + mean**2)
-    num_queries = averages.num_draws * squared.sum() ** 2 / (squared**2).sum()
-    is_significant = product**2 * num_queries > 4 * control * spread
-    return float(product / control) if is_significant else 0.0
+@dataclass(frozen=True)
+class Problem:
+    """An average to be taken, of `evaluate(points, own)` over centers and noise.
 
-
-def _stratum_means(values: Floats, weights: Floats, strata: Indices) -> Floats:
-    """Weighted mean of each center's stratum, (n,)."""
-    totals = np.add.reduceat(weights, strata[:-1])
-    means = np.add.reduceat(weights * values, strata[:-1]) / totals
-    return np.repeat(means, np.diff(strata))
-
-
-def _variance_of_mean(values: Floats, weights: Floats, strata: Indices) -> float:
-    """Variance of the weighted mean of values independent within fixed strata.
-
-    A center is part of its own mixture, which pulls its value towards the mean like a
-    regression point of leverage w; dividing by 1 - w undoes that (HC3, the jackknife to
-    first order).
+    Equal samples are one center. The points come with `own`, their centers' indices.
     """
-    totals = np.repeat(np.add.reduceat(weights, strata[:-1]), np.diff(strata))
-    deviations = values - _stratum_means(values, weights, strata)
-    return float(((weights * deviations / (1 - weights / totals)) ** 2).sum())
+
+    centers: Points  # (n, d)
+    noise_std: float
+    evaluate: Callable[[Points, Indices], QueryTerms]
+    sampled: Sampled
+    weights: Floats | None = None  # (n,) probabilities of the centers; None: all 1 / n
+    counts: Indices | None = None  # (n,) samples at each center; None: one
+    blocks: Indices | None = None  # begin of every block of centers, and the end
+    mixture_weights: Points | None = None  # of the pooled mixture, in its dtype
+    num_evaluated: int | None = None  # pairs of a query; None: all n
+    is_streamed: bool = False  # centers stay on disk: one call per round
+
+    @property
+    def pairs_per_query(self) -> int:
+        return self.num_evaluated or len(self.centers)
+
+    def sample_weight(self, own: Indices) -> Floats:
+        """Probability of one sample at these centers."""
+        weight = np.full(len(own), 1 / len(self.centers))
+        if self.weights is not None:
+            weight = self.weights[own]
+        return weight if self.counts is None else weight / self.counts[own]
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Means over centers and noise, and what is known of their error."""
+
+    value: float
+    standard_error: float
+    monte_carlo_error: float
+    lower_gap: float
+    upper_gap: float
+    isolated: float
+    own_weight: float
+    num_pairs: int
+    stopped_by: str
+
+
+def average_over_noise(problem: Problem, budget: Budget, seed: int) -> Averages:
+    """The averages of `problem`: quadrature in one or two dimensions, else queries.
+
+    The noise is added in the centers' dtype; all averages are float64. `value` has what
+    control variates explain taken out.
+    """
+    averages = _by_quadrature(problem, budget)
+    if averages is None:
+        averages = _Rounds(problem, budget, seed).run()
+    return averages
+
+
+# -- quadrature ---------------------------------------------------------------
+
+
+def _by_quadrature(problem: Problem, budget: Budget) -> Averages | None:
+    """Gauss-Hermite nodes around every center; None where queries are the better way.
+
+    The error stated is the last change, that is, about the error of the rule before.
+    """
+    (n, d) = problem.centers.shape
+    if d not in _LADDERS or problem.is_streamed or budget.max_seconds is not None:
+        return None
+    (ladder, most_queries) = _LADDERS[d]
+    previous: float | None = None
+    num_pairs = 0
+    for num_nodes in ladder:
+        (nodes, node_weights) = gauss_hermite(num_nodes, d)
+        pairs = n * len(nodes) * problem.pairs_per_query
+        allowed = budget.max_pairs if budget.max_pairs is not None else _MOST_PAIRS
+        if n * len(nodes) > most_queries or num_pairs + pairs > allowed:
+            return None
+        num_pairs += pairs
+        psi = _means_at_nodes(problem, nodes, node_weights)
+        if not np.isfinite(psi[:, _VALUE]).all():
+            return None
+        averages = _from_centers(problem, psi, previous, num_pairs)
+        if previous is not None:
+            error = averages.monte_carlo_error
+            goal = 1e-3 * budget.standard_error
+            sampling = math.sqrt(max(averages.standard_error**2 - error**2, 0))
+            if error <= max(goal, 1e-3 * sampling):
+                return _stopped(averages, budget)
+        previous = averages.value
+    return None
+
+
+def _means_at_nodes(problem: Problem, nodes: Floats, node_weights: Floats) -> Floats:
+    """Every column of QueryTerms averaged over nodes around each center; (n, 5)."""
+    (n, d) = problem.centers.shape
+    psi = np.empty((n, 5))
+    step = max(1, _QUERIES_PER_CALL // len(nodes))
+    shift = (problem.noise_std * nodes).astype(problem.centers.dtype)
+    for start in range(0, n, step):
+        part = np.arange(start, min(start + step, n))
+        points = problem.centers[part, None, :] + shift
+        own = np.repeat(part, len(nodes))
+        columns = _columns(problem.evaluate(points.reshape(-1, d), own), len(own))
+        psi[part] = np.einsum(
+            "cqk,q->ck", columns.reshape(len(part), len(nodes), 5), node_weights
+        )
+    return psi
+
+
+def _from_centers(
+    problem: Problem, psi: Floats, previous: float | None, num_pairs: int
+) -> Averages:
+    """Averages from the exact means at all centers."""
+    n = len(problem.centers)
+    weights = np.full(n, 1 / n) if problem.weights is None else problem.weights
+    means = weights @ psi
+    variance = _sampling_variance(problem, np.arange(n), psi[:, _VALUE], weights, None)
+    rounding = float(np.finfo(problem.centers.dtype).eps) * (1 + abs(means[_VALUE]))
+    error = math.inf if previous is None else abs(means[_VALUE] - previous) + rounding
+    return Averages(
+        value=float(means[_VALUE]),
+        standard_error=math.hypot(error, math.sqrt(variance)),
+        monte_carlo_error=error,
+        lower_gap=float(means[_LOWER]),
+        upper_gap=float(means[_UPPER]),
+        isolated=float(means[_ISOLATED]),
+        own_weight=float(means[_OWN_WEIGHT]),
+        num_pairs=num_pairs,
+        stopped_by="",
+    )
+
+
+def _stopped(averages: Averages, budget: Budget, reason: str = "samples") -> Averages:
+    """With the reason why no more queries are spent: the target, if it is met."""
+    if averages.standard_error <= budget.standard_error:
+        reason = "target"
+    return Averages(**{**averages.__dict__, "stopped_by": reason})
+
+
+def _columns(terms: QueryTerms, num_queries: int) -> Floats:
+    """(queries, 5), in the order of QueryTerms."""
+    columns = np.empty((num_queries, len(QueryTerms._fields)))
+    for index, term in enumerate(terms):
+        columns[:, index] = term
+    return columns
+
+
+# -- rounds of queries --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Round:
+    """Records: queries, or the averages of two mirrored ones, and their controls."""
+
+    own: Indices  # (replicates, steps)
+    values: Floats  # (replicates * steps, 5)
+    controls: Floats  # (replicates * steps, c)
+    num_queries: int
+
+
+class _Rounds:
+    """Queries until the target or a budget ends them.
+
+    Two ways. "Everywhere", where there are several queries for every center: noise
+    comes with its mirror image, the value at the bare centers is a control variate, and
+    so are quadratic forms from the second such round on. "Here and there", where there
+    are more centers than queries: single queries, each at a center of its own.
+    """
+
+    def __init__(self, problem: Problem, budget: Budget, seed: int) -> None:
+        self._problem = problem
+        self._budget = budget
+        # Not default_rng(seed): the samples may well come from that very stream.
+        self._generator = np.random.default_rng(
+            np.random.SeedSequence(seed, spawn_key=_STREAM)
+        )
+        self._source = QuerySource(problem.centers, problem.weights, self._generator)
+        self._rounds: list[_Round] = []
+        self._at_centers: Floats | None = None
+        self._has_moments = False
+        self._num_pairs = 0
+        self._num_queries = 0
+        self._start = time.perf_counter()
+        least = NUM_REPLICATES * _FEWEST_STEPS
+        self._most_pairs = min(budget.max_pairs or _MOST_PAIRS, _MOST_PAIRS)
+        if self._most_pairs < least * problem.pairs_per_query:
+            raise ValueError(
+                f"max_pairs must allow {least} queries of {problem.pairs_per_query} "
+                f"centers, {least * problem.pairs_per_query}, got {budget.max_pairs}"
+            )
+
+    def run(self) -> Averages:
+        """The averages once they are good enough, or as good as the budget allows."""
+        n = len(self._problem.centers)
+        queries = _FIRST_QUERIES
+        if self._budget.max_seconds is not None:
+            queries = NUM_REPLICATES * _FEWEST_STEPS
+        elif n <= _FIRST_QUERIES:
+            queries = max(queries, _QUERIES_EVERYWHERE * n)
+        averages: Averages | None = None
+        while True:
+            queries, ended = self._affordable(queries, averages)
+            if queries == 0:
+                assert averages is not None
+                return _stopped(averages, self._budget, ended)
+            spent = self._spend(queries)
+            averages = self._averages()
+            goal = self._goal(averages)
+            error = averages.monte_carlo_error
+            if error <= goal:
+                return _stopped(averages, self._budget)
+            if ended:
+                return _stopped(averages, self._budget, ended)
+            queries = self._next_queries(spent, error, goal)
+
+    def _goal(self, averages: Averages) -> float:
+        """The largest error of the queries that more of them need not lower."""
+        target = self._budget.standard_error
+        sampling = averages.standard_error**2 - averages.monte_carlo_error**2
+        return math.sqrt(
+            max(target**2 - sampling, _NEGLIGIBLE_SHARE**2 * sampling, 1e-30)
+        )
+
+    def _next_queries(self, spent: int, error: float, goal: float) -> int:
+        """Queries of the next round, by the usual rate of the error."""
+        counted = sum(r.num_queries for r in self._rounds)
+        missing = (1.2 * (error / goal) ** 2 - 1) * counted
+        everywhere = _QUERIES_EVERYWHERE * len(self._problem.centers)
+        if missing > 0.5 * everywhere:  # mirrors and controls more than halve it
+            missing = max(missing, everywhere)
+        return int(min(max(missing, spent), max(_MOST_GROWTH * spent, everywhere)))
+
+    def _affordable(self, queries: int, averages: Averages | None) -> tuple[int, str]:
+        """What of these queries the budgets allow, and which budget they exhaust."""
+        ended = ""
+        left = (self._most_pairs - self._num_pairs) // self._problem.pairs_per_query
+        left = min(left, _MOST_QUERIES - self._num_queries)
+        if left <= queries:
+            queries, ended = max(left, 0), "pairs"
+        seconds = self._budget.max_seconds
+        if seconds is not None and averages is not None:
+            spent = time.perf_counter() - self._start
+            left = int((seconds - spent) * self._num_queries / spent)
+            if left <= queries:
+                queries, ended = max(left, 0), "seconds"
+        if queries < NUM_REPLICATES * _FEWEST_STEPS and averages is not None:
+            queries = 0
+        return queries, ended
+
+    def _spend(self, queries: int) -> int:
+        """One round more of about these queries; returns how many.
+
+        Better controls make a fresh start, as all rounds must have the same.
+        """
+        problem = self._problem
+        n = len(problem.centers)
+        if self._num_queries > 0:
+            predicted = (time.perf_counter() - self._start) / self._num_queries
+            _logger.info(
+                "%d more queries of %d centers, about %.2g s",
+                queries,
+                n,
+                predicted * queries,
+            )
+        is_everywhere = self._at_centers is not None
+        if not is_everywhere and queries >= _QUERIES_EVERYWHERE * n:
+            needed = (queries + n) * problem.pairs_per_query
+            if not problem.is_streamed and self._num_pairs + needed <= self._most_pairs:
+                is_everywhere = True
+                self._rounds = []
+                values = self._evaluate(problem.centers, np.arange(n))[:, _VALUE]
+                self._at_centers = values
+                self._num_pairs += n * problem.pairs_per_query
+        per_step = (2 if is_everywhere else 1) * NUM_REPLICATES
+        steps = self._source.steps_for(max(queries // per_step, 2))
+        drawn = self._source.draw(steps)
+        controls = Controls(
+            problem.centers,
+            problem.noise_std,
+            problem.weights,
+            self._at_centers,
+            problem.mixture_weights,
+        )
+        if is_everywhere and self._is_worth_moments(drawn, steps * per_step):
+            if not self._has_moments:
+                self._rounds = []
+            self._has_moments = True
+            self._num_pairs += controls.add_moments(drawn.own.ravel())
+        elif self._has_moments:  # no longer affordable: once more without them
+            self._rounds, self._has_moments = [], False
+        self._rounds.append(self._evaluated(drawn, controls, is_everywhere))
+        return steps * per_step
+
+    def _is_worth_moments(self, drawn: Queries, queries: int) -> bool:
+        """Whether quadratic controls cost no more than about twice the queries."""
+        (n, d) = self._problem.centers.shape
+        if self._problem.num_evaluated is not None or d > MOST_MOMENT_DIMS:
+            return False  # several mixtures, or too large a covariance
+        if not self._rounds:  # not in the first round: it may be good enough
+            return False
+        visited = min(n, drawn.own.size)
+        if self._num_pairs + (2 * visited + queries) * n > self._most_pairs:
+            return False
+        return bool(visited * (d * (d + 3) / 4 + 20) <= 2 * queries * (d + 5))
+
+    def _evaluated(
+        self, drawn: Queries, controls: Controls, is_mirrored: bool
+    ) -> _Round:
+        """The records of a round."""
+        problem = self._problem
+        d = problem.centers.shape[1]
+        own = drawn.own.ravel()
+        noise = drawn.noise.reshape(-1, d)
+        centers = problem.centers[own]
+        shift = (problem.noise_std * noise).astype(centers.dtype)
+        values = self._evaluate(centers + shift, own)
+        if is_mirrored:
+            values = 0.5 * (values + self._evaluate(centers - shift, own))
+        num_queries = (2 if is_mirrored else 1) * len(own)
+        self._num_queries += num_queries
+        self._num_pairs += num_queries * problem.pairs_per_query
+        return _Round(drawn.own, values, controls.values(own, noise), num_queries)
+
+    def _evaluate(self, points: Points, own: Indices) -> Floats:
+        """QueryTerms as columns, in limited calls unless centers are on disk."""
+        step = max(1, min(_QUERIES_PER_CALL, _COORDINATES_PER_CALL // points.shape[1]))
+        if self._problem.is_streamed:
+            step = len(points)
+        columns = np.empty((len(points), len(QueryTerms._fields)))
+        for start in range(0, len(points), step):
+            part = slice(start, start + step)
+            terms = self._problem.evaluate(points[part], own[part])
+            columns[part] = _columns(terms, len(own[part]))
+        return columns
+
+    def _averages(self) -> Averages:
+        """Of all rounds kept, every replicate with the weight of its queries."""
+        values = np.concatenate([r.values for r in self._rounds])
+        controls = np.concatenate([r.controls for r in self._rounds])
+        nats = [c for c in (_VALUE, _LOWER, _UPPER) if np.isfinite(values[:, c]).all()]
+        values[:, nats] = regress_out(values[:, nats], controls)
+        means = values.mean(axis=0)
+        variance, freedom = self._monte_carlo_variance(values[:, _VALUE])
+        own = np.concatenate([r.own.ravel() for r in self._rounds])
+        replicate = None  # single queries: their noise counts as the samples' too
+        if self._at_centers is not None:
+            replicate = np.concatenate(
+                [
+                    NUM_REPLICATES * index + np.repeat(np.arange(len(rows)), steps)
+                    for index, r in enumerate(self._rounds)
+                    for (rows, steps) in [(r.own, r.own.shape[1])]
+                ]
+            )
+        sampling = _sampling_variance(
+            self._problem, own, values[:, _VALUE], np.ones(len(own)), replicate
+        )
+        error = math.sqrt(variance) * _student_factor(freedom)
+        return Averages(
+            value=float(means[_VALUE]),
+            standard_error=math.hypot(error, math.sqrt(sampling)),
+            monte_carlo_error=error,
+            lower_gap=float(means[_LOWER]),
+            upper_gap=float(means[_UPPER]),
+            isolated=float(means[_ISOLATED]),
+            own_weight=float(means[_OWN_WEIGHT]),
+            num_pairs=self._num_pairs,
+            stopped_by="",
+        )
+
+    def _monte_carlo_variance(self, values: Floats) -> tuple[float, float]:
+        """Variance of the mean over all records, from independent replicates."""
+        total, start = len(values), 0
+        variance, square = 0.0, 0.0
+        for kept in self._rounds:
+            count = kept.own.size
+            groups = values[start : start + count].reshape(NUM_REPLICATES, -1)
+            means = groups.mean(axis=1)
+            start += count
+            part = (count / total) ** 2 * means.var(ddof=1) / NUM_REPLICATES
+            variance += part
+            square += part**2 / (NUM_REPLICATES - 1)
+        return float(variance), float(variance**2 / square) if square > 0 else math.inf
+
+
+def _student_factor(freedom: float) -> float:
+    """Two standard errors shall fail as often as two deviations of a normal."""
+    if math.isinf(freedom):
+        return 1.0
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, _NORMAL_AT_TWO)) / 2
+
+
+# -- the error of the samples -------------------------------------------------
+
+
+def _sampling_variance(
+    problem: Problem,
+    own: Indices,
+    values: Floats,
+    weights: Floats,
+    replicate: Indices | None,
+) -> float:
+    """Variance that the samples give the mean of `values`, beside that of the queries.
+
+    To first order the error of a plug-in entropy is that of a mean over its centers of
+    their averages over the noise (influence function). Records (own, values) meet
+    centers in proportion to `weights` times their probability. With `replicate` they
+    hold noise, which products of different replicates do without; a spread that is
+    unknown, within blocks of few centers, is replaced by the one a level higher, never
+    smaller on average.
+    """
+    if problem.sampled == "noise":
+        return 0.0
+    blocks = problem.blocks
+    block = np.zeros(len(own), np.int64)
+    if blocks is not None:
+        block = np.searchsorted(blocks, own, side="right") - 1
+    if problem.sampled == "inputs" or _has_small_blocks(problem):
+        (ids, unit) = np.unique(block, return_inverse=True)
+        unit_weight = leverage = _block_shares(problem)[ids]
+        stratum = np.zeros(len(own), np.int64)
+    else:
+        (ids, unit) = np.unique(own, return_inverse=True)
+        unit_weight = leverage = problem.sample_weight(ids)
+        stratum = block
+        if blocks is not None and len(blocks) > 2:
+            block_of_id = np.searchsorted(blocks, ids, side="right") - 1
+            visited = np.bincount(block_of_id, minlength=len(blocks) - 1)
+            if visited.min() < _MIN_BLOCK:
+                stratum = np.zeros(len(own), np.int64)
+            else:
+                leverage = unit_weight / _block_shares(problem)[block_of_id]
+    totals = np.bincount(stratum, weights)
+    means = np.bincount(stratum, weights * values) / np.where(totals > 0, totals, 1)
+    squares, visits = _unit_squares(unit, values - means[stratum], weights, replicate)
+    if not visits.any():
+        return math.inf
+    # A center is part of its own mixture, which pulls its value towards the mean like a
+    # regression point of that leverage (HC3, the jackknife to first order).
+    pulled = visits * unit_weight / (1 - leverage) ** 2
+    return max(float(pulled @ squares / visits.sum()), 0.0)
+
+
+def _unit_squares(
+    unit: Indices, deviations: Floats, weights: Floats, replicate: Indices | None
+) -> tuple[Floats, Floats]:
+    """Per unit the square of its mean deviation, without noise, and its weight."""
+    if replicate is None:
+        totals = np.bincount(unit, weights).astype(np.float64)
+        mean = np.bincount(unit, weights * deviations) / np.where(totals > 0, totals, 1)
+        return mean**2, totals
+    size = int(unit.max()) + 1
+    num_replicates = int(replicate.max()) + 1
+    key, index, count = np.unique(
+        unit * num_replicates + replicate, return_inverse=True, return_counts=True
+    )
+    means = np.bincount(index, deviations) / count
+    of_unit = key // num_replicates
+    met = np.bincount(of_unit, minlength=size)
+    sums = np.bincount(of_unit, means, size)
+    squares = np.bincount(of_unit, means**2, size)
+    visits = np.where(met >= 2, np.bincount(of_unit, count, size), 0.0)
+    return (sums**2 - squares) / np.maximum(met * (met - 1), 1), visits
+
+
+def _block_shares(problem: Problem) -> Floats:
+    """Probability of every block."""
+    assert problem.blocks is not None
+    if problem.weights is None:
+        return np.diff(problem.blocks) / len(problem.centers)
+    return np.asarray(np.add.reduceat(problem.weights, problem.blocks[:-1]))
+
+
+def _has_small_blocks(problem: Problem) -> bool:
+    if problem.blocks is None or len(problem.blocks) <= 2:
+        return False
+    sizes = np.diff(problem.blocks)
+    if problem.counts is not None:
+        sizes = np.add.reduceat(problem.counts, problem.blocks[:-1])
+    return bool(sizes.min() < _MIN_BLOCK)

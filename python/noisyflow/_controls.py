@@ -1,0 +1,118 @@
+"""Control variates: functions of a query whose mean is known, regressed out.
+
+All have mean zero over centers and noise by construction, so that poor ones cost
+variance at most and never bias: |z|^2; the wanted function at the center itself, less
+its mean over centers; their product; and the quadratic forms z'Cz - tr C, C the
+covariance of the mixture's centers as seen from the center, which are the second-order
+terms of the log-density (its Hessian is (C / noise_std^2 - I) / noise_std^2).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisyflow.mixture import posterior_moments
+
+Floats = NDArray[np.float64]
+Points = NDArray[np.floating]
+Indices = NDArray[np.int64]
+
+MOST_MOMENT_DIMS = 32
+# The second form sees twice the noise variance: it stands for what a Taylor series
+# around the center misses at the distance of a query.
+_WIDER = np.sqrt(2.0)
+# Below this condition a control is a combination of others but for rounding.
+_RANK_TOLERANCE = 1e-9
+
+
+class Controls:
+    """Values of the controls at queries.
+
+    Parameters
+    ----------
+    at_centers : (n,) array or None
+        The function whose mean is wanted, at every center without noise.
+    weights : (n,) array or None
+        Probabilities of the centers.
+    """
+
+    def __init__(
+        self,
+        centers: Points,
+        noise_std: float,
+        weights: Floats | None,
+        at_centers: Floats | None,
+        mixture_weights: Points | None,
+    ) -> None:
+        self._centers = centers
+        self._noise_std = noise_std
+        self._mixture_weights = mixture_weights
+        self._level: Floats | None = None
+        if at_centers is not None and np.isfinite(at_centers).all():
+            mean = at_centers.mean() if weights is None else weights @ at_centers
+            self._level = at_centers - mean
+        self._index: Indices | None = None
+        self._forms: list[Floats] = []
+
+    def add_moments(self, own: Indices) -> int:
+        """Quadratic forms for these centers from now on; pairs it took."""
+        visited = np.unique(own)
+        self._index = visited
+        self._forms = []
+        for width in (1.0, _WIDER):
+            moments = posterior_moments(
+                self._centers[visited],
+                self._centers,
+                width * self._noise_std,
+                weights=self._mixture_weights,
+            )
+            forms = np.asarray(moments.covariance, np.float64) / self._noise_std**2
+            self._forms.append(forms)
+        return 2 * len(visited) * len(self._centers)
+
+    def values(self, own: Indices, noise: Floats) -> Floats:
+        """Every control at queries; (queries, controls). All are even in the noise."""
+        norm = 0.5 * ((noise**2).sum(axis=1) - noise.shape[1])
+        columns = [norm]
+        level = None if self._level is None else self._level[own]
+        if level is not None:
+            columns += [level, norm * level]
+        if self._index is not None:
+            row = np.searchsorted(self._index, own)
+            for forms in self._forms:
+                columns.append(_centered_form(forms, row, noise))
+            if level is not None:
+                columns.append(columns[-1] * level)
+        return np.stack(columns, axis=1)
+
+
+def _centered_form(forms: Floats, row: Indices, noise: Floats) -> Floats:
+    """z'Cz - tr C for each z and its C; in pieces, as C is d x d for every query."""
+    result = np.empty(len(row))
+    d = noise.shape[1]
+    step = max(1, 2**22 // d**2)
+    traces = np.trace(forms, axis1=1, axis2=2)
+    for start in range(0, len(row), step):
+        part = slice(start, start + step)
+        z = noise[part]
+        product = np.matmul(forms[row[part]], z[:, :, None])[:, :, 0]
+        result[part] = (product * z).sum(axis=1)
+    return np.asarray(result - traces[row])
+
+
+def regress_out(values: Floats, controls: Floats) -> Floats:
+    """Values (records, k) without what the controls (records, c) explain of them.
+
+    Least squares with an intercept that stays in; controls that add nothing in rounding
+    are left out.
+    """
+    centered = controls - controls.mean(axis=0)
+    scale = np.sqrt((centered**2).mean(axis=0))
+    used = scale > 0
+    if not used.any() or len(values) <= 4 * len(used):
+        return values
+    scaled = centered[:, used] / scale[used]
+    deviations = values - values.mean(axis=0)
+    slopes = np.linalg.lstsq(scaled, deviations, rcond=_RANK_TOLERANCE)[0]
+    return np.asarray(values - (controls[:, used] / scale[used]) @ slopes)
