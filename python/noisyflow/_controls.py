@@ -22,6 +22,8 @@ MOST_MOMENT_DIMS = 32
 # The second form sees twice the noise variance: it stands for what a Taylor series
 # around the center misses at the distance of a query.
 _WIDER = np.sqrt(2.0)
+# The column that differs between centers: all others vanish in the mean over noise.
+LEVEL = 1
 # Below this condition a control is a combination of others but for rounding.
 _RANK_TOLERANCE = 1e-9
 
@@ -101,18 +103,20 @@ def _centered_form(forms: Floats, row: Indices, noise: Floats) -> Floats:
     return np.asarray(result - traces[row])
 
 
-def regress_out(values: Floats, controls: Floats) -> Floats:
-    """Values (records, k) without what the controls (records, c) explain of them.
+def least_squares_slopes(values: Floats, controls: Floats) -> Floats:
+    """Slopes (c, k) of values (records, k) on controls (records, c), with an intercept.
 
-    Least squares with an intercept that stays in; controls that add nothing in rounding
-    are left out.
+    Zero for controls that are constant, or add nothing beyond rounding, or are too many
+    for the records.
     """
+    slopes = np.zeros((controls.shape[1], values.shape[1]))
     centered = controls - controls.mean(axis=0)
     scale = np.sqrt((centered**2).mean(axis=0))
     used = scale > 0
-    if not used.any() or len(values) <= 4 * len(used):
-        return values
-    scaled = centered[:, used] / scale[used]
-    deviations = values - values.mean(axis=0)
-    slopes = np.linalg.lstsq(scaled, deviations, rcond=_RANK_TOLERANCE)[0]
-    return np.asarray(values - (controls[:, used] / scale[used]) @ slopes)
+    if used.any() and len(values) > 4 * len(used):
+        deviations = values - values.mean(axis=0)
+        fit = np.linalg.lstsq(
+            centered[:, used] / scale[used], deviations, rcond=_RANK_TOLERANCE
+        )
+        slopes[used] = fit[0] / scale[used, None]
+    return slopes

@@ -85,8 +85,8 @@ def entropy_bounds(
         """sum_i w_i log sum_j w_j exp(-|s_i - s_j|^2 / (2 pair_std^2))."""
         log_density = mixture_log_density(centers, centers, pair_std, weights=weights)
         log_constant = 0.5 * d * math.log(2 * math.pi) + d * math.log(pair_std)
-        mean: float = probabilities @ np.asarray(log_density, np.float64)
-        return float(mean) + log_constant
+        mean = np.dot(probabilities, np.asarray(log_density, np.float64))
+        return float(mean + log_constant)
 
     lower = own - min(
         mean_log_kernel(2 * noise_std),

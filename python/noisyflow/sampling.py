@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyflow import _checks
-from noisyflow._controls import MOST_MOMENT_DIMS, Controls, regress_out
+from noisyflow._controls import LEVEL, MOST_MOMENT_DIMS, Controls, least_squares_slopes
 from noisyflow._queries import NUM_REPLICATES, Queries, QuerySource, gauss_hermite
 
 Floats = NDArray[np.float64]
@@ -441,8 +441,12 @@ class _Rounds:
         values = np.concatenate([r.values for r in self._rounds])
         controls = np.concatenate([r.controls for r in self._rounds])
         nats = [c for c in (_VALUE, _LOWER, _UPPER) if np.isfinite(values[:, c]).all()]
-        values[:, nats] = regress_out(values[:, nats], controls)
+        slopes = least_squares_slopes(values[:, nats], controls)
+        values[:, nats] -= controls @ slopes
         means = values.mean(axis=0)
+        of_centers = values[:, _VALUE].copy()
+        if self._at_centers is not None and _VALUE in nats and controls.shape[1] > 1:
+            of_centers += controls[:, LEVEL] * slopes[LEVEL, nats.index(_VALUE)]
         variance, freedom = self._monte_carlo_variance(values[:, _VALUE])
         own = np.concatenate([r.own.ravel() for r in self._rounds])
         replicate = None  # single queries: their noise counts as the samples' too
@@ -455,7 +459,7 @@ class _Rounds:
                 ]
             )
         sampling = _sampling_variance(
-            self._problem, own, values[:, _VALUE], np.ones(len(own)), replicate
+            self._problem, own, of_centers, np.ones(len(own)), replicate
         )
         error = math.sqrt(variance) * _student_factor(freedom)
         return Averages(
