@@ -76,8 +76,8 @@ def test_bracket_of_entropy_holds_the_exact_value(source):
 def test_entropy_without_much_bias_is_within_four_standard_errors(source, dtype):
     centers = source.sample(np.random.default_rng(2), 4000).astype(dtype)
     estimate = entropy(centers, source.noise_std)
-    assert estimate.upper - estimate.lower < estimate.standard_error
-    assert abs(estimate.value - source.entropy) <= 4 * estimate.standard_error
+    assert estimate.upper - estimate.lower < 4 * estimate.standard_error
+    assert abs(estimate.midpoint - source.entropy) <= 4 * estimate.standard_error
 
 
 @pytest.mark.parametrize("noise_std", [0.3, 0.7, 1.5])
@@ -119,8 +119,8 @@ def test_entropy_of_one_center_is_that_of_one_gaussian(d, noise_std):
     assert estimate.value == pytest.approx(
         oracles.noise_entropy(d, noise_std), abs=ROUNDING
     )
-    # sqrt(eps) |value| / sqrt(10,000 queries): a variance from sums of squares.
-    assert estimate.standard_error < 1e-8 * (1 + abs(estimate.value))
+    # |z|^2 by the trapezoidal rule of spacing 1: (2 pi)^2 exp(-2 pi^2) = 1e-7.
+    assert estimate.standard_error < 1e-6
 
 
 @pytest.mark.parametrize("d", [1, 3, 10])
@@ -329,6 +329,13 @@ def test_entropy_and_its_bracket_agree_with_quadrature(extra):
     assert_agrees_with_quadrature(estimate, exact, len(centers), shift)
 
 
+def clipped(bracket, ceiling):
+    """What an estimate says that knows the range of the information."""
+    return dataclasses.replace(
+        bracket, lower=max(bracket.lower, 0), upper=min(bracket.upper, ceiling)
+    )
+
+
 REPEATED = column_blocks(
     [0.0, 0.0, 0.0, 1.3], [1.0, 1.0], [-0.9, 0.0, -0.9, 1.0, -0.9], [0.7, 0.9]
 )
@@ -337,20 +344,44 @@ REPEATED = column_blocks(
 @pytest.mark.parametrize("extra", [0, 2])
 @pytest.mark.parametrize("inputs", ["fixed", "sampled"])
 @pytest.mark.parametrize("labels", [None, [0, 1, 0, 1]])
-@pytest.mark.parametrize("num_draws", [1, 5])
-def test_equal_samples_are_left_out_one_by_one(num_draws, labels, inputs, extra):
+def test_equal_samples_are_left_out_one_by_one(labels, inputs, extra):
     """They are one center to the kernel; the rules speak of samples."""
-    blocks = first_draws(REPEATED, num_draws)
-    if num_draws == 1:
-        blocks = [block[:1] for block in [*REPEATED, *REPEATED, REPEATED[2]]]
-        labels = None if labels is None else [0, 1, 0, 1, 0, 0, 1, 1, 0]
     estimate = mutual_information(
-        in_more_dimensions(blocks, extra), 0.8, labels=labels, inputs=inputs
+        in_more_dimensions(REPEATED, extra), 0.4, labels=labels, inputs=inputs
     )
     exact = oracles.bracket_1d(
-        blocks, 0.8, "mutual_information", labels=labels, inputs=inputs
+        REPEATED, 0.4, "mutual_information", labels=labels, inputs=inputs
     )
-    assert_agrees_with_quadrature(estimate, exact, sum(map(len, blocks)))
+    assert exact.value > 0
+    ceiling = np.log(4) if labels is None else np.log(2)
+    if labels is None and inputs == "sampled":
+        ceiling = np.inf
+    exact = clipped(exact, ceiling)
+    assert_agrees_with_quadrature(estimate, exact, sum(map(len, REPEATED)))
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+def test_equal_inputs_of_one_draw_are_left_out_one_by_one(extra):
+    levels = np.array([0.0, 1.0, 0.0, 2.0, 1.0, 0.0, -1.0, 2.0])
+    labels = [0, 1, 0, 1, 1, 0, 0, 1]
+    blocks = [level.reshape(1, 1) for level in levels]
+    samples = np.stack(in_more_dimensions(blocks, extra))
+    shift = oracles.noise_entropy(1, 0.4)
+
+    known = mutual_information(samples, 0.4)
+    exact = oracles.mixture_entropy_1d(levels, 0.4) - shift
+    assert abs(known.value - exact) <= 4 * known.standard_error + 1e-9
+
+    sampled = mutual_information(samples, 0.4, inputs="sampled")
+    exact = oracles.bracket_1d([levels[:, None]], 0.4, "entropy")
+    assert_agrees_with_quadrature(sampled, exact, len(levels), -shift)
+
+    of_labels = mutual_information(samples, 0.4, labels=labels, inputs="sampled")
+    exact = oracles.bracket_1d(
+        blocks, 0.4, "mutual_information", labels=labels, inputs="sampled"
+    )
+    assert exact.lower > 0
+    assert_agrees_with_quadrature(of_labels, clipped(exact, np.log(2)), len(levels))
 
 
 @pytest.mark.parametrize("extra", [0, 2])
@@ -1030,7 +1061,7 @@ def test_single_precision_agrees_with_double(call, samples):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_memory_layout_changes_nothing(call, samples):
-    wide = np.zeros((6, 5, 4))
+    wide = np.zeros((6, 5, 6))
     wide[:, :, ::2] = samples
     assert call(wide[:, :, ::2]) == call(samples)
     assert call(np.asfortranarray(samples)) == call(samples)

@@ -9,6 +9,8 @@ terms of the log-density (its Hessian is (C / noise_std^2 - I) / noise_std^2).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,9 +21,10 @@ Points = NDArray[np.floating]
 Indices = NDArray[np.int64]
 
 MOST_MOMENT_DIMS = 32
-# The second form sees twice the noise variance: it stands for what a Taylor series
-# around the center misses at the distance of a query.
-_WIDER = np.sqrt(2.0)
+# Of the noise that the quadratic forms see: the second, of twice the variance, stands
+# for what a Taylor series around the center misses at the distance of a query.
+_WIDTHS = (1.0, math.sqrt(2.0))
+NUM_FORMS = len(_WIDTHS)
 # The column that differs between centers: all others vanish in the mean over noise.
 LEVEL = 1
 # Below this condition a control is a combination of others but for rounding.
@@ -29,62 +32,48 @@ _RANK_TOLERANCE = 1e-9
 
 
 class Controls:
-    """Values of the controls at queries.
+    """Values of the controls at queries; at first of |z|^2 alone."""
 
-    Parameters
-    ----------
-    at_centers : (n,) array or None
-        The function whose mean is wanted, at every center without noise.
-    weights : (n,) array or None
-        Probabilities of the centers.
-    """
-
-    def __init__(
-        self,
-        centers: Points,
-        noise_std: float,
-        weights: Floats | None,
-        at_centers: Floats | None,
-        mixture_weights: Points | None,
-    ) -> None:
+    def __init__(self, centers: Points, noise_std: float) -> None:
         self._centers = centers
         self._noise_std = noise_std
-        self._mixture_weights = mixture_weights
         self._level: Floats | None = None
-        if at_centers is not None and np.isfinite(at_centers).all():
-            mean = at_centers.mean() if weights is None else weights @ at_centers
-            self._level = at_centers - mean
-        self._index: Indices | None = None
         self._forms: list[Floats] = []
 
-    def add_moments(self, own: Indices) -> int:
-        """Quadratic forms for these centers from now on; pairs it took."""
-        visited = np.unique(own)
-        self._index = visited
-        self._forms = []
-        for width in (1.0, _WIDER):
+    @property
+    def has_level(self) -> bool:
+        return self._level is not None
+
+    @property
+    def has_forms(self) -> bool:
+        return len(self._forms) > 0
+
+    def add_level(self, at_centers: Floats, weights: Floats | None) -> None:
+        """at_centers (n,): the wanted function at every center, of these weights."""
+        mean = at_centers.mean() if weights is None else weights @ at_centers
+        self._level = at_centers - mean
+
+    def add_forms(self, mixture_weights: Points | None) -> None:
+        """Quadratic forms of every center, for a pass over all pairs each."""
+        for width in _WIDTHS:
             moments = posterior_moments(
-                self._centers[visited],
+                self._centers,
                 self._centers,
                 width * self._noise_std,
-                weights=self._mixture_weights,
+                weights=mixture_weights,
             )
             forms = np.asarray(moments.covariance, np.float64) / self._noise_std**2
             self._forms.append(forms)
-        return 2 * len(visited) * len(self._centers)
 
     def values(self, own: Indices, noise: Floats) -> Floats:
         """Every control at queries; (queries, controls). All are even in the noise."""
         norm = 0.5 * ((noise**2).sum(axis=1) - noise.shape[1])
         columns = [norm]
-        level = None if self._level is None else self._level[own]
-        if level is not None:
+        if self._level is not None:
+            level = self._level[own]
             columns += [level, norm * level]
-        if self._index is not None:
-            row = np.searchsorted(self._index, own)
-            for forms in self._forms:
-                columns.append(_centered_form(forms, row, noise))
-            if level is not None:
+            columns += [_centered_form(forms, own, noise) for forms in self._forms]
+            if self._forms:
                 columns.append(columns[-1] * level)
         return np.stack(columns, axis=1)
 

@@ -21,8 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyflow import _checks
-from noisyflow._controls import LEVEL, MOST_MOMENT_DIMS, Controls, least_squares_slopes
-from noisyflow._queries import NUM_REPLICATES, Queries, QuerySource, gauss_hermite
+from noisyflow._controls import (
+    LEVEL,
+    MOST_MOMENT_DIMS,
+    NUM_FORMS,
+    Controls,
+    least_squares_slopes,
+)
+from noisyflow._queries import NUM_REPLICATES, Queries, QuerySource, shifted_grids
 
 Floats = NDArray[np.float64]
 Points = NDArray[np.floating]
@@ -50,9 +56,11 @@ _MOST_QUERIES = 2**25
 _MIN_BLOCK = 10
 _QUERIES_PER_CALL = 65_536  # enough to occupy every core; 16 MiB of points at d = 32
 _COORDINATES_PER_CALL = 2**21  # the same limit for larger d
-# Nodes per dimension of the quadrature and the most queries for it. In three dimensions
-# nets are better at any size tried.
-_LADDERS = {1: ((6, 12, 24, 48), 2**20), 2: ((6, 12, 24), 2**19)}
+_MOST_FORM_ENTRIES = 2**24  # 256 MiB of quadratic forms
+# Spacings of the quadrature's grids, in units of noise_std, and the most queries of it.
+# In three dimensions nets are better at any size tried.
+_SPACINGS = {1: ((1.0, 0.5, 0.25, 0.125), 2**21), 2: ((1.0, 0.5, 0.25), 2**20)}
+_NEGLIGIBLE_QUADRATURE = 1e-3
 _NORMAL_AT_TWO = 0.9772498680518208  # P(Z < 2)
 
 _logger = logging.getLogger("noisyflow")
@@ -162,64 +170,63 @@ def average_over_noise(problem: Problem, budget: Budget, seed: int) -> Averages:
 
 
 def _by_quadrature(problem: Problem, budget: Budget) -> Averages | None:
-    """Gauss-Hermite nodes around every center; None where queries are the better way.
+    """Nodes around every center; None where queries are the better way.
 
-    The error stated is the last change, that is, about the error of the rule before.
+    The error stated is that of one of several shifted grids, larger than their mean's.
     """
     (n, d) = problem.centers.shape
-    if d not in _LADDERS or problem.is_streamed or budget.max_seconds is not None:
+    if d not in _SPACINGS or problem.is_streamed or budget.max_seconds is not None:
         return None
-    (ladder, most_queries) = _LADDERS[d]
-    previous: float | None = None
+    (spacings, most_queries) = _SPACINGS[d]
+    allowed = budget.max_pairs if budget.max_pairs is not None else _MOST_PAIRS
     num_pairs = 0
-    for num_nodes in ladder:
-        (nodes, node_weights) = gauss_hermite(num_nodes, d)
-        pairs = n * len(nodes) * problem.pairs_per_query
-        allowed = budget.max_pairs if budget.max_pairs is not None else _MOST_PAIRS
-        if n * len(nodes) > most_queries or num_pairs + pairs > allowed:
+    for spacing in spacings:
+        (nodes, node_weights) = shifted_grids(spacing, d)
+        num_pairs += n * node_weights.size * problem.pairs_per_query
+        if n * node_weights.size > most_queries or num_pairs > allowed:
             return None
-        num_pairs += pairs
         psi = _means_at_nodes(problem, nodes, node_weights)
-        if not np.isfinite(psi[:, _VALUE]).all():
+        if not np.isfinite(psi[..., _VALUE]).all():
             return None
-        averages = _from_centers(problem, psi, previous, num_pairs)
-        if previous is not None:
-            error = averages.monte_carlo_error
-            goal = 1e-3 * budget.standard_error
-            sampling = math.sqrt(max(averages.standard_error**2 - error**2, 0))
-            if error <= max(goal, 1e-3 * sampling):
-                return _stopped(averages, budget)
-        previous = averages.value
+        averages = _from_grids(problem, psi, num_pairs)
+        error = averages.monte_carlo_error
+        sampling = averages.standard_error**2 - error**2
+        goal = max(budget.standard_error, math.sqrt(max(sampling, 0)))
+        if error <= _NEGLIGIBLE_QUADRATURE * goal:
+            return _stopped(averages, budget)
     return None
 
 
 def _means_at_nodes(problem: Problem, nodes: Floats, node_weights: Floats) -> Floats:
-    """Every column of QueryTerms averaged over nodes around each center; (n, 5)."""
+    """Every column of QueryTerms averaged over nodes around each center; (g, n, 5)."""
     (n, d) = problem.centers.shape
-    psi = np.empty((n, 5))
-    step = max(1, _QUERIES_PER_CALL // len(nodes))
-    shift = (problem.noise_std * nodes).astype(problem.centers.dtype)
-    for start in range(0, n, step):
-        part = np.arange(start, min(start + step, n))
-        points = problem.centers[part, None, :] + shift
-        own = np.repeat(part, len(nodes))
-        columns = _columns(problem.evaluate(points.reshape(-1, d), own), len(own))
-        psi[part] = np.einsum(
-            "cqk,q->ck", columns.reshape(len(part), len(nodes), 5), node_weights
-        )
+    (num_grids, num_nodes) = node_weights.shape
+    psi = np.empty((num_grids, n, len(QueryTerms._fields)))
+    step = max(1, _QUERIES_PER_CALL // num_nodes)
+    for grid, weights in enumerate(node_weights):
+        shift = (problem.noise_std * nodes[grid]).astype(problem.centers.dtype)
+        for start in range(0, n, step):
+            part = np.arange(start, min(start + step, n))
+            points = problem.centers[part, None, :] + shift
+            own = np.repeat(part, num_nodes)
+            columns = _columns(problem.evaluate(points.reshape(-1, d), own), len(own))
+            psi[grid, part] = np.einsum(
+                "cqk,q->ck", columns.reshape(len(part), num_nodes, -1), weights
+            )
     return psi
 
 
-def _from_centers(
-    problem: Problem, psi: Floats, previous: float | None, num_pairs: int
-) -> Averages:
-    """Averages from the exact means at all centers."""
+def _from_grids(problem: Problem, psi: Floats, num_pairs: int) -> Averages:
+    """Averages from the means at all centers by several grids."""
     n = len(problem.centers)
     weights = np.full(n, 1 / n) if problem.weights is None else problem.weights
-    means = weights @ psi
-    variance = _sampling_variance(problem, np.arange(n), psi[:, _VALUE], weights, None)
+    of_grids = weights @ psi
+    means = of_grids.mean(axis=0)
+    variance = _sampling_variance(
+        problem, np.arange(n), psi[..., _VALUE].mean(axis=0), weights, None
+    )
     rounding = float(np.finfo(problem.centers.dtype).eps) * (1 + abs(means[_VALUE]))
-    error = math.inf if previous is None else abs(means[_VALUE] - previous) + rounding
+    error = float(of_grids[:, _VALUE].std(ddof=1)) + float(rounding)
     return Averages(
         value=float(means[_VALUE]),
         standard_error=math.hypot(error, math.sqrt(variance)),
@@ -279,8 +286,7 @@ class _Rounds:
         )
         self._source = QuerySource(problem.centers, problem.weights, self._generator)
         self._rounds: list[_Round] = []
-        self._at_centers: Floats | None = None
-        self._has_moments = False
+        self._controls = Controls(problem.centers, problem.noise_std)
         self._num_pairs = 0
         self._num_queries = 0
         self._start = time.perf_counter()
@@ -306,7 +312,7 @@ class _Rounds:
             if queries == 0:
                 assert averages is not None
                 return _stopped(averages, self._budget, ended)
-            spent = self._spend(queries)
+            spent = self._spend(queries, is_last=bool(ended))
             averages = self._averages()
             goal = self._goal(averages)
             error = averages.monte_carlo_error
@@ -350,7 +356,7 @@ class _Rounds:
             queries = 0
         return queries, ended
 
-    def _spend(self, queries: int) -> int:
+    def _spend(self, queries: int, *, is_last: bool) -> int:
         """One round more of about these queries; returns how many.
 
         Better controls make a fresh start, as all rounds must have the same.
@@ -365,50 +371,51 @@ class _Rounds:
                 n,
                 predicted * queries,
             )
-        is_everywhere = self._at_centers is not None
-        if not is_everywhere and queries >= _QUERIES_EVERYWHERE * n:
-            needed = (queries + n) * problem.pairs_per_query
-            if not problem.is_streamed and self._num_pairs + needed <= self._most_pairs:
-                is_everywhere = True
-                self._rounds = []
-                values = self._evaluate(problem.centers, np.arange(n))[:, _VALUE]
-                self._at_centers = values
-                self._num_pairs += n * problem.pairs_per_query
-        per_step = (2 if is_everywhere else 1) * NUM_REPLICATES
+        queries = self._add_controls(queries, is_last)
+        is_mirrored = self._controls.has_level
+        per_step = (2 if is_mirrored else 1) * NUM_REPLICATES
         steps = self._source.steps_for(max(queries // per_step, 2))
         drawn = self._source.draw(steps)
-        controls = Controls(
-            problem.centers,
-            problem.noise_std,
-            problem.weights,
-            self._at_centers,
-            problem.mixture_weights,
-        )
-        if is_everywhere and self._is_worth_moments(drawn, steps * per_step):
-            if not self._has_moments:
-                self._rounds = []
-            self._has_moments = True
-            self._num_pairs += controls.add_moments(drawn.own.ravel())
-        elif self._has_moments:  # no longer affordable: once more without them
-            self._rounds, self._has_moments = [], False
-        self._rounds.append(self._evaluated(drawn, controls, is_everywhere))
+        self._rounds.append(self._evaluated(drawn, is_mirrored))
         return steps * per_step
 
-    def _is_worth_moments(self, drawn: Queries, queries: int) -> bool:
-        """Whether quadratic controls cost no more than about twice the queries."""
-        (n, d) = self._problem.centers.shape
-        if self._problem.num_evaluated is not None or d > MOST_MOMENT_DIMS:
-            return False  # several mixtures, or too large a covariance
-        if not self._rounds:  # not in the first round: it may be good enough
-            return False
-        visited = min(n, drawn.own.size)
-        if self._num_pairs + (2 * visited + queries) * n > self._most_pairs:
-            return False
-        return bool(visited * (d * (d + 3) / 4 + 20) <= 2 * queries * (d + 5))
+    def _add_controls(self, queries: int, is_last: bool) -> int:
+        """Better controls where they pay; the queries that the budget then leaves.
 
-    def _evaluated(
-        self, drawn: Queries, controls: Controls, is_mirrored: bool
-    ) -> _Round:
+        They make a fresh start, as all rounds must have the same. Quadratic forms shall
+        cost no more than about twice the queries, and come from the second round
+        everywhere on: the first may be good enough.
+        """
+        problem = self._problem
+        (n, d) = problem.centers.shape
+        left = (self._most_pairs - self._num_pairs) // problem.pairs_per_query
+        is_first = not self._controls.has_level
+        if is_first:
+            if problem.is_streamed or min(queries, left - n) < _QUERIES_EVERYWHERE * n:
+                return min(queries, left)
+            values = self._evaluate(problem.centers, np.arange(n))[:, _VALUE]
+            self._num_pairs += n * problem.pairs_per_query
+            left -= n
+            if np.isfinite(values).all():
+                self._controls.add_level(values, problem.weights)
+                self._rounds = []
+        if (
+            not self._controls.has_forms
+            and self._controls.has_level
+            and problem.num_evaluated is None  # all centers are one mixture
+            and d <= MOST_MOMENT_DIMS
+            and n * d**2 <= _MOST_FORM_ENTRIES
+            and (is_last or not is_first)
+            and left >= (NUM_FORMS + _QUERIES_EVERYWHERE) * n
+            and n * (d * (d + 3) / 4 + 20) <= 2 * queries * (d + 5)
+        ):
+            self._controls.add_forms(problem.mixture_weights)
+            self._num_pairs += NUM_FORMS * n * n
+            left -= NUM_FORMS * n
+            self._rounds = []
+        return min(queries, left)
+
+    def _evaluated(self, drawn: Queries, is_mirrored: bool) -> _Round:
         """The records of a round."""
         problem = self._problem
         d = problem.centers.shape[1]
@@ -422,7 +429,7 @@ class _Rounds:
         num_queries = (2 if is_mirrored else 1) * len(own)
         self._num_queries += num_queries
         self._num_pairs += num_queries * problem.pairs_per_query
-        return _Round(drawn.own, values, controls.values(own, noise), num_queries)
+        return _Round(drawn.own, values, self._controls.values(own, noise), num_queries)
 
     def _evaluate(self, points: Points, own: Indices) -> Floats:
         """QueryTerms as columns, in limited calls unless centers are on disk."""
@@ -445,12 +452,12 @@ class _Rounds:
         values[:, nats] -= controls @ slopes
         means = values.mean(axis=0)
         of_centers = values[:, _VALUE].copy()
-        if self._at_centers is not None and _VALUE in nats and controls.shape[1] > 1:
+        if self._controls.has_level and _VALUE in nats:
             of_centers += controls[:, LEVEL] * slopes[LEVEL, nats.index(_VALUE)]
         variance, freedom = self._monte_carlo_variance(values[:, _VALUE])
         own = np.concatenate([r.own.ravel() for r in self._rounds])
         replicate = None  # single queries: their noise counts as the samples' too
-        if self._at_centers is not None:
+        if self._controls.has_level:
             replicate = np.concatenate(
                 [
                     NUM_REPLICATES * index + np.repeat(np.arange(len(rows)), steps)
