@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -295,9 +296,9 @@ def posterior_moments(
     Cost O(m n d^2) time, where distances alone, O(m n d), are found for centers too far
     to matter; O(m d^2) memory. Differences from the point itself, or from a center near
     the mean for points that are far from all. Error in float32 of the covariance in
-    units of noise_std^2, for data in [-1, 1]^d and noise_std from 0.005 to 1: 1e-4
-    times the larger of 1 and its largest entry. Deterministic; the number of threads
-    does not change the result.
+    units of noise_std^2, for points of mixtures in [-1, 1]^d and noise_std from 0.005
+    to 1: 1e-4 times the larger of 1 and its largest entry. Deterministic; the number of
+    threads does not change the result.
 
     Source: Tweedie's formula, in Robbins (1956), "An Empirical Bayes Approach to
     Statistics"; its second order in Efron (2011), "Tweedie's Formula and Selection
@@ -322,11 +323,8 @@ def posterior_moments(
     moments = _core.posterior_moments(x, y, beta, w, unit, num_threads())
     names = ("log-density", "mean", "covariance")
     for name, part in zip(names, moments, strict=True):
-        _arrays.check_representable(
-            f"the {name}",
-            np.abs(part).reshape(len(x), -1 if len(x) else 1).max(axis=1),
-            allow_minus_inf=False,
-        )
+        of_point = np.abs(part).reshape(len(x), math.prod(part.shape[1:])).max(axis=1)
+        _arrays.check_representable(f"the {name}", of_point, allow_minus_inf=False)
     return PosteriorMoments(*(_arrays.same_library(part, points) for part in moments))
 
 
