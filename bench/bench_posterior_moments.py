@@ -185,7 +185,7 @@ def measure(names: list[str], d: int, args: Any) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 5, 10, 32])
-    parser.add_argument("--points", type=int, default=2048)
+    parser.add_argument("--points", type=int, default=1024)
     parser.add_argument("--centers", type=int, default=10_000)
     parser.add_argument("--noise-std", type=float, default=1.0)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
