@@ -109,13 +109,15 @@ def is_worth_a_tree(
     max_lost_mass: float,
     *,
     is_kept: bool = False,
+    num_points: int | None = None,
 ) -> bool:
     """Whether a tree is likely to save more than it costs, by a sample of pairs.
 
     Either few pairs are near enough to matter, or many centers lie so close together
     that polynomials can stand for them. is_kept: the tree is for other points too.
+    num_points: where x is but a sample of the points.
     """
-    (m, n, d) = (len(x), len(y), y.shape[1])
+    (m, n, d) = (num_points or len(x), len(y), y.shape[1])
     all_pairs = pair_work(m, n, d, y.itemsize)
     ordering = order_work(m, 0 if is_kept else n, d)
     if all_pairs < max(SMALLEST_WORK, 1.5 * ordering):
