@@ -75,6 +75,9 @@ def measure(
         "predicted": predictions[0],
         "seconds": seconds,
         "ratio": predictions[0] / seconds,
+        "by_sizes": None
+        if may_skip
+        else cost.predict_pair_seconds(m, case.n, case.d, dtype=dtype) / seconds,
         "asking": asking,
     }
 
@@ -114,13 +117,20 @@ def main() -> None:
     print()
     summary = harness.Table(
         [
-            *(("path", 17), ("cases", 5), ("within 2", 8), ("least", 6)),
+            *(("path", 20), ("cases", 5), ("within 2", 8), ("least", 6)),
             *(("median", 6), ("most", 6)),
         ],
         markdown=args.markdown,
     )
-    for path in ("every pair", "blocks of points", "point by point", "all"):
-        ratios = sorted(r["ratio"] for r in rows if path in (r["path"], "all"))
+    ratios_of = {
+        path: [r["ratio"] for r in rows if path in (r["path"], "all")]
+        for path in ("every pair", "blocks of points", "point by point", "all")
+    }
+    ratios_of["every pair, by sizes"] = [
+        row["by_sizes"] for row in rows if row["by_sizes"] is not None
+    ]
+    for path, unsorted in ratios_of.items():
+        ratios = sorted(unsorted)
         if ratios:
             within = sum(abs(math.log(r)) <= math.log(_BAR) for r in ratios)
             summary.row(

@@ -82,7 +82,22 @@ def _command(arguments: Sequence[str] | None) -> int:
         for name, summary in EXPERIMENTS.items():
             print(f"{name:<8}{summary}")
         return 0
+    if command == "plan":
+        return _plan(**options)
     return _run(**options)
+
+
+def _plan(json: bool, **settings: float | None) -> int:
+    """Prints what an answer needs."""
+    from noisyflow.theory import plan
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    try:
+        answer = plan(**given)  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        return _fail(str(error), 2)
+    print(answer.to_json() if json else answer)
+    return 0
 
 
 def _run(experiment: str, quick: bool, out: Path | None, **settings: object) -> int:
@@ -188,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="show what can be run")
+    _add_plan(commands)
     run = commands.add_parser(
         "run",
         help="run an experiment, or resume it",
@@ -236,6 +252,36 @@ def _parser() -> argparse.ArgumentParser:
         help="output folder (default: runs/NAME, or runs/NAME-quick)",
     )
     return parser
+
+
+def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """The options of `noisyflow plan`: those of `noisyflow.theory.plan`."""
+    plan = commands.add_parser(
+        "plan",
+        help="how many samples and seconds an entropy needs, or that none will do",
+        description="Says how many samples, noise draws and seconds the entropy of a "
+        "noisy layer needs, guaranteed and typically, or that no feasible number will "
+        "do. S, the layer before its noise, is in [-1, 1]^D unless said otherwise.",
+    )
+    plan.add_argument("--dim", type=int, required=True, metavar="D", help="units")
+    plan.add_argument(
+        "--noise-std", type=float, required=True, metavar="B", help="of the noise"
+    )
+    plan.add_argument(
+        "--error",
+        type=float,
+        required=True,
+        metavar="E",
+        help="largest bias, and largest standard error, nats",
+    )
+    kind = plan.add_mutually_exclusive_group()
+    kind.add_argument("--half-width", type=float, metavar="W", help="S in [-W, W]^D")
+    kind.add_argument("--diameter", type=float, metavar="A", help="of all values of S")
+    kind.add_argument("--sub-gaussian", type=float, metavar="K", help="constant of S")
+    kind.add_argument("--num-atoms", type=int, metavar="M", help="values that S takes")
+    plan.add_argument("--max-num-samples", type=int, metavar="N", help="default: 10^8")
+    plan.add_argument("--max-seconds", type=float, metavar="T", help="default: 3600")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ _ENOUGH_SECONDS = 0.004  # beside which a clock and a thread's start are nothing
 _PROBE_WORK = 2e7  # instructions, about: some 5 ms
 # In many dimensions the kernel may expand squares, for which every call has to prepare
 # the centers: as much as 100 points. Fewer points than these would not show the rest.
-_MANY_DIMS, _LEAST_POINTS = 16, 256
+_MANY_DIMS, _LEAST_POINTS = 17, 512
 _SAMPLE_WORK = 4e8  # the most for a sample of the points, were every pair evaluated
 _MOST_POINTS, _MOST_COORDINATES = 2**17, 2**22  # of points drawn to be sampled from
 
@@ -92,8 +92,8 @@ def predict_seconds(
     Returns
     -------
     float
-        Within a factor of two in 95 % of the cases of bench/bench_cost.py, on a machine
-        that does nothing else.
+        Within a factor of two in all cases of bench/bench_cost.py, as far as the
+        machine does the same at both times.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def predict_pair_seconds(
     measured = min(4 ** math.ceil(math.log(n, 4)), most)
     key = (measured, d, kind.name, runtime.num_threads(), runtime.cpu_target())
     cost = _uniform_cost(*key)
-    return float(n / measured * cost.seconds_per_point * m + cost.overhead_seconds)
+    return float(n / measured * (cost.seconds_per_point * m + cost.overhead_seconds))
 
 
 @functools.lru_cache(maxsize=256)
