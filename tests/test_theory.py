@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import integrate, stats
+from scipy.special import ndtr
 
 import oracles
 from noisyflow import cli, entropy, theory
@@ -287,8 +288,29 @@ def test_the_risk_for_every_n_is_below_the_printed_one_where_that_is_proven() ->
         assert ours < printed < 100 * ours
 
 
-@pytest.mark.parametrize("noise_std", [0.2, 1.0])
-@pytest.mark.parametrize("n", [4, 200])
+@pytest.mark.parametrize(
+    ("d", "noise_std", "n"), [(1, 1.0, 10**9), (3, 0.3, 10**7), (6, 1.0, 10**10)]
+)
+def test_the_risk_for_every_n_is_the_least_of_all_regions(
+    d: int, noise_std: float, n: int
+) -> None:
+    """Lemma 1 inside; outside, the mean of (|Z|^2 + 4 d) / noise^2 by quadrature."""
+
+    def square(z: float) -> float:
+        return z**2 * math.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+
+    best = math.inf
+    for t in np.linspace(2, 9, 71):
+        inside = lemma_1(d, noise_std, n, d * math.log(2 + 2 * t * noise_std))
+        tail = 2 * float(ndtr(-t))
+        squares = 2 * integrate.quad(square, t, t + 30, epsabs=0)[0]
+        outside = d * (squares + (d - 1 + 4 * d / noise_std**2) * tail)
+        best = min(best, inside + outside)
+    assert theory.plug_in_risk_bounded(d, noise_std, n) == pytest.approx(best, rel=5e-3)
+
+
+@pytest.mark.parametrize("noise_std", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("n", [2, 200])
 def test_the_plug_in_errs_less_than_its_risk(
     noise_std: float, n: int, rng: np.random.Generator
 ) -> None:
@@ -375,6 +397,9 @@ def test_the_exponent_is_that_of_the_best_known_constellation() -> None:
             nats / math.log(2), rel=1e-9
         )
     assert theory.sample_complexity_exponent(0.9786945) == pytest.approx(0.5, abs=1e-6)
+    # Four values, at distance 2 of noise 0.5.
+    four = theory.sample_complexity_exponent(0.5 / 3)
+    assert four >= 1.295653827145 / math.log(2)
     before = 0.0
     for noise_std in (10.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.031, 0.029, 0.01, 1e-5):
         bits = theory.sample_complexity_exponent(noise_std)
@@ -448,17 +473,20 @@ def test_the_risk_of_an_information_is_made_of_those_of_entropies() -> None:
     assert sampled - 2 * risk == pytest.approx(between)
 
 
-def test_the_risk_of_a_label_information_is_made_of_those_of_entropies() -> None:
-    d, noise_std, n, shares = 2, 0.4, 4000, [0.2, 0.3, 0.5]
+@pytest.mark.parametrize("noise_std", [0.05, 0.4])
+@pytest.mark.parametrize("n", [100, 4000])
+def test_the_risk_of_a_label_information_is_made_of_those_of_entropies(
+    noise_std: float, n: int
+) -> None:
+    d, shares = 2, [0.2, 0.3, 0.5]
     low = oracles.noise_entropy(d, noise_std)
     high = oracles.noise_entropy(d, math.sqrt(1 + noise_std**2))
     worst = high - low
     expected = (
         theory.plug_in_risk_bounded(d, noise_std, n)
-        # c_MI: the larger of both in absolute value, without the e of ln(2 pi e x)/e
         + max(-low, high) * math.sqrt(2 / n)
         + 3 * worst * math.exp(-n * 0.2**2 / (8 * 0.5))
-        + 3 * theory.plug_in_risk_bounded(d, noise_std, 400)
+        + 3 * theory.plug_in_risk_bounded(d, noise_std, n // 10)
     )
     risk = theory.label_information_risk(d, noise_std, n, shares)
     assert risk == pytest.approx(expected)
@@ -645,13 +673,16 @@ def test_bad_input_is_named(
         {},
         {"half_width": 0.5},
         {"diameter": 1.0},
-        {"sub_gaussian": 0.2},
-        {"num_atoms": 9},
+        {"sub_gaussian": 0.19},
+        {"num_atoms": 9000},
     ],
     ids=str,
 )
-def test_what_a_plan_guarantees_is_what_the_bounds_say(source: dict[str, Any]) -> None:
-    d, noise_std, error = 2, 0.5, 0.05
+@pytest.mark.parametrize(("d", "noise_std"), [(2, 0.5), (3, 0.4), (2, 5.0)])
+def test_what_a_plan_guarantees_is_what_the_bounds_say(
+    source: dict[str, Any], d: int, noise_std: float
+) -> None:
+    error = 0.05
     answer = theory.plan(d, noise_std, error, **source)
     n, queries, seconds = (
         int(answer.guaranteed.num_samples),
@@ -659,11 +690,11 @@ def test_what_a_plan_guarantees_is_what_the_bounds_say(source: dict[str, Any]) -
         answer.guaranteed.seconds,
     )
     chi_square, diameter = {
-        "": (theory.chi_square_cube(d, noise_std), 2 * 2**0.5),
-        "half_width": (theory.chi_square_cube(d, noise_std, half_width=0.5), 2**0.5),
+        "": (theory.chi_square_cube(d, noise_std), 2 * d**0.5),
+        "half_width": (theory.chi_square_cube(d, noise_std, half_width=0.5), d**0.5),
         "diameter": (theory.chi_square_cube(d, noise_std, half_width=0.5), 1.0),
-        "sub_gaussian": (theory.chi_square_sub_gaussian(d, 0.2, noise_std), None),
-        "num_atoms": (theory.chi_square_atoms(9), None),
+        "sub_gaussian": (theory.chi_square_sub_gaussian(d, 0.19, noise_std), None),
+        "num_atoms": (theory.chi_square_atoms(9000), None),
     }["".join(source)]
     if "diameter" in source:
         chi_square = min(chi_square, theory.chi_square_diameter(1.0, noise_std))

@@ -74,8 +74,6 @@ def chi_square_cube(dim: int, noise_std: float, *, half_width: float = 1.0) -> f
     dim = as_dim(dim)
     ratio = 2 * as_positive("half_width", half_width) / as_noise_std(noise_std)
     best = math.sqrt(2) * ratio  # of log k + (ratio / k)^2, were k any number
-    if best > 2**53:
-        return expm1(dim * (math.log(best) + 0.5))
     cells = {max(1, math.floor(best)), math.ceil(best)}
     return expm1(dim * min(math.log(k) + (ratio / k) ** 2 for k in cells if k))
 

@@ -202,8 +202,8 @@ def plan(
     the bias by I_chi2 / (2 n), for S uniform on the cube, Gaussian of the same constant
     or of the same mean square radius, or of as many values that are far apart;
     fluctuations by the spread of a Gaussian's log-density, sqrt(d / 2), over sqrt n and
-    sqrt N. Half of the variance may come from either. Control variates and quadrature
-    lower the number of queries below both.
+    sqrt N, or what is guaranteed if that is less. Half of the variance may come from
+    either. Control variates and quadrature lower the number of queries below both.
 
     Seconds are measured on the machine: some tenths of a second for the answer.
 
@@ -221,16 +221,15 @@ def plan(
     max_seconds = as_positive("max_seconds", max_seconds)
     source = _source(half_width, diameter, sub_gaussian, num_atoms)
 
-    guaranteed_samples = _guaranteed_samples(source, dim, beta, error)
-    guaranteed = _requirement(
-        source,
-        *(dim, beta, guaranteed_samples),
-        max(guaranteed_samples, 2 * dim / error**2),
-    )
+    samples = _guaranteed_samples(source, dim, beta, error)
+    queries = max(samples, 2 * dim / error**2)
     typical_samples = _typical_samples(source, dim, beta, error)
-    typical = _requirement(
-        source, dim, beta, typical_samples, max(_FEW_QUERIES, dim / error**2)
-    )
+    typical_queries = max(_FEW_QUERIES, dim / error**2)
+    if not math.isnan(samples):  # what is proven to be enough is enough
+        typical_samples = min(typical_samples, samples)
+        typical_queries = min(typical_queries, queries)
+    guaranteed = _requirement(source, dim, beta, samples, queries)
+    typical = _requirement(source, dim, beta, typical_samples, typical_queries)
     necessary = 1.0
     if source.is_unit_cube:
         necessary = plug_in_samples_necessary(dim, beta, error)
