@@ -97,10 +97,12 @@ def test_clumps_are_neighbours_from_all_over(
 
 
 def test_the_cost_of_sizes_grows_with_both() -> None:
-    small = cost.predict_pair_seconds(1000, 1000, 3)
-    assert cost.predict_pair_seconds(10**6, 1000, 3) > 100 * small
-    assert cost.predict_pair_seconds(1000, 10**6, 3) > 100 * small
-    assert small == cost.predict_pair_seconds(1000, 1000, 3)  # measured once
+    one, two, three = (cost.predict_pair_seconds(m, 1000, 3) for m in (10, 20, 30))
+    assert 0 < one < two < three
+    assert three - two == pytest.approx(two - one)
+    assert one == cost.predict_pair_seconds(10, 1000, 3)  # measured once
+    many, more = (cost.predict_pair_seconds(10, n, 3) for n in (10**7, 10**9))
+    assert more == pytest.approx(100 * many)
     assert cost.predict_pair_seconds(10**18, 10**18, 1, dtype="float64") < math.inf
 
 

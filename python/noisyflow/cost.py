@@ -169,7 +169,8 @@ def measure_cost(
 
     probe = min(_probe_size(n, d, y.itemsize, threads), max(m, 2 * _BLOCK * threads))
     x = given if given is not None else _draw(mixture, min(m, probe), seed)
-    dense = _line(lambda x: _every_pair(mixture, x), x, probe)
+    small = probe // 2 if d >= _MANY_DIMS else _BLOCK
+    dense = _line(lambda x: _every_pair(mixture, x), x, probe, small)
     all_pairs = dense.at(m)
     work = pair_work(m, n, d, y.itemsize)
     if mixture.max_lost_mass == 0 or work < SMALLEST_WORK:
@@ -295,17 +296,17 @@ def _every_pair(mixture: PreparedMixture, x: Floats) -> Any:
     )
 
 
-def _line(call: Callable[[Floats], Any], x: Floats, size: int) -> _Line:
-    """Of two sizes, the smaller half of the larger; points are repeated at need."""
+def _line(call: Callable[[Floats], Any], x: Floats, size: int, small: int) -> _Line:
+    """Through calls of two sizes; points are repeated at need."""
     rows = np.ascontiguousarray(x[np.arange(size) % len(x)])
-    half = rows[: size // 2]
-    call(half)
-    whole_seconds = _least_seconds(lambda: call(rows))
-    half_seconds = min(_least_seconds(lambda: call(half)), whole_seconds)
-    per_point = (whole_seconds - half_seconds) / (size - len(half))
+    few = rows[:small]
+    call(few)
+    whole = _least_seconds(lambda: call(rows))
+    part = min(_least_seconds(lambda: call(few)), whole)
+    per_point = (whole - part) / (size - small)
     # No more than all of it; no less than half: overhead is small beside a few ms.
-    per_point = min(max(per_point, 0.5 * whole_seconds / size), whole_seconds / size)
-    return _Line(max(0.0, whole_seconds - size * per_point), per_point)
+    per_point = min(max(per_point, 0.5 * whole / size), whole / size)
+    return _Line(max(0.0, min(whole - size * per_point, part)), per_point)
 
 
 def _least_seconds(call: Callable[[], Any]) -> float:
