@@ -91,9 +91,10 @@ def main() -> None:
     args = parser.parse_args()
     harness.use_cpus(args.threads)
     harness.use_clock(args)
-    from noisyflow import runtime
+    from noisyflow import cost, runtime
 
     runtime.set_num_threads(args.threads)
+    cost._clock = harness._clock  # both sides by one clock
     machine = harness.machine()
     print(f"{machine}\n{runtime.cpu_target()}, {args.threads} thread(s)\n")
     columns = [

@@ -28,6 +28,8 @@ from noisyflow.prepared import (
 
 Floats = NDArray[Any]
 
+_clock = time.perf_counter
+
 _CHOOSE, _EVERY_PAIR = 0, 1
 _PATHS = {1: "every pair", 2: "blocks of points", 3: "point by point"}
 _BLOCK = 32  # points that go through a tree together, at most
@@ -180,7 +182,7 @@ def measure_cost(
         x = _draw(
             mixture, min(m, _MOST_POINTS, max(4096, _MOST_COORDINATES // d)), seed
         )
-    start = time.perf_counter()
+    start = _clock()
     build = 0.0
     if mixture._tree is None:
         is_worth_it = is_worth_a_tree(
@@ -191,14 +193,14 @@ def measure_cost(
             is_kept=is_kept,
             num_points=m,
         )
-        build = time.perf_counter() - start
+        build = _clock() - start
         if not is_worth_it:
             return all_pairs._replace(
                 seconds=all_pairs.seconds + build,
                 overhead_seconds=all_pairs.overhead_seconds + build,
             )
         mixture._build()
-        build = time.perf_counter() - start
+        build = _clock() - start
     tree = _through_tree(mixture, x, m, seed)
     if tree is None:  # it is asked, and every pair is evaluated all the same
         tree = all_pairs
@@ -313,9 +315,9 @@ def _least_seconds(call: Callable[[], Any]) -> float:
     """The least of three calls: whatever else the machine does only adds to it."""
     best = math.inf
     for _ in range(3):
-        start = time.perf_counter()
+        start = _clock()
         call()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, _clock() - start)
         if best > 10 * _ENOUGH_SECONDS:
             break
     return best
