@@ -104,7 +104,7 @@ def predict_seconds(
 
     Notes
     -----
-    Costs some 20 ms, and where a tree is worth building for so many points, the time
+    Costs some 40 ms, and where a tree is worth building for so many points, the time
     to build it: `measure_cost` of a prepared mixture keeps it.
 
     Examples
