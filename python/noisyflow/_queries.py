@@ -52,6 +52,11 @@ class QuerySource:
         weights: Floats | None,
         generator: np.random.Generator,
     ) -> None:
+        # Imported here and not above: it takes a second, and kernels do not need it.
+        from scipy.special import ndtri
+        from scipy.stats import qmc
+
+        (self._sobol, self._normal_quantile) = (qmc.Sobol, ndtri)
         (self._n, self._d) = centers.shape
         self._generator = generator
         self._order: Indices | None = None
@@ -84,14 +89,10 @@ class QuerySource:
     def _net(self, steps: int) -> Floats:
         if self._d > _MOST_NET_DIMS:
             return self._generator.standard_normal((steps, self._d))
-        # Imported here: it takes a second, and kernels do not need it.
-        from scipy.special import ndtri
-        from scipy.stats import qmc
-
-        net = qmc.Sobol(self._d, scramble=True, bits=_SOBOL_BITS, rng=self._generator)
+        net = self._sobol(self._d, scramble=True, bits=_SOBOL_BITS, rng=self._generator)
         size = 1 << (steps - 1).bit_length()  # other sizes are warned of
         uniform = net.random(size)[:steps] + 0.5 ** (_SOBOL_BITS + 1)  # never 0 or 1
-        return np.asarray(ndtri(uniform), np.float64)
+        return np.asarray(self._normal_quantile(uniform), np.float64)
 
 
 def shifted_grids(spacing: float, d: int) -> tuple[Floats, Floats]:

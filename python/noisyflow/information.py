@@ -54,7 +54,8 @@ def entropy(
     ----------
     centers : (n, d) array
         Independent samples s_j of S. NumPy array or CPU torch tensor, float32 or
-        float64.
+        float64. A memory-mapped array of more than 64 MiB is read in blocks and never
+        held whole.
     noise_std : float
         Standard deviation of Z, in the units of `centers`. Positive.
         (beta in Goldfeld et al. 2019.)
@@ -81,9 +82,8 @@ def entropy(
         `value` is the plug-in estimate and `lower`; `upper` is the leave-one-out
         cross-entropy, E lower <= h <= E upper. Both have the same queries. With
         `population` there is no bias and the bracket closes on the value.
-        `standard_error` holds sampling and Monte-Carlo error together; with
-        `population` Monte-Carlo error only (one draw per center: an estimate that is
-        too large, from the spread between centers).
+        `standard_error` holds sampling and Monte-Carlo error together, with
+        `population` Monte-Carlo error only. `lower_confidence_bound()` is rigorous.
 
     Raises
     ------
@@ -94,13 +94,20 @@ def entropy(
     -----
     UndersampledWarning
         If more than half of the queries see no center but their own.
+    TargetWarning
+        If a `standard_error` was asked for and is not reached; the message says why.
 
     Notes
     -----
-    Cost at most O(num_noise_draws n^2 d) time, O(n d) memory; far less where
-    `mixture_log_density` need not look at every pair. Computed in the dtype of
-    `centers`, accumulated in float64. |z|^2 is regressed out where that lowers the
-    variance.
+    Cost O(q n d) time for q queries, 8192 or 4 n to begin with, far less where
+    `mixture_log_density` need not look at every pair; O(n d) memory. Computed in the
+    dtype of `centers`, accumulated in float64.
+
+    Queries: scrambled Sobol nets in 16 independent randomisations, whose spread is the
+    Monte-Carlo error; where there are several for each center, mirrored in pairs, and
+    |z|^2, the log-density at the bare center and its second-order Taylor terms are
+    control variates. In one and two dimensions grids around every center replace them.
+    Equal samples are merged into one center.
 
     Source: Goldfeld et al. (2019), "Estimating Information Flow in Deep Neural
     Networks"; Goldfeld, Greenewald, Polyanskiy (2018), arXiv 1810.11589, eq. (7).
@@ -321,10 +328,13 @@ def conditional_entropy(
     UndersampledWarning
         If more than half of the queries see no sample but their own. The number of
         draws needed grows exponentially with d.
+    TargetWarning
+        If a `standard_error` was asked for and is not reached; the message says why.
 
     Notes
     -----
-    Cost O(num_noise_draws sum_i draws_i^2 d) time, O(n d) memory for n samples.
+    Cost O(q draws d) time for q queries, spent as in `entropy`; O(n d) memory for n
+    samples.
 
     Source: Goldfeld et al. (2019), "Estimating Information Flow in Deep Neural
     Networks". Leave-one-out: E[-log q] under p is at least h(p) for any density q
@@ -483,11 +493,14 @@ def mutual_information(
     UndersampledWarning
         If more than half of the queries are isolated and the samples are not the whole
         population.
+    TargetWarning
+        If a `standard_error` was asked for and is not reached; the message says why.
 
     Notes
     -----
-    Cost O(num_noise_draws n^2 d) time, O(n d) memory for n samples in all. With too few
-    draws per input the plug-in is biased upwards, and `lower` says how far.
+    Cost O(q n d) time for q queries, spent as in `entropy`, and O(n d) memory, for n
+    samples in all. With too few draws per input the plug-in is biased upwards, and
+    `lower` says how far.
 
     Source: Goldfeld et al. (2019), "Estimating Information Flow in Deep Neural
     Networks".

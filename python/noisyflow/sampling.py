@@ -61,6 +61,7 @@ _MOST_FORM_ENTRIES = 2**24  # 256 MiB of quadratic forms
 # In three dimensions nets are better at any size tried.
 _SPACINGS = {1: ((1.0, 0.5, 0.25, 0.125), 2**21), 2: ((1.0, 0.5, 0.25), 2**20)}
 _NEGLIGIBLE_QUADRATURE = 1e-3
+_SAFE_PAIRS_PER_SECOND = 3e8  # of one old core, in one or two dimensions
 _NORMAL_AT_TWO = 0.9772498680518208  # P(Z < 2)
 
 _logger = logging.getLogger("noisyflow")
@@ -175,10 +176,12 @@ def _by_quadrature(problem: Problem, budget: Budget) -> Averages | None:
     The error stated is that of one of several shifted grids, larger than their mean's.
     """
     (n, d) = problem.centers.shape
-    if d not in _SPACINGS or problem.is_streamed or budget.max_seconds is not None:
+    if d not in _SPACINGS or problem.is_streamed:
         return None
     (spacings, most_queries) = _SPACINGS[d]
     allowed = budget.max_pairs if budget.max_pairs is not None else _MOST_PAIRS
+    if budget.max_seconds is not None:
+        allowed = min(allowed, int(_SAFE_PAIRS_PER_SECOND * budget.max_seconds))
     num_pairs = 0
     for spacing in spacings:
         (nodes, node_weights) = shifted_grids(spacing, d)
