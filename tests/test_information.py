@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 import oracles
 from noisyflow import sampling
 from noisyflow.bounds import entropy_bounds
-from noisyflow.estimate import Estimate, UndersampledWarning
+from noisyflow.estimate import Estimate, TargetWarning, UndersampledWarning
 from noisyflow.information import conditional_entropy, entropy, mutual_information
 from noisyflow.mixture import mixture_log_density
-from noisyflow.sampling import TargetWarning
 
 ROUNDING = 1e-9
 

@@ -15,7 +15,7 @@ from noisyflow.covariance import (
     gaussian_mixture_log_density,
     whitening_from_covariances,
 )
-from noisyflow.estimate import Estimate, UndersampledWarning
+from noisyflow.estimate import Estimate, TargetWarning, UndersampledWarning
 from noisyflow.information import (
     conditional_entropy,
     entropy,
@@ -30,7 +30,6 @@ from noisyflow.mixture import (
     posterior_moments,
 )
 from noisyflow.prepared import Plan, PreparedMixture, prepare
-from noisyflow.sampling import TargetWarning
 
 __version__ = "0.1.0"
 

@@ -13,6 +13,10 @@ class UndersampledWarning(UserWarning):
     """Too few samples for this dimension and noise to support the estimate."""
 
 
+class TargetWarning(UserWarning):
+    """A standard error or a width that was asked for is not reached."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """An estimated entropy or information, with both of its errors, in nats.

@@ -32,7 +32,6 @@ from noisyflow.sampling import (
     Points,
     Problem,
     QueryTerms,
-    TargetWarning,
     average_over_noise,
 )
 
@@ -611,7 +610,6 @@ def _warn_target(estimate: Estimate, budget: Budget) -> None:
         f"the standard error is {estimate.standard_error:.2g} nats and not the"
         f" {budget.standard_error:.2g} asked for:"
         f" {_WHY[estimate.stopped_by].format(factor=factor)}",
-        TargetWarning,
         stacklevel=4,
     )
 

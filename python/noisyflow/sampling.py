@@ -67,10 +67,6 @@ _NORMAL_AT_TWO = 0.9772498680518208  # P(Z < 2)
 _logger = logging.getLogger("noisyflow")
 
 
-class TargetWarning(UserWarning):
-    """A standard error or a width that was asked for is not reached."""
-
-
 class QueryTerms(NamedTuple):
     """What single queries contribute, each (m,), in nats."""
 
