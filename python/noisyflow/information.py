@@ -598,7 +598,7 @@ def _estimate(
 
 _WHY = {
     "samples": "the samples themselves leave more: more samples are needed, roughly"
-    " {factor:.1f} times as many",
+    " {factor:.0f} times as many",
     "pairs": "the limit of pairs is reached; a larger max_pairs would get there",
     "seconds": "max_seconds is reached; more time would get there",
 }
@@ -610,6 +610,7 @@ def _warn_target(estimate: Estimate, budget: Budget) -> None:
         f"the standard error is {estimate.standard_error:.2g} nats and not the"
         f" {budget.standard_error:.2g} asked for:"
         f" {_WHY[estimate.stopped_by].format(factor=factor)}",
+        TargetWarning,
         stacklevel=4,
     )
 
