@@ -21,7 +21,7 @@ from noisyflow._merge import merge_duplicates, split_own_center
 from noisyflow._pool import Pool, block_offsets, is_isolated
 from noisyflow._streamed import StreamedMixture, is_streamed
 from noisyflow.bounds import as_probabilities, checked_mixture, noise_entropy
-from noisyflow.estimate import Estimate, UndersampledWarning
+from noisyflow.estimate import Estimate, TargetWarning, UndersampledWarning
 from noisyflow.mixture import mixture_block_log_sums
 from noisyflow.prepared import prepare
 from noisyflow.sampling import (
