@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -80,7 +81,7 @@ def _command(arguments: Sequence[str] | None) -> int:
     command = options.pop("command")
     if command == "list":
         for name, summary in EXPERIMENTS.items():
-            print(f"{name:<8}{summary}")
+            print(f"{name:<12}{summary}")
         return 0
     if command == "plan":
         return _plan(**options)
@@ -116,6 +117,11 @@ def _run(experiment: str, quick: bool, out: Path | None, **settings: object) -> 
         return _fail(
             f"{error.name} is not installed; run: pip install 'noisyflow[train]'", 2
         )
+    allowed = {field.name for field in dataclasses.fields(module.Config)}
+    for name in given:
+        if name not in allowed:
+            option = "orthonormal" if name == "orthonormal_rate" else name
+            return _fail(f"{experiment} has no --{option.replace('_', '-')}", 2)
     try:
         config = module.configure(quick=quick, **given)
     except (ValueError, TypeError) as error:
@@ -214,10 +220,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--quick",
         action="store_true",
-        help="a run of about a minute: 600 epochs unless --epochs says otherwise",
+        help="a run of about a minute; szt: 600 epochs unless --epochs says otherwise",
     )
     run.add_argument(
-        "--epochs", type=int, metavar="N", help="passes over the data (default: 10000)"
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="szt: passes over the data (default: 10000)",
     )
     run.add_argument(
         "--seed", type=int, metavar="S", help="0 or more, below 2^63 (default: 0)"
@@ -226,12 +235,12 @@ def _parser() -> argparse.ArgumentParser:
         "--noise-std",
         type=float,
         metavar="B",
-        help="noise of every hidden layer (default: 0.005)",
+        help="szt: noise of every hidden layer (default: 0.005)",
     )
     run.add_argument(
         "--activation",
         metavar="A",
-        help="tanh, relu, leaky_relu, linear or sigmoid (default: tanh)",
+        help="szt: tanh, relu, leaky_relu, linear or sigmoid (default: tanh)",
     )
     run.add_argument(
         "--orthonormal",
@@ -240,10 +249,11 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=1e-4,
         metavar="RATE",
-        help="keep weights near orthonormal; 1e-4 if no rate is given (default: off)",
+        help="szt: keep weights near orthonormal; 1e-4 if no rate is given (default: "
+        "off)",
     )
     run.add_argument(
-        "--device", metavar="D", help="cpu, cuda, cuda:1, ... (default: cpu)"
+        "--device", metavar="D", help="szt: cpu, cuda, cuda:1, ... (default: cpu)"
     )
     run.add_argument(
         "--out",

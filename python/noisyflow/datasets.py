@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyflow._checks import as_real, as_seed
+from noisyflow._checks import as_int, as_real, as_seed
 
 # Keeps a split apart from data that its user draws from default_rng of the same seed.
 _SPLIT_STREAM = 2
+_SPIRAL_STREAM = 3
 
 # The twelve input bits of the SZT task sit on the vertices of an icosahedron.
 # Bit 0 is the most significant bit of the pattern's number, the first input column.
@@ -108,6 +109,58 @@ def szt() -> Dataset:
     antipodes = sum(patterns[:, i] * patterns[:, j] for i, j in _ICOSAHEDRON_ANTIPODES)
     score = 30 * ones - 3 * ones**2 + 8 * edges - 4 * antipodes
     return Dataset(patterns.astype(np.float32), (score >= 120).astype(np.int64))
+
+
+def spiral(
+    *,
+    num_classes: int = 3,
+    num_per_class: int = 100,
+    jitter: float = 0.2,
+    seed: int = 0,
+) -> Dataset:
+    """Points in the plane on as many spiral arms as there are classes.
+
+    Point number i of class c has radius r = i / (num_per_class - 1) and the angle
+    4 (c + r) plus `jitter` times a standard normal number, from the vertical axis:
+    inputs r (sin, cos).
+
+    Parameters
+    ----------
+    num_classes : int
+        Arms, at least 1.
+    num_per_class : int
+        Points on every arm, at least 2.
+    jitter : float
+        Standard deviation of the angle, in radians; 0 or more.
+    seed : int
+        Same seed, same points. In [0, 2**64).
+
+    Returns
+    -------
+    Dataset
+        `inputs` (num_classes num_per_class, 2) within the unit circle, class by class.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or range.
+
+    Notes
+    -----
+    The usual generator of this picture (the course CS231n). Goldfeld et al. (2018),
+    arXiv 1810.11589, figure 6, show such a set of three classes without naming theirs.
+    """
+    num_classes = as_int("num_classes", num_classes, at_least=1)
+    num_per_class = as_int("num_per_class", num_per_class, at_least=2)
+    if as_real("jitter", jitter) < 0:
+        raise ValueError(f"jitter must be 0 or more, got {jitter}")
+    sequence = np.random.SeedSequence(as_seed(seed), spawn_key=(_SPIRAL_STREAM,))
+    generator = np.random.default_rng(sequence)
+    labels = np.repeat(np.arange(num_classes), num_per_class)
+    radii = np.tile(np.linspace(0, 1, num_per_class), num_classes)
+    angles = 4 * (labels + radii) + jitter * generator.standard_normal(len(labels))
+    inputs = radii[:, None] * np.stack([np.sin(angles), np.cos(angles)], axis=1)
+    return Dataset(inputs.astype(np.float32), labels.astype(np.int64))
 
 
 def split(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,9 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+
+
+Part = str | Figure | Table
 
 
 @dataclass(frozen=True)
@@ -147,23 +150,72 @@ def write_report(
         Heading of these statements.
     """
     config = folder.config()
-    parts = [
-        _paragraph(_opening(results)),
-        *(_figure(figure) for figure in figures),
-        _table(_claims_table(claims_title, claims)),
-        *(_table(table) for table in comparison),
-        _table(_end_table(results)),
-        _table(_quality_table(results)),
-        _table(_settings_table(config["settings"])),
-        _table(_work_table(config, results)),
+    parts: list[Part] = [
+        _opening(results),
+        *figures,
+        claims_table(claims_title, claims),
+        *comparison,
+        _end_table(results),
+        _quality_table(results),
+        settings_table(config["settings"]),
+        _work_table(config, results),
     ]
+    write_page(folder, title, parts)
+
+
+def write_page(folder: RunFolder, title: str, parts: Sequence[Part]) -> None:
+    """Writes `report.html` from its parts.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    title : str
+        Heading of the page.
+    parts : sequence of str, Figure or Table
+        Paragraphs, pictures and tables in their order; a picture is embedded.
+    """
+    body = "\n".join(_html(part) for part in parts)
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{html.escape(title)}</h1>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+        f"<h1>{html.escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
     write_atomically(folder.report, page.encode())
+
+
+def claims_table(title: str, claims: Sequence[Claim]) -> Table:
+    """Statements, what was measured, and whether they hold.
+
+    Parameters
+    ----------
+    title : str
+    claims : sequence of Claim
+
+    Returns
+    -------
+    Table
+    """
+    return Table(
+        title,
+        ["statement", "measured", "holds"],
+        [[claim.statement, claim.measured, _VERDICTS[claim.holds]] for claim in claims],
+    )
+
+
+def settings_table(settings: Mapping[str, object]) -> Table:
+    """The settings of a run.
+
+    Parameters
+    ----------
+    settings : mapping
+
+    Returns
+    -------
+    Table
+    """
+    rows = [[name, str(value)] for name, value in settings.items()]
+    return Table("Settings", ["name", "value"], rows)
 
 
 def _opening(results: Results) -> str:
@@ -184,15 +236,6 @@ def _opening(results: Results) -> str:
         "inputs. Information is in nats throughout; ± is one standard error; the "
         "bracket [lower, upper] holds the bias of the estimate, on average over "
         "repetitions, and does not include the standard error."
-    )
-
-
-def _claims_table(title: str, claims: Sequence[Claim]) -> Table:
-    """Statements, what was measured, and whether they hold."""
-    return Table(
-        title,
-        ["statement", "measured", "holds"],
-        [[claim.statement, claim.measured, _VERDICTS[claim.holds]] for claim in claims],
     )
 
 
@@ -261,12 +304,6 @@ def _largest(values: np.ndarray, results: Results) -> str:
     return f"{values.max():.4f} (layer {layer + 1}, epoch {results.epochs[at]})"
 
 
-def _settings_table(settings: dict[str, object]) -> Table:
-    """The settings of the run."""
-    rows = [[name, str(value)] for name, value in settings.items()]
-    return Table("Settings", ["name", "value"], rows)
-
-
 def _work_table(config: dict[str, object], results: Results) -> Table:
     """What was run, on what, and how long it took."""
     import torch
@@ -300,8 +337,13 @@ def _work_table(config: dict[str, object], results: Results) -> Table:
     )
 
 
-def _paragraph(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
+def _html(part: Part) -> str:
+    """A paragraph, a picture or a table."""
+    if isinstance(part, Figure):
+        return _figure(part)
+    if isinstance(part, Table):
+        return _table(part)
+    return f"<p>{html.escape(part)}</p>"
 
 
 def _figure(figure: Figure) -> str:

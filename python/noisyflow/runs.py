@@ -29,7 +29,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-Row = dict[str, float | int]
+Row = dict[str, Any]  # numbers and words
 
 # Seconds between plain progress lines where there is no terminal to update.
 _SECONDS_BETWEEN_LINES = 10.0
@@ -504,9 +504,9 @@ def _sha256(data: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
 
 
-def _parse(text: str) -> float | int:
-    """The number that a field of a table holds."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+def _parse(text: str) -> float | int | str:
+    """What a field of a table holds: a number, or else a word."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text

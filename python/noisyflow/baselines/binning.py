@@ -185,7 +185,7 @@ def sweep(
     num_resamples: int = 100,
     seed: int = 0,
 ) -> dict[float, Estimate]:
-    """Binned entropies, or informations, for a range of bin widths.
+    """Binned entropies, or information about labels, for a range of bin widths.
 
     Parameters
     ----------

@@ -16,6 +16,8 @@ from types import ModuleType
 EXPERIMENTS = {
     "szt": "information in every layer of a noisy tanh network while it learns 4096 "
     "binary patterns",
+    "estimators": "error against the number of samples, beside nearest neighbours and "
+    "kernel densities",
 }
 
 
@@ -53,7 +55,7 @@ def load(name: str) -> ModuleType:
         raise ValueError(
             f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}"
         )
-    for needed in ("torch", "matplotlib", "safetensors"):
+    for needed in ("torch", "matplotlib", "safetensors", "scipy"):
         if importlib.util.find_spec(needed) is None:
             raise ModuleNotFoundError(f"no module named {needed!r}", name=needed)
     return importlib.import_module(f"noisyflow.experiments.{name}")
