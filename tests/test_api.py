@@ -35,7 +35,7 @@ def test_the_estimators_need_nothing_but_numpy() -> None:
         "x = np.random.default_rng(0).normal(size=(50, 4, 2))\n"
         "noisyflow.entropy(x[:, 0], 1.0)\n"
         "noisyflow.mutual_information(x, 1.0)\n"
-        "from noisyflow import datasets, importance, tracking\n"
+        "from noisyflow import baselines, datasets, importance, tracking\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -293,6 +293,12 @@ def test_a_folder_that_cannot_be_made_is_named(
         (["run", "szt", "--seed", "9" * 4000], "got a number of 13288 bits"),
         (["run", "szt", "--orthonormal", "1e300"], "must be 0 or more and below 1"),
         (["run", "szt", "--epochs", str(10**15)], "epochs must be at most 10000000"),
+        (["run", "estimators", "--epochs", "9"], "estimators has no --epochs"),
+        (["run", "estimators", "--noise-std", "1"], "estimators has no --noise-std"),
+        (["run", "estimators", "--activation", "x"], "estimators has no --activation"),
+        (["run", "estimators", "--orthonormal"], "estimators has no --orthonormal"),
+        (["run", "estimators", "--device", "cpu"], "estimators has no --device"),
+        (["run", "estimators", "--seed", "-1"], "seed must be at least 0, got -1"),
         (["run", "--orthonormal", "szt"], "put 'szt' before --orthonormal"),
     ],
 )
@@ -317,7 +323,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
 
 
 def test_list_and_version_need_no_torch(tmp_path: Path) -> None:
-    for name in ("torch", "matplotlib", "safetensors"):
+    for name in ("torch", "matplotlib", "safetensors", "scipy"):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name}')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
 
@@ -331,7 +337,7 @@ def test_list_and_version_need_no_torch(tmp_path: Path) -> None:
     assert noisyflow("--version").startswith("noisyflow ")
 
 
-@pytest.mark.parametrize("missing", ["torch", "matplotlib", "safetensors"])
+@pytest.mark.parametrize("missing", ["torch", "matplotlib", "safetensors", "scipy"])
 def test_a_missing_package_is_named_before_any_work(
     missing: str,
     tmp_path: Path,

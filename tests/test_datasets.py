@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from noisyflow.datasets import Dataset, split, szt
+from noisyflow.datasets import Dataset, spiral, split, szt
 
 
 def test_szt_labels_are_the_published_ones() -> None:
@@ -88,3 +88,42 @@ def test_split_names_what_is_wrong(arguments: dict[str, object], message: str) -
 def test_split_does_not_follow_a_users_generator_of_the_same_seed() -> None:
     order = np.random.default_rng(3).permutation(4096)[:3277]
     assert not np.array_equal(split(szt(), seed=3)[0].inputs, szt().inputs[order])
+
+
+def test_spiral_arms_wind_from_the_center_to_the_unit_circle() -> None:
+    """Without jitter: radius r at the angle 4 (c + r), from the vertical axis."""
+    data = spiral(num_classes=3, num_per_class=5, jitter=0.0)
+    assert data.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    radius = np.hypot(*data.inputs.T).reshape(3, 5)
+    np.testing.assert_allclose(radius, np.tile([0, 0.25, 0.5, 0.75, 1], (3, 1)))
+    ends = data.inputs.reshape(3, 5, 2)[:, -1]
+    expected = [(np.sin(4 * (c + 1)), np.cos(4 * (c + 1))) for c in range(3)]
+    np.testing.assert_allclose(ends, expected, atol=1e-6)
+
+
+def test_spiral_has_the_stated_jitter_and_depends_on_the_seed_alone() -> None:
+    many = spiral(num_per_class=4000, jitter=0.2, seed=1)
+    plain = spiral(num_per_class=4000, jitter=0.0, seed=1)
+    turned = np.sum(many.inputs * plain.inputs, axis=1)[1:4000]
+    cosine = turned / np.sum(plain.inputs[1:4000].astype(float) ** 2, axis=1)
+    # E cos(a) = exp(-jitter^2 / 2) for a normal angle; its spread is about 0.03.
+    assert cosine.mean() == pytest.approx(np.exp(-0.02), abs=5 * 0.03 / 4000**0.5)
+    first, again, other = (spiral(seed=seed).inputs for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"num_per_class": 1}, "num_per_class must be at least 2"),
+        ({"num_per_class": 2.5}, "num_per_class must be an integer"),
+        ({"jitter": -0.1}, "jitter must be 0 or more, got -0.1"),
+        ({"jitter": float("nan")}, "jitter must be finite"),
+        ({"seed": -1}, "seed must be at least 0"),
+    ],
+)
+def test_spiral_names_what_is_wrong(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        spiral(**arguments)

@@ -29,6 +29,7 @@ _METHOD_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#1f3b73", "marker": "o"},
     {"color": "#d1495b", "marker": "s"},
     {"color": "#e0a030", "marker": "^"},
+    {"color": "#1f3b73", "marker": "", "linestyle": ":"},  # ours again, in another way
 )
 # Up to this many epochs every one is marked: a line through one point is invisible.
 _FEW = 12
@@ -330,10 +331,46 @@ def errors(
     """
     for (name, runs), style in zip(values.items(), _METHOD_STYLES, strict=False):
         tried = [n for n, run in zip(num_samples, runs, strict=True) if len(run)]
-        rmse = [np.sqrt(np.mean((np.array(run) - exact) ** 2)) for run in runs if run]
+        rmse = [
+            np.sqrt(np.mean((np.array(run) - exact) ** 2)) for run in runs if len(run)
+        ]
         axes.plot(tried, rmse, label=name, linewidth=2, markersize=6, **style)
     axes.set_yscale("log")
     return _samples_axis(axes, title)
+
+
+def legend_above(figure: Figure, axes: Sequence[Axes]) -> Figure:
+    """One legend above all axes of a figure, of every name that any of them has.
+
+    Parameters
+    ----------
+    figure : Figure
+    axes : sequence of Axes
+
+    Returns
+    -------
+    Figure
+    """
+    entries: dict[str, Any] = {}
+    for some in axes:
+        handles, names = some.get_legend_handles_labels()
+        # Lines with error bars, the methods, before what they are compared with.
+        pairs = sorted(
+            zip(names, handles, strict=True),
+            key=lambda pair: not hasattr(pair[1], "lines"),
+        )
+        for name, handle in pairs:
+            entries.setdefault(name, handle)
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside upper center",
+        ncols=len(entries),
+        columnspacing=1.4,
+        fontsize=12,
+        frameon=False,
+    )
+    return figure
 
 
 def information_over_noise(

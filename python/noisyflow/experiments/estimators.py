@@ -167,7 +167,6 @@ def run(config: Config, out: Path) -> bool:
     folder = RunFolder(out)
     table = CellTable(folder, lambda: _prepared(config))
     with folder.open("estimators", asdict(config)):
-        print("estimators: training the network on the spiral", flush=True)
         table.resume()
         cells = list(_cells(config, _spiral_source(table.prepared)))
         if table.num_done == len(cells):
@@ -280,7 +279,8 @@ def plot(study: Study, folder: RunFolder) -> list[Figure]:
     reading = (
         "Points: mean over repetitions; bars: their standard deviation; shaded: the "
         "bracket of noisyflow, from the plug-in value to the leave-one-out value, as "
-        "far as the axes reach. Below: root mean square error."
+        "far as the axes reach. Second: root mean square error, also of the middle of "
+        "the bracket."
     )
     figures = [
         Figure(
@@ -431,6 +431,7 @@ def _compute(config: Config, cell: Cell) -> CellRows:
 
 def _prepared(config: Config) -> dict[str, NDArray[Any]]:
     """The spiral network, and what the entropy of its third layer is."""
+    print("estimators: training the network on the spiral", flush=True)
     data = datasets.spiral(seed=config.seed)
     network = NoisyMLP(_SPIRAL_SIZES, noise_std=_SPIRAL_NOISE, seed=config.seed)
     trainer = Trainer(
@@ -711,29 +712,43 @@ def _error_of_mean(values: NDArray[np.float64]) -> float:
 def _curves_figure(study: Study, sources: Sequence[Source]) -> bytes:
     """Values above, errors below, a column per source."""
     columns = len(sources)
-    width = 6.5 if columns == 1 else 5 * columns
-    figure, axes = plotting.new_figure(width, 8.5, columns=columns, rows=2)
-    for column, source in enumerate(sources):
+    if columns == 1:  # one beside the other
+        figure, axes = plotting.new_figure(12, 5, columns=2)
+    else:
+        figure, axes = plotting.new_figure(5 * columns, 8.5, columns=columns, rows=2)
+    tops, bottoms = axes[:columns], axes[columns:]
+    for source, top, bottom in zip(sources, tops, bottoms, strict=True):
         numbers = np.array(study.num_samples(source))
         runs = study.runs(source)
-        ends = [
-            np.array([study.column(source, n, end).mean() for n in numbers])
+        lower, upper = (
+            [study.column(source, n, end) for n in numbers]
             for end in ("lower", "upper")
-        ]
-        top, bottom = axes[column], axes[columns + column]
+        )
         plotting.estimates(
             top,
             numbers,
             runs,
             exact=source.entropy,
-            bracket=(ends[0], ends[1]),
+            bracket=(_means(lower), _means(upper)),
             title=f"d = {source.num_dimensions}, noise {source.noise_std:g}",
         )
-        plotting.errors(bottom, numbers, runs, exact=source.entropy, title="")
-    axes[0].set_ylabel("entropy, in nats", fontsize=13)
-    axes[columns].set_ylabel("root mean square error, in nats", fontsize=13)
-    axes[columns - 1].legend(fontsize=12, frameon=False)
+        middles = [list(0.5 * (a + b)) for a, b in zip(lower, upper, strict=True)]
+        plotting.errors(
+            bottom,
+            numbers,
+            {**runs, "middle of the bracket": middles},
+            exact=source.entropy,
+            title="",
+        )
+    tops[0].set_ylabel("entropy, in nats", fontsize=13)
+    bottoms[0].set_ylabel("root mean square error, in nats", fontsize=13)
+    plotting.legend_above(figure, axes)
     return plotting.png(figure)
+
+
+def _means(runs: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Mean over the repetitions at every number of samples."""
+    return np.array([run.mean() for run in runs])
 
 
 def _codes_figure(study: Study) -> bytes:
@@ -755,16 +770,16 @@ def _codes_figure(study: Study) -> bytes:
     (long,) = study.of_family("code", _LONG_CODE)
     numbers = np.array(study.num_samples(long))
     offset = noise_entropy(long.num_dimensions, long.noise_std)
-    ends = [
-        np.array([study.column(long, n, end).mean() for n in numbers]) - offset
+    lower, upper = (
+        _means([study.column(long, n, end) for n in numbers]) - offset
         for end in ("lower", "upper")
-    ]
+    )
     plotting.estimates(
         right,
         numbers,
         study.runs(long, offset=offset),
         exact=long.information,
-        bracket=(ends[0], ends[1]),
+        bracket=(lower, upper),
         title=f"RM(5,5), d = 32, noise {long.noise_std:g}",
     )
     right.legend(fontsize=12, frameon=False)

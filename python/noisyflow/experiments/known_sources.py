@@ -112,11 +112,15 @@ def expected_plug_in_without_noise(n: int, num_words: int) -> float:
     What the plug-in estimate of I(S; T) tends to as the noise vanishes:
     log n - (num_words / n) sum_c P(c) c log c, c ~ Binomial(n, 1 / num_words).
     """
-    from scipy.stats import binom
+    from scipy.special import gammaln
 
-    counts = np.arange(2, int(binom.isf(1e-15, n, 1 / num_words)) + 3)
-    weights = binom.pmf(counts, n, 1 / num_words)
-    return float(math.log(n) - num_words / n * (weights @ (counts * np.log(counts))))
+    mean = n / num_words
+    most = min(n, int(mean + 12 * math.sqrt(mean)) + 40)  # beyond it below 1e-15
+    c = np.arange(2, most + 1)
+    log_choices = gammaln(n + 1) - gammaln(c + 1) - gammaln(n - c + 1)
+    log_odds = -math.log(num_words) * c + math.log1p(-1 / num_words) * (n - c)
+    weights = np.exp(log_choices + log_odds)
+    return float(math.log(n) - num_words / n * (weights @ (c * np.log(c))))
 
 
 def _corner_entropy(noise_std: float, *, is_truncated: bool) -> float:
