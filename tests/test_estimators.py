@@ -199,7 +199,10 @@ def test_a_finished_run_makes_its_figures_and_report_again(
 
 
 def test_a_run_interrupted_and_then_killed_ends_with_the_same_numbers(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "disturbed"
     compute = estimators._compute
@@ -207,22 +210,25 @@ def test_a_run_interrupted_and_then_killed_ends_with_the_same_numbers(
 
     def disturbed(*arguments: Any) -> Any:
         calls.append(arguments)
-        if len(calls) == 9:
-            os.kill(os.getpid(), signal.SIGINT)
-        if len(calls) == 20:
+        if len(calls) in (1, 20):
             raise MemoryError
+        if len(calls) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
         return compute(*arguments)
 
     monkeypatch.setattr(estimators, "plot", lambda *_: [])
     monkeypatch.setattr(estimators, "_compute", disturbed)
     monkeypatch.setattr(cells, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    with pytest.raises(MemoryError):
+        estimators.run(TINY, out)
     assert not estimators.run(TINY, out)
     assert len(read(out / "metrics.csv")) == 27
     with pytest.raises(MemoryError):
         estimators.run(TINY, out)
-    assert len(read(out / "metrics.csv")) == 57
+    assert len(read(out / "metrics.csv")) == 54
     monkeypatch.setattr(estimators, "_compute", compute)
     assert estimators.run(TINY, out)
+    assert capsys.readouterr().out.count("training the network") == 1
     assert (out / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
 
 
@@ -277,7 +283,7 @@ def study_of(folder: Path, errors: dict[str, float] | None = None) -> Study:
     for row in metrics if errors else []:
         error = errors[row["method"]] * (1 + 0.01 * row["repetition"])
         row["entropy"] = row["lower"] = row["exact"] + error
-        row["upper"] = row["exact"] + abs(error)
+        row["upper"] = row["exact"] + errors.get("upper", abs(error))
     prepared = {
         name.removeprefix("prepared."): array
         for name, array in checkpoint.items()
@@ -309,11 +315,14 @@ def test_one_percent_is_judged_where_samples_suffice(
     assert estimators._precision(study, 5, 1000, source).holds is None
 
 
-@pytest.mark.parametrize(("error", "holds"), [(-0.1, True), (1.0, False)])
-def test_a_bracket_above_the_exact_value_is_noticed(
-    finished: Path, error: float, holds: bool
+@pytest.mark.parametrize(
+    ("error", "upper", "holds"), [(-1, 1, True), (1, 2, False), (-2, -1, False)]
+)
+def test_a_bracket_beside_the_exact_value_is_noticed(
+    finished: Path, error: float, upper: float, holds: bool
 ) -> None:
-    study = study_of(finished, {OURS: error, NEIGHBORS: 0.5, KERNELS: 0.5})
+    errors = {OURS: error, NEIGHBORS: 0.5, KERNELS: 0.5, "upper": upper}
+    study = study_of(finished, errors)
     assert estimators._brackets(study).holds is holds
 
 
