@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -471,12 +470,3 @@ def test_samples_that_a_method_cannot_use_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_neighbours_without_scipy_say_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.spatial", None)
-    with pytest.raises(ModuleNotFoundError, match=r"noisyflow\[baselines\]"):
-        NearestNeighbor().entropy(np.eye(9))
-    assert math.isfinite(KernelDensity().entropy(np.eye(9)).value)

@@ -337,7 +337,7 @@ def test_list_and_version_need_no_torch(tmp_path: Path) -> None:
     assert noisyflow("--version").startswith("noisyflow ")
 
 
-@pytest.mark.parametrize("missing", ["torch", "matplotlib", "safetensors", "scipy"])
+@pytest.mark.parametrize("missing", ["torch", "matplotlib", "safetensors"])
 def test_a_missing_package_is_named_before_any_work(
     missing: str,
     tmp_path: Path,

@@ -1,7 +1,7 @@
 """Nearest neighbours: entropy and information from the distances between samples.
 
 Takes samples of T = S + Z and knows nothing of the noise. scipy's k-d tree finds the
-neighbours; it is imported when the first estimate is made.
+neighbours; it is imported when it is needed.
 """
 
 from __future__ import annotations
@@ -105,8 +105,6 @@ class NearestNeighbor:
         ------
         TypeError, ValueError
             If an argument has the wrong shape, type or range, or if samples repeat.
-        ModuleNotFoundError
-            If scipy is not installed.
         """
         points = as_samples(samples)
 
@@ -143,8 +141,6 @@ class NearestNeighbor:
         ------
         TypeError, ValueError
             If an argument has the wrong shape, type or range, or if samples repeat.
-        ModuleNotFoundError
-            If scipy is not installed.
         """
         points = as_samples(samples)
         if np.ndim(about) == 2:
@@ -170,7 +166,6 @@ class NearestNeighbor:
         self, statistic: Any, groups: list[Indices], whose: str, seed: int
     ) -> Estimate:
         """A statistic of all samples with its error."""
-        _tree_of(np.zeros((1, 1)))  # scipy is missed before anything else
         least = self.num_neighbors + 1
         fewest = min(len(group) for group in groups)
         if fewest < least:
@@ -260,13 +255,8 @@ class NearestNeighbor:
 
 def _tree_of(points: Floats) -> Any:
     """scipy's k-d tree of the points."""
-    try:
-        from scipy.spatial import cKDTree
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "NearestNeighbor needs scipy; run: pip install 'noisyflow[baselines]'",
-            name="scipy",
-        ) from error
+    from scipy.spatial import cKDTree
+
     return cKDTree(points)
 
 

@@ -22,8 +22,8 @@ from noisyflow.baselines._resampling import (
     information_between,
     subsampling_error,
 )
+from noisyflow.bounds import entropy_bounds
 from noisyflow.estimate import Estimate
-from noisyflow.information import entropy_bounds
 
 
 @dataclass(frozen=True)

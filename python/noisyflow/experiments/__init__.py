@@ -55,7 +55,7 @@ def load(name: str) -> ModuleType:
         raise ValueError(
             f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}"
         )
-    for needed in ("torch", "matplotlib", "safetensors", "scipy"):
+    for needed in ("torch", "matplotlib", "safetensors"):
         if importlib.util.find_spec(needed) is None:
             raise ModuleNotFoundError(f"no module named {needed!r}", name=needed)
     return importlib.import_module(f"noisyflow.experiments.{name}")
