@@ -15,8 +15,9 @@ import pytest
 
 import oracles
 from noisyflow import cli
-from noisyflow.experiments import cells, estimators
-from noisyflow.experiments.estimators import KERNELS, NEIGHBORS, OURS, Config, Study
+from noisyflow.experiments import cells, estimator_findings, estimators, spiral_layer
+from noisyflow.experiments.estimator_findings import KERNELS, NEIGHBORS, OURS, Study
+from noisyflow.experiments.estimators import Config
 from noisyflow.experiments.known_sources import (
     COMPONENT_STD,
     cube_mixture,
@@ -32,8 +33,8 @@ TINY = Config(num_repetitions=2, max_samples=100, seed=3)
 def small_study() -> Any:
     """Few sources, and a reference that need not be precise."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimators, "_REFERENCE_DRAWS", 20)
-        patch.setattr(estimators, "_CHECK_POINTS", 600)
+        patch.setattr(spiral_layer, "_REFERENCE_DRAWS", 20)
+        patch.setattr(spiral_layer, "_CHECK_POINTS", 600)
         patch.setattr(estimators, "_CUBE_NOISE", (0.1,))
         patch.setattr(estimators, "_OPEN_CUBE_NOISE", (0.2,))
         patch.setattr(estimators, "_SHORT_CODE_NOISE", (0.1, 0.5, 3.0))
@@ -182,7 +183,7 @@ def test_the_report_stands_alone(finished: Path) -> None:
 def test_the_spiral_network_is_measured_in_two_ways_that_agree(finished: Path) -> None:
     study = study_of(finished)
     assert float(study.prepared["spiral.accuracy"]) >= 0.98
-    assert estimators._spiral_claim(study).holds
+    assert estimator_findings._spiral_claim(study).holds
 
 
 def test_a_finished_run_makes_its_figures_and_report_again(
@@ -289,7 +290,8 @@ def study_of(folder: Path, errors: dict[str, float] | None = None) -> Study:
         for name, array in checkpoint.items()
         if name.startswith("prepared.")
     }
-    return Study(TINY, metrics, history, prepared)
+    sources = estimators._sources(spiral_layer.source(prepared))
+    return Study(sources, metrics, history, prepared)
 
 
 @pytest.mark.parametrize(("theirs", "holds"), [(0.3, True), (0.1, False)])
@@ -298,7 +300,8 @@ def test_being_ahead_is_judged_by_the_errors(
 ) -> None:
     study = study_of(finished, {OURS: -0.2, NEIGHBORS: 0.5, KERNELS: theirs})
     (claim,) = [
-        estimators._dominance(study, source) for source in study.of_family("spiral")
+        estimator_findings._dominance(study, source)
+        for source in study.of_family("spiral")
     ]
     assert claim.holds is holds
     assert ("ahead of us: kernel density" in claim.measured) is not holds
@@ -311,8 +314,8 @@ def test_one_percent_is_judged_where_samples_suffice(
     """Of 3.5 nats, the information of five bits of which noise leaves nearly all."""
     study = study_of(finished, {OURS: error, NEIGHBORS: 0.5, KERNELS: 0.5})
     source = study.of_family("cube", 5)[0]
-    assert estimators._precision(study, 5, 100, source).holds is holds
-    assert estimators._precision(study, 5, 1000, source).holds is None
+    assert estimator_findings._precision(study, 5, 100, source).holds is holds
+    assert estimator_findings._precision(study, 5, 1000, source).holds is None
 
 
 @pytest.mark.parametrize(
@@ -323,7 +326,7 @@ def test_a_bracket_beside_the_exact_value_is_noticed(
 ) -> None:
     errors = {OURS: error, NEIGHBORS: 0.5, KERNELS: 0.5, "upper": upper}
     study = study_of(finished, errors)
-    assert estimators._brackets(study).holds is holds
+    assert estimator_findings._brackets(study).holds is holds
 
 
 def test_a_tiny_run_shows_what_it_can(finished: Path) -> None:
