@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from noisyflow import report
 from noisyflow._checks import as_int
 from noisyflow.baselines import KernelDensity, NearestNeighbor
-from noisyflow.estimate import Estimate, UndersampledWarning
+from noisyflow.estimate import Estimate, TargetWarning, UndersampledWarning
 from noisyflow.experiments import spiral_layer
 from noisyflow.experiments.cells import CellRows, CellTable
 from noisyflow.experiments.estimator_findings import (
@@ -43,7 +43,6 @@ from noisyflow.experiments.estimator_findings import (
 from noisyflow.experiments.known_sources import Source, cube_mixture, full_code
 from noisyflow.information import entropy
 from noisyflow.runs import Interruption, RunFolder
-from noisyflow.sampling import TargetWarning
 
 __all__ = ["Config", "claims", "configure", "plot", "run"]
 
