@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import logging
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from noisyflow import __version__, runtime
 from noisyflow.experiments import EXPERIMENTS, load
@@ -85,6 +86,8 @@ def _command(arguments: Sequence[str] | None) -> int:
         return 0
     if command == "plan":
         return _plan(**options)
+    if command == "estimate":
+        return _estimate(**options)
     return _run(**options)
 
 
@@ -99,6 +102,50 @@ def _plan(json: bool, **settings: float | None) -> int:
         return _fail(str(error), 2)
     print(answer.to_json() if json else answer)
     return 0
+
+
+def _estimate(
+    path: Path, noise_std: float, json: bool, verbose: bool, **settings: Any
+) -> int:
+    """Estimates from a file of samples with those settings that were given."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    try:
+        _check_environment()
+        with _ends_at_once_on_interrupt():
+            from noisyflow.estimate_file import FileError, estimate_file
+        with _logs_to_stderr(verbose):
+            report = estimate_file(path, noise_std, **given)
+    except (FileError, ValueError, TypeError) as error:
+        return _fail(str(error), 2)
+    except OSError as error:
+        return _fail(f"cannot read {error.filename or path}: {error.strerror}", 2)
+    except MemoryError:
+        return _fail(f"{path} needs more memory than there is", 1)
+    except KeyboardInterrupt:
+        return _fail("stopped before the estimate was done", 130)
+    for warning in report.warnings:
+        _complain(f"warning: {warning}")
+    print(report.to_json() if json else report)
+    return 0
+
+
+@contextlib.contextmanager
+def _logs_to_stderr(verbose: bool) -> Iterator[None]:
+    """Shows what is logged of cost and progress, if that is wanted."""
+    if not verbose:
+        yield
+        return
+    logger = logging.getLogger("noisyflow")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("noisyflow: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 def _run(experiment: str, quick: bool, out: Path | None, **settings: object) -> int:
@@ -182,9 +229,28 @@ def _flush(stream: TextIO | None) -> bool:
 
 def _fail(message: str, code: int) -> int:
     """Says what went wrong in one line."""
+    _complain(message)
+    return code
+
+
+def _complain(message: str) -> None:
+    """One line on standard error, if there is one."""
     with contextlib.suppress(OSError):
         print(f"noisyflow: {' '.join(message.split())}", file=sys.stderr)
-    return code
+
+
+def _count(text: str) -> int:
+    """A whole number, also as 1e9."""
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            number = float(text)
+            if number.is_integer():
+                return int(number)
+        except (ValueError, OverflowError):
+            pass
+    raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
 
 
 def _rate(text: str) -> float:
@@ -209,6 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="show what can be run")
+    _add_estimate(commands)
     _add_plan(commands)
     run = commands.add_parser(
         "run",
@@ -262,6 +329,72 @@ def _parser() -> argparse.ArgumentParser:
         help="output folder (default: runs/NAME, or runs/NAME-quick)",
     )
     return parser
+
+
+def _add_estimate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """The options of `noisyflow estimate`: those of `estimate_file`."""
+    estimate = commands.add_parser(
+        "estimate",
+        help="entropy or information from a .npy file of samples",
+        description="Estimates from samples of S, a layer before its noise, what T = S "
+        "+ Z carries, Z being Gaussian noise: h(T) and I(S;T) from an array (n, d), "
+        "I(X;T) from an array (inputs, draws, d) of samples for each input X. All in "
+        "nats. Nothing is written.",
+    )
+    estimate.add_argument(
+        "path", type=Path, metavar="FILE.npy", help="float32 or float64, numpy.save"
+    )
+    estimate.add_argument(
+        "--noise-std",
+        type=float,
+        required=True,
+        metavar="B",
+        help="standard deviation of Z, in the units of the samples",
+    )
+    estimate.add_argument(
+        "--error",
+        dest="standard_error",
+        type=float,
+        metavar="E",
+        help="standard error wanted, nats (default: 0.01)",
+    )
+    estimate.add_argument(
+        "--max-seconds", type=float, metavar="S", help="stop after about this time"
+    )
+    estimate.add_argument(
+        "--max-pairs",
+        type=_count,
+        metavar="P",
+        help="stop before more pairs of a query and a sample than this",
+    )
+    estimate.add_argument(
+        "--population",
+        action="store_true",
+        help="of (n, d): S takes these values and no others",
+    )
+    estimate.add_argument(
+        "--inputs",
+        choices=["fixed", "sampled"],
+        help="of (inputs, draws, d): X takes these inputs and no others, or they are "
+        "samples of more (default: fixed)",
+    )
+    estimate.add_argument(
+        "--labels",
+        dest="labels_path",
+        type=Path,
+        metavar="LABELS.npy",
+        help="one label Y per input: I(Y;T) too",
+    )
+    estimate.add_argument(
+        "--conditional", action="store_true", help="h(T|X) and h(T) too"
+    )
+    estimate.add_argument(
+        "--seed", type=_count, metavar="N", help="of the noise (default: 0)"
+    )
+    estimate.add_argument("--json", action="store_true", help="print one JSON object")
+    estimate.add_argument(
+        "--verbose", action="store_true", help="say what the work will cost"
+    )
 
 
 def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
