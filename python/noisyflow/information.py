@@ -269,7 +269,8 @@ def _bounded_difference(num_samples: int, probabilities: Floats | None) -> float
     """
     if probabilities is None:
         return math.sqrt(num_samples) * float(_binary_entropy(1 / num_samples))
-    return float(np.sqrt((_binary_entropy(probabilities) ** 2).sum()))
+    met = probabilities[probabilities > 0]
+    return float(np.sqrt((_binary_entropy(met) ** 2).sum()))
 
 
 def _binary_entropy(p: Any) -> Any:
