@@ -200,7 +200,7 @@ def test_verbose_says_what_is_read_and_what_it_costs(save, rng, capsys):
     arguments = ["estimate", path, "--noise-std", "0.2", "--population"]
     assert cli.main([*arguments, "--error", "2e-4", "--verbose"]) == 0
     err = capsys.readouterr().err
-    assert f"noisyflow: {path}: float64, shape (400, 3); a query looks at" in err
+    assert f"noisyflow: {path}: float64, shape (400, 3); 10000 queries take" in err
     assert "more queries of 400 centers, about" in err
     assert cli.main([*arguments, "--error", "2e-4"]) == 0
     assert capsys.readouterr().err == ""

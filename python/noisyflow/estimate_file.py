@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 from noisyflow import __version__, _arrays, _checks, _core, runtime
 from noisyflow._streamed import is_streamed
 from noisyflow.bounds import EntropyBounds, entropy_bounds, noise_entropy
+from noisyflow.cost import predict_pair_seconds
 from noisyflow.estimate import Estimate
 from noisyflow.information import conditional_entropy, entropy, mutual_information
 
 # Bounds look at every pair: up to here that is a second at most.
 _MOST_BOUNDED_CENTERS = 10_000
 _CONFIDENCE = 0.95
+_LOGGED_QUERIES = 10_000  # about a first round
 _WHY = {
     "target": "the target is met",
     "samples": "no number of queries would reach the target: more samples are needed",
@@ -156,11 +158,8 @@ def estimate_file(
     if not is_streamed(samples):
         samples = np.array(samples, order="C")
         _check_finite(path, samples)
-    _logger.info(
-        "%s: %s, shape %s; a query looks at up to %s samples",
-        *(path, samples.dtype, samples.shape),
-        f"{math.prod(samples.shape[:-1]):,}",
-    )
+    if _logger.isEnabledFor(logging.INFO):
+        _log_cost(path, samples)
     options = {
         "standard_error": standard_error,
         "max_seconds": max_seconds,
@@ -194,6 +193,16 @@ def estimate_file(
     }
     said = dict.fromkeys(str(warning.message) for warning in caught)
     return Report(settings, quantities, list(said))
+
+
+def _log_cost(path: Path, samples: NDArray[Any]) -> None:
+    """What the file is, and what queries of it will take at most."""
+    (n, d) = (math.prod(samples.shape[:-1]), samples.shape[-1])
+    seconds = predict_pair_seconds(_LOGGED_QUERIES, n, d, dtype=samples.dtype)
+    _logger.info(
+        "%s: %s, shape %s; %d queries take %.2g s where all pairs are evaluated",
+        *(path, samples.dtype, samples.shape, _LOGGED_QUERIES, seconds),
+    )
 
 
 def _of_samples(
