@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ _GUESS_UNIFORM_SHARE = 1e-3
 # uniform share apart). Where several are likely, densities estimated one by one have
 # more noise than their sum: half a bracket of 0.04 instead of 0.002 in one dimension.
 _GUESS_MASS = 0.99
+# Where all but this is held by one input, no paths are proposed unless asked for; also
+# the uniform share of the guess there. It costs up to twice this of the bracket.
+_SURE = 1e-4
 _DOUBLES_AT_A_TIME = 2**22
 _MOST_POINTS_AT_A_TIME = 256
 # First outputs are kept where they fit into 256 MiB, else computed when needed.
@@ -61,6 +65,7 @@ class PointSides:
     effective: Doubles
     control: Doubles
     label_control: Doubles
+    skipped: NDArray[np.bool_]  # without paths, entropies are unknown there (NaN)
     cost: int
 
     def joined(self, other: PointSides) -> PointSides:
@@ -69,7 +74,7 @@ class PointSides:
             **{
                 f.name: np.concatenate([getattr(self, f.name), getattr(other, f.name)])
                 for f in fields(self)
-                if f.name != "cost"
+                if f.name != "cost"  # what is left are arrays
             },
             cost=self.cost + other.cost,
         )
@@ -187,24 +192,74 @@ class Chain:
         return control, label
 
     def sides(
-        self, own: Indices, num_proposals: int, num_modes: int, left_out: bool
+        self,
+        own: Indices,
+        num_proposals: int,
+        num_modes: int,
+        *,
+        left_out: bool,
+        skips: bool,
     ) -> PointSides:
-        """New points of these inputs, weighed with K proposals each."""
-        parts = [
-            self._sides(some, num_proposals, num_modes, left_out)
-            for some in torch.split(torch.from_numpy(own), self.points_at_a_time())
-        ]
+        """New points of these inputs, weighed with K proposals each.
+
+        left_out: also with the own input left out. skips: no proposals where the
+        linearised posterior is sure of the input; its own bound is as good there.
+        """
+        step = self.points_at_a_time()
+        parts = []
+        for some in torch.split(torch.from_numpy(own), step):
+            path, starts, points = self.sample(some)
+            log_terms = self.posterior.log_terms(points)
+            is_sure = torch.zeros(len(some), dtype=torch.bool)
+            if skips and not left_out and self.given == 0:
+                r = torch.softmax(log_terms, 1)
+                is_sure = r.amax(1) >= 1 - _SURE
+                parts.append(self._sure_sides(some[is_sure], r[is_sure]))
+            if not bool(is_sure.all()):
+                rest = ~is_sure
+                sampled = (path[rest], starts[rest], points[rest], log_terms[rest])
+                parts.append(
+                    self._sides(some[rest], sampled, num_proposals, num_modes, left_out)
+                )
         whole = parts[0]
         for part in parts[1:]:
             whole = whole.joined(part)
         return whole
 
+    def _sure_sides(self, own: Tensor, r: Tensor) -> PointSides:
+        """Bounds from the linearised posterior alone, where it is sure of the input.
+
+        Any guess q(x | y) has log m + E log q <= I(X;T), and log m is never exceeded.
+        """
+        m, n = self.num_inputs, len(own)
+        unknown, zeros = torch.full((n,), math.nan).double(), torch.zeros(n).double()
+        guess = math.log(m) + torch.log((1 - _SURE) * _at(r, own) + _SURE / m)
+        label, label_top = zeros, zeros
+        if self.has_labels:
+            same = self.labels[None] == self.labels[own][:, None]
+            mass = torch.where(same, r, 0.0).sum(1)
+            label_top = -torch.log(self.label_sizes[self.labels[own]] / m)
+            even = _SURE / len(self.label_sizes)
+            label = label_top + torch.log((1 - _SURE) * mass + even)
+        control, label_control = self._controls(torch.log(r.clamp_min(1e-300)), own)
+        top = torch.full((n,), math.log(m), dtype=torch.float64)
+        values = (
+            *(guess, top, top, label, label_top, label, label_top),
+            *(unknown,) * 5,
+            *(zeros + 1, control, label_control, torch.ones(n, dtype=torch.bool)),
+        )
+        return _point_sides(own, values, n * m)
+
     def _sides(
-        self, own: Tensor, num_proposals: int, num_modes: int, left_out: bool
+        self,
+        own: Tensor,
+        sampled: tuple[Tensor, Tensor, Tensor, Tensor],
+        num_proposals: int,
+        num_modes: int,
+        left_out: bool,
     ) -> PointSides:
         m, n, k_all = self.num_inputs, len(own), num_proposals
-        path, starts, points = self.sample(own)
-        log_terms = self.posterior.log_terms(points)
+        path, starts, points, log_terms = sampled
         groups = [_Group(self, own, log_terms, k_all, None)]
         same = self.labels[None] == self.labels[own][:, None]
         is_own = torch.arange(m)[None] == own[:, None]
@@ -269,10 +324,10 @@ class Chain:
             *(lower, upper, given_high - out_low),
             *(label_low, label_high, label_out_low, label_out_high),
             *(-pool.high, -pool.low, -out_low, -given_high, -given_low),
-            *(effective, control, label_control),
+            *(effective, control, label_control, torch.zeros(n, dtype=torch.bool)),
         )
         cost = n * m + draws.proposed.numel() + n
-        return PointSides(own.numpy(), *(v.numpy() for v in values), cost)  # type: ignore[arg-type]
+        return _point_sides(own, values, cost)
 
     def _given_sides(
         self,
@@ -479,6 +534,12 @@ class InputPosterior:
         products = y[:, self._upper[0]] * y[:, self._upper[1]]
         both = torch.cat([products, y], 1)
         return torch.addmm(self._constants, both, self._precisions)
+
+
+def _point_sides(own: Tensor, values: tuple[Tensor, ...], cost: int) -> PointSides:
+    """From tensors in the order of the fields."""
+    arrays: list[Any] = [own.numpy(), *(value.numpy() for value in values), cost]
+    return PointSides(*arrays)
 
 
 def _precision(jacobian: Tensor, noise_std: float) -> Tensor:

@@ -178,8 +178,9 @@ class ChainInformation(LayerInformation):
     ----------
     given_layer : int
         k.
-    entropy, conditional_entropy : Estimate
-        h(T_l) and h(T_l|T_k), nats, without any control variate.
+    entropy, conditional_entropy : Estimate or None
+        h(T_l) and h(T_l|T_k), nats, without any control variate; None where points were
+        skipped that show all there is to see: ask for them with `with_entropies`.
     ceiling : float
         log m: m inputs cannot show more information than this, whatever that of the
         population they were sampled from. Infinite for k > 0.
@@ -190,19 +191,21 @@ class ChainInformation(LayerInformation):
         Why that fallback was taken, naming the layer; "" where it was not.
     missed : str
         Which targets were missed, and by how much; "" where none was.
-    num_points, num_modes : int
-        Points that the averages are over, and modes searched for per pair of input and
-        point.
+    num_points, num_skipped, num_modes : int
+        Points that the averages are over; how many of them needed no proposals, as the
+        linearised chain is sure of their input; and modes searched for per pair of
+        input and point.
     """
 
     given_layer: int
-    entropy: Estimate
-    conditional_entropy: Estimate
+    entropy: Estimate | None
+    conditional_entropy: Estimate | None
     ceiling: float
     method: Method
     fallback: str
     missed: str
     num_points: int
+    num_skipped: int
     num_modes: int
 
 
@@ -217,6 +220,7 @@ def chain_information(
     standard_error: float = 0.02,
     bracket_width: float = 0.02,
     num_proposals: int | None = None,
+    with_entropies: bool = False,
     max_seconds: float | None = None,
     max_pairs: int | None = None,
     seed: int = 0,
@@ -248,6 +252,8 @@ def chain_information(
         inputs) is at most this.
     num_proposals : int, optional
         K, at least 1; chosen from the pilot's brackets by default, up to 4096.
+    with_entropies : bool
+        Also h(T_l) and h(T_l|T_k) where they cost more than the information does.
     max_seconds : float, optional
         Ends the search for accuracy early, at the next round. Positive.
     max_pairs : int, optional
@@ -336,7 +342,11 @@ def chain_information(
         torch.Generator().manual_seed(int(words[0] >> np.uint64(1))),
     )
     search = Search(
-        measured, targets, input_kind == "sampled", np.random.default_rng(words[1])
+        measured,
+        targets,
+        input_kind == "sampled",
+        _arrays.check_flag("with_entropies", with_entropies),
+        np.random.default_rng(words[1]),
     )
     if reason is not None:
         warnings.warn(
@@ -367,49 +377,43 @@ def _summary(search: Search, method: Method, fallback: str) -> ChainInformation:
     ceiling = math.log(chain.num_inputs) if chain.given == 0 else math.inf
     is_sampled = search.is_sampled
     isolated = 0.0
-    if is_sampled:  # the others add less than 1 % to the own: BlockLogSums' measure
-        apart = p.entropy_left_out > p.conditional_upper + math.log(100.0)
-        isolated = float(apart.mean())
-    information = _estimate(
-        search,
-        search.information(),
-        ceiling,
-        math.inf if is_sampled else ceiling,
-        isolated,
-    )
+    if is_sampled and chain.given == 0:  # the measure of `Estimate`
+        others = math.log(chain.num_inputs - 1) - p.entropy_left_out
+        isolated = float((others < math.log(0.01) - p.conditional_upper).mean())
+    limits = (0.0, ceiling, math.inf if is_sampled else ceiling)
     label_information = None
     if chain.has_labels:
         shares = chain.label_sizes.numpy() / chain.num_inputs
         top = float(-(shares * np.log(shares)).sum())
-        label_information = _estimate(
-            search, search.label_information(), top, top, isolated
-        )
-    middle = 0.5 * (p.entropy_lower + p.entropy_upper)
-    high = p.entropy_left_out if is_sampled else p.entropy_upper
-    entropy = search.average(p.entropy_lower, middle, high)
+        average = search.label_information()
+        label_information = _estimate(search, average, (0.0, top, top), isolated)
+    entropy, conditional = None, None
+    if not p.skipped.any():
+        high = p.entropy_left_out if is_sampled else p.entropy_upper
+        middle = 0.5 * (p.entropy_lower + p.entropy_upper)
+        average = search.average(p.entropy_lower, middle, high)
+        entropy = _estimate(search, average, isolated=isolated)
+        low, high = p.conditional_lower, p.conditional_upper
+        conditional = _estimate(search, search.average(low, 0.5 * (low + high), high))
     if search.closed_entropy is not None:
         exact = search.closed_entropy
         conditional = Estimate(exact, 0.0, exact, exact, 0.0, 0, stopped_by="exact")
-    else:
-        sides = (p.conditional_lower, p.conditional_upper)
-        conditional = _estimate(
-            search, search.average(sides[0], 0.5 * (sides[0] + sides[1]), sides[1])
-        )
     return ChainInformation(
         layer=chain.layer,
-        mutual_information=information,
+        mutual_information=_estimate(search, search.information(), limits, isolated),
         label_information=label_information,
         num_proposals=search.num_proposals,
         effective_sample_size=float(p.effective.mean()),
         effective_sample_size_low=float(np.quantile(p.effective, 0.05)),
         given_layer=chain.given,
-        entropy=_estimate(search, entropy, isolated=isolated),
+        entropy=entropy,
         conditional_entropy=conditional,
         ceiling=ceiling,
         method=method,
         fallback=fallback,
         missed=search.missed(),
         num_points=len(p.own),
+        num_skipped=int(p.skipped.sum()),
         num_modes=search.num_modes,
     )
 
@@ -417,12 +421,11 @@ def _summary(search: Search, method: Method, fallback: str) -> ChainInformation:
 def _estimate(
     search: Search,
     average: Average,
-    ceiling: float = math.inf,
-    upper_ceiling: float = math.inf,
+    limits: tuple[float, float, float] = (-math.inf, math.inf, math.inf),
     isolated: float = 0.0,
 ) -> Estimate:
-    """The average as an Estimate within its natural limits."""
-    floor = 0.0 if ceiling < math.inf or upper_ceiling < math.inf else -math.inf
+    """The average within limits: the least, the most, and the most of the upper end."""
+    floor, ceiling, upper_ceiling = limits
     low = min(max(average.lower, floor), ceiling)
     high = min(max(average.upper, floor), upper_ceiling)
     return Estimate(
