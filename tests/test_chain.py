@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,16 @@ from noisyflow.chain import (  # noqa: E402
 )
 from noisyflow.nn import GaussianNoise, NoisyMLP  # noqa: E402
 from noisyflow.tracking import InformationTracker  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small problems: on a busy machine torch's threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 INPUTS = np.linspace(-1.2, 1.2, 8)[:, None]
 LABELS = [0, 0, 0, 1, 1, 1, 2, 2]
@@ -135,11 +145,9 @@ def test_mean_weights_are_unbiased_and_their_inverses_too(num_modes: int) -> Non
 
 def test_points_without_proposals_have_bounds_too() -> None:
     """Little noise: the linearised chain is sure of most inputs."""
-    network = oracles.TanhNetwork(1.0, 1.0, 0.04)
+    network = oracles.TanhNetwork(1.0, 1.0, 0.03)
     entropy, conditional = network.entropies(INPUTS[:, 0])
-    p = points(
-        *(tanh_layers(network), 0.04, INPUTS, 20_000), num_proposals=8, skips=True
-    )
+    p = points(*(tanh_layers(network), 0.03, INPUTS, 6000), num_proposals=8, skips=True)
     assert 0.2 < p.skipped.mean() < 0.8
     assert_holds(p.lower, p.upper, entropy - conditional, "information")
     assert np.mean(p.upper - p.lower) < 0.01
@@ -312,7 +320,7 @@ def test_a_convolutional_network_agrees_with_sample_propagation() -> None:
     labels = np.arange(24) % 2
     before = copy.deepcopy(network.state_dict())
     found = chain_information(
-        NoisyChain.from_module(network), images, 3, labels=labels, standard_error=0.03
+        NoisyChain.from_module(network), images, 3, labels=labels, standard_error=0.05
     )
     assert found.method == "path-importance"
     assert found.fallback == ""
@@ -423,7 +431,7 @@ def test_sampled_inputs_say_what_they_cannot_show() -> None:
     broad = NoisyChain([lambda x: x, lambda t: torch.tanh(t)], 1.0)
     with pytest.warns(TargetMissedWarning, match="spread between sampled inputs"):
         found = chain_information(
-            *(broad, inputs, 2), input_kind="sampled", standard_error=0.03
+            *(broad, inputs, 2), input_kind="sampled", standard_error=0.01
         )
     spread = found.mutual_information
     assert spread.stopped_by == "samples"

@@ -74,6 +74,10 @@ class ChainLayers:
         """(d_0, d_1, ..., d_L)."""
         return [probe.shape[1] for probe in self._probes]
 
+    def probe(self, number: int) -> Tensor:
+        """A few T_l of layer `number`."""
+        return self._probes[number]
+
     def noisy(self, number: int, clean: Tensor, generator: torch.Generator) -> Tensor:
         """T_l for S_l."""
         noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64)

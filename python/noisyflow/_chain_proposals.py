@@ -13,6 +13,7 @@ by the density that was drawn from.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -47,7 +48,10 @@ def _pull_back(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor
 
 def _push(function: Callable[[Tensor], Tensor], at: Tensor, v: Tensor) -> Tensor:
     """J v there."""
-    pushed: Tensor = torch.func.jvp(function, (at,), (v,))[1]
+    with warnings.catch_warnings():
+        # torch warns of its own code when this is called for the first time.
+        warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)
+        pushed: Tensor = torch.func.jvp(function, (at,), (v,))[1]
     return pushed
 
 
@@ -72,6 +76,22 @@ class Tail:
             clean = self.layers.run(number + 1, noisy)
             column += width
         return clean
+
+    def why_not_differentiable(self) -> str | None:
+        """What keeps the tail from being linearised, naming the layer; or None."""
+        reason = self.layers.why_not_differentiable(self.first + 1, self.last)
+        is_forward = self.width > self.length or not self.is_dense
+        if reason is None and is_forward:
+            clean = self.layers.probe(self.first)
+            path = torch.zeros(len(clean), self.length, dtype=torch.float64)
+            try:
+                _push(lambda z: self._output(clean, z), path, path)
+            except Exception as error:  # a layer without forward derivatives
+                reason = (
+                    f"layers {self.first + 1} to {self.last} have no forward-mode "
+                    f"derivative: {type(error).__name__}"
+                )
+        return reason
 
     @torch.no_grad()
     def output(self, clean: Tensor, path: Tensor) -> Tensor:

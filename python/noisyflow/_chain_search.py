@@ -28,6 +28,7 @@ _PILOT_POINTS = 128
 _FEWEST_POINTS = 512
 _POINTS_BETWEEN_LOOKS = 64
 _MOST_POINTS = 2**16
+_MOST_MIXTURE_POINTS = 2**18
 _FEWEST_PROPOSALS = 4
 _MOST_PROPOSALS = 4096
 _NUM_MODES = 4
@@ -134,14 +135,21 @@ class Search:
             torch.diagonal(given_factor).log().sum()
         ) + 0.5 * tail.width * math.log(2 * math.pi * math.e)
         centers = whitened(clean)
+        if (
+            chain.given > 0
+        ):  # a control whose mean is known: twice, so that it has a spread
+            self._control_own = np.zeros(2, np.int64)
+            self._controls = (np.full(2, -self.closed_entropy), np.zeros(2))
+        count = _MIXTURE_POINTS
         while True:
-            own = np.sort(self._next(_MIXTURE_POINTS))  # neighbours: the kernel is fast
+            own = np.sort(self._next(count))  # neighbours: the kernel is fast
             _, starts, points = chain.sample(torch.from_numpy(own))
             given = linear_log_densities(chain.given_tail, starts, points).numpy()
             fresh = _known_sides(chain, own, given, whitened(points), centers, log_det)
             self._add(fresh)
             if self._is_done():
                 return
+            count = len(self.points.own)
 
     # -- the method for any chain --------------------------------------------
 
@@ -156,13 +164,18 @@ class Search:
         else:
             self._round(_PILOT_POINTS)
         self._add_controls()
-        while not self._is_done():
+        while True:
+            is_settled = len(self.points.own) >= _FEWEST_POINTS
+            if is_settled and self._is_too_wide(1.0) and num_proposals is None:
+                if self._more():
+                    self._points = None
+                    self._round(_FEWEST_POINTS)
+                    self._add_controls()
+                    continue
+            if self._is_done():
+                return
             self._round(self._num_missing())
             self._add_controls()
-            if self._is_too_wide(1.0) and num_proposals is None and self._more():
-                self._points = None
-                self._round(_FEWEST_POINTS)
-                self._add_controls()
 
     def _round(self, count: int) -> None:
         """At least some of so many new points; a budget may end it."""
@@ -278,7 +291,7 @@ class Search:
             self.stopped_by = ended
         elif self.is_sampled and self._error_of_many() > self.targets.standard_error:
             self.stopped_by = "samples"
-        elif n >= _MOST_POINTS:
+        elif n >= (_MOST_POINTS if self.num_proposals else _MOST_MIXTURE_POINTS):
             self.stopped_by = "pairs"
         return self.stopped_by != ""
 
@@ -416,7 +429,7 @@ def _known_sides(
         conditional_lower=-given,
         conditional_upper=-given,
         effective=np.ones(n),
-        control=zeros,
+        control=given if chain.given > 0 else zeros,
         label_control=zeros,
         skipped=np.zeros(n, bool),
         cost=n * m,

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from noisyflow import _arrays, _checks
 from noisyflow._chain_brackets import Chain
 from noisyflow._chain_layers import ChainLayers
+from noisyflow._chain_proposals import Tail
 from noisyflow._chain_search import Average, Search, Targets
 from noisyflow.estimate import Estimate
 from noisyflow.nn import GaussianNoise, NoisyMLP
@@ -336,7 +337,9 @@ def chain_information(
     layers = ChainLayers(chain.layers[:layer], chain.noise_stds, values[order])
     _check_resolution(layers)
     is_known = all(layers.is_affine(number) for number in range(2, layer + 1))
-    reason = None if is_known else layers.why_not_differentiable(2, layer)
+    reason = None
+    if not is_known:
+        reason = Tail(layers, 1, layer).why_not_differentiable()
     measured = Chain(
         *(layers, layer, given, sizes, reason is None),
         torch.Generator().manual_seed(int(words[0] >> np.uint64(1))),
@@ -453,7 +456,7 @@ def _check_sampled(num_inputs: int, label_sizes: Indices | None) -> None:
 def _check_resolution(layers: ChainLayers) -> None:
     """Noise that float64 would swallow is refused, layer by layer."""
     for number, std in enumerate(layers.noise_stds[: len(layers.functions)], 1):
-        probe = layers._probes[number].numpy()
+        probe = layers.probe(number).numpy()
         _arrays.check_resolution(f"outputs of layer {number}", probe, std)
 
 
