@@ -166,12 +166,12 @@ class Search:
         self._add_controls()
         while True:
             is_settled = len(self.points.own) >= _FEWEST_POINTS
-            if is_settled and self._is_too_wide(1.0) and num_proposals is None:
-                if self._more():
-                    self._points = None
-                    self._round(_FEWEST_POINTS)
-                    self._add_controls()
-                    continue
+            may_change = is_settled and num_proposals is None
+            if may_change and self._is_too_wide(1.0) and self._more():
+                self._points = None
+                self._round(_FEWEST_POINTS)
+                self._add_controls()
+                continue
             if self._is_done():
                 return
             self._round(self._num_missing())
