@@ -121,7 +121,7 @@ def test_mean_weights_are_unbiased_and_their_inverses_too(num_modes: int) -> Non
     )
     tail = _chain_proposals.Tail(known, 1, 2)
     generator = torch.Generator().manual_seed(0)
-    n, k_all = 6000, 4
+    n, k_all = 5000, 16
     own = torch.arange(n) % len(INPUTS)
     clean = torch.tanh(1.5 * torch.from_numpy(INPUTS))[own]
     path = torch.randn(n, 1, generator=generator, dtype=torch.float64)
@@ -239,11 +239,17 @@ def test_a_diagonal_network_far_from_linear_given_an_earlier_layer() -> None:
     def entropy(p: np.ndarray) -> np.ndarray:
         return -np.trapezoid(p * np.log(np.maximum(p, 1e-300)), t, axis=-1)
 
-    exact = 2 * (entropy(z_weights @ given) - z_weights @ entropy(given))
-    chain = NoisyChain(
-        [lambda x: x, *(lambda t, w=w: torch.tanh(w * t) for w in slopes)], noise_std
-    )
-    found = chain_information(chain, np.full((1, 2), 0.3), 3, given_layer=1)
+    conditional = 2 * z_weights @ entropy(given)
+    exact = 2 * entropy(z_weights @ given) - conditional
+    layers = [lambda x: x, *(lambda t, w=w: torch.tanh(w * t) for w in slopes)]
+    inputs = np.full((1, 2), 0.3)
+    for num_proposals in (1, 16):
+        p = points(
+            *(layers, noise_std, inputs, 4000), num_proposals=num_proposals, given=1
+        )
+        sides = p.conditional_lower, p.conditional_upper
+        assert_holds(*sides, conditional, f"conditional, {num_proposals}")
+    found = chain_information(NoisyChain(layers, noise_std), inputs, 3, given_layer=1)
     information = found.mutual_information
     assert found.missed == ""
     error = 4 * information.standard_error
@@ -269,6 +275,7 @@ def test_standard_errors_are_honest() -> None:
             seed=seed,
         )
         assert found.missed == ""
+        assert found.num_points >= 512
         both = found.mutual_information, found.label_information
         scores.append(
             [(e.value - x) / e.standard_error for e, x in zip(both, exact, strict=True)]

@@ -1,4 +1,4 @@
-"""Both sides of a chain's log-densities and informations, at points that it made.
+"""Both sides of a chain's log-densities and information, at points that it made.
 
 The input is one more latent variable: likely inputs of a point are proposed from the
 linearised mixture, mixed with a uniform, and paths as in `_chain_proposals`. What each
