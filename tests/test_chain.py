@@ -101,7 +101,7 @@ def test_brackets_hold_the_quadrature_of_two_noisy_tanh_layers(
     parts = [network.entropies(part)[0] for part in np.split(INPUTS[:, 0], [3, 6])]
     given_label = float(np.dot(parts, [3 / 8, 3 / 8, 2 / 8]))
     p = points(
-        *(tanh_layers(network), noise_std, INPUTS, 8000),
+        *(tanh_layers(network), noise_std, INPUTS, 4000),
         num_proposals=num_proposals,
         num_modes=num_modes,
         label_sizes=np.array([3, 3, 2]),
@@ -189,13 +189,13 @@ def test_a_linear_network_is_exact(d: int, rng: np.random.Generator) -> None:
         np.zeros((1, d)),
         layer=3,
         given_layer=1,
-        standard_error=0.004,
+        standard_error=0.005,
     )
     information = found.mutual_information
     assert found.method == "known-mixture"
     assert found.conditional_entropy is not None
     assert abs(found.conditional_entropy.value - network.conditional_entropy) < 1e-6
-    assert information.standard_error <= 0.004
+    assert information.standard_error <= 0.005
     assert abs(information.value - network.information) <= 0.01
     assert information.lower == information.upper
 
@@ -248,7 +248,7 @@ def test_a_diagonal_network_far_from_linear_given_an_earlier_layer() -> None:
     inputs = np.full((1, 2), 0.3)
     for num_proposals in (1, 16):
         p = points(
-            *(layers, noise_std, inputs, 4000), num_proposals=num_proposals, given=1
+            *(layers, noise_std, inputs, 2000), num_proposals=num_proposals, given=1
         )
         sides = p.conditional_lower, p.conditional_upper
         assert_holds(*sides, conditional, f"conditional, {num_proposals}")
