@@ -272,7 +272,9 @@ class Search:
         wanted = max(wanted, min(_FEWEST_CONTROLS, max(_PILOT_POINTS, fewest)))
         step = 16 * _PILOT_POINTS
         while len(self._control_own) < wanted:
-            if self.targets.ended_by(self.num_pairs):
+            # Some in any case: nothing else lowers the error so much for so little.
+            has_some = len(self._control_own) > 0
+            if has_some and self.targets.ended_by(self.num_pairs):
                 return
             own = self._next(min(step, wanted - len(self._control_own)))
             fresh = self.chain.controls(own)
