@@ -200,14 +200,20 @@ def test_a_linear_network_is_exact(d: int, rng: np.random.Generator) -> None:
     assert information.lower == information.upper
 
 
+@pytest.mark.parametrize("at_a_time", [2**23, 64])
 @pytest.mark.parametrize("dense_width", [256, 1])
 def test_the_proposal_of_a_linear_network_is_its_posterior(
-    dense_width: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    dense_width: int,
+    at_a_time: int,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights of functions that nothing is known of are constant, but for the prior.
 
-    With and without Jacobians as matrices; wide to narrow, and back.
+    With and without Jacobians as matrices; wide to narrow, and back; all pairs at once
+    and few at a time.
     """
+    monkeypatch.setattr(_chain_proposals, "_DOUBLES_AT_A_TIME", at_a_time)
     monkeypatch.setattr(_chain_proposals, "DENSE_WIDTH", dense_width)
     monkeypatch.setattr(_chain_proposals, "_PRIOR_SHARE", 1e-12)
     for widths in ((4, 6, 3), (4, 3, 8)):

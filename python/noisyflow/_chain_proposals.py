@@ -256,6 +256,8 @@ def draw_and_weigh(
             )
         # Draws with their pair's Jacobian, gathered: bounded like the pairs.
         for some in torch.split(order[begin:end], step):
+            if len(some) == 0:  # split gives one empty part for nothing
+                continue
             pair = pair_of_draw[some] - pairs.start
             path = _draw(tail, gaussians, pair, generator)
             proposed[some] = _weigh(
@@ -264,6 +266,8 @@ def draw_and_weigh(
         begin = end
         chosen = (pair_of_known >= pairs.start) & (pair_of_known < pairs.stop)
         for some in torch.split(torch.nonzero(chosen)[:, 0], step):
+            if len(some) == 0:
+                continue
             pair = pair_of_known[some] - pairs.start
             weighed[some] = _weigh(
                 tail, gaussians, pair, clean[pairs], points[pairs], known[some]
