@@ -11,7 +11,12 @@ import pytest
 
 import oracles
 from noisyflow import _core, _reference, runtime
-from noisyflow.importance import ACTIVATIONS, NoisyLayers, path_log_densities
+from noisyflow.importance import (
+    ACTIVATIONS,
+    NoisyLayers,
+    path_log_densities,
+    replica_log_densities,
+)
 
 
 @pytest.mark.parametrize("widths", [(3, 2), (2, 1), (4, 3, 2), (3, 5, 4, 3)], ids=str)
@@ -59,6 +64,40 @@ def test_the_kernel_computes_the_reference(
         exact = _reference.path_importance(*problem)
         code = ACTIVATIONS.index(activation)
         ours = _core.path_importance(*problem[:2], code, *problem[3:], 1)
+        for side, expected in zip(ours, exact, strict=True):
+            np.testing.assert_allclose(side, expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("widths", [(2, 1), (3, 5, 4, 3)], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_replica_kernel_computes_the_reference(
+    activation: str, widths: tuple[int, ...], cpu_target: str, rng: np.random.Generator
+) -> None:
+    """Same draws, same sides: 1e-8 nats. 1, a whole vector, and vectors with a rest."""
+    noise_std, num_inputs, num_points = 0.1, 5, 19  # more than one chunk of points
+    weights = [
+        1.5 * rng.standard_normal((b, a)) / math.sqrt(a)
+        for a, b in itertools.pairwise(widths)
+    ]
+    biases = [0.3 * rng.standard_normal(b) for b in widths[1:]]
+    first = rng.uniform(-1, 1, (num_inputs, widths[0]))
+    own = rng.integers(0, num_inputs, num_points)
+    path = rng.standard_normal((num_points, sum(widths[:-1])))
+    network = _reference._Network(weights, biases, activation, noise_std)
+    points = np.array(
+        [network.linearise(first[x], z)[0] for x, z in zip(own, path, strict=True)]
+    )
+    points += noise_std * rng.standard_normal(points.shape)
+    for num_draws in (1, 16, 21):
+        problem = (
+            *(noise_std, first, points, own, path),
+            rng.standard_normal((path.shape[1], 40)),
+            rng.integers(0, 40 - num_draws + 1, num_points),
+            num_draws,
+        )
+        exact = _reference.path_replicas(weights, biases, activation, *problem)
+        code = ACTIVATIONS.index(activation)
+        ours = _core.path_replicas(weights, biases, code, *problem, 1)
         for side, expected in zip(ours, exact, strict=True):
             np.testing.assert_allclose(side, expected, rtol=0, atol=1e-8)
 
@@ -141,6 +180,29 @@ def test_mean_weights_are_unbiased_and_their_inverses_too(
         error = ratio.std(axis=1) / math.sqrt(num_points)
         assert (np.abs(ratio.mean(axis=1) - 1) <= 4 * error).all(), name
         assert (error < 0.02).all(), name
+
+
+@pytest.mark.parametrize("num_draws", [30, 100])
+def test_replicas_are_unbiased_and_their_inverses_too(
+    num_draws: int, rng: np.random.Generator
+) -> None:
+    """As for proposals; a nearly stepwise unit. Few draws: p / mean has heavy tails."""
+    network = oracles.TanhNetwork(1.0, 20.0, 0.2)
+    inputs = np.linspace(-1.2, 1.2, 5)[:, None]
+    weights = [np.array([[network.first]]), np.array([[network.second]])]
+    layers = NoisyLayers(weights, [np.zeros(1)] * 2, "tanh", network.noise_std)
+    points, own, path = sample(layers, inputs, 40_000, rng)
+    sides = replica_log_densities(
+        *(layers, 2, inputs, points, own, path), num_draws=num_draws, generator=rng
+    )
+    exact = network.densities(inputs[:, 0], points[:, 0])[own, np.arange(40_000)]
+    for name, ratio in (
+        ("lower", np.exp(sides.lower) / exact),
+        ("upper", exact / np.exp(sides.upper)),
+    ):
+        error = ratio.std() / math.sqrt(len(ratio))
+        assert abs(ratio.mean() - 1) <= 4 * error, name
+        assert error < 0.02, name
 
 
 def test_an_own_input_that_seems_impossible_leaves_the_bracket_finite(
@@ -311,3 +373,27 @@ def test_no_points_give_empty_sides() -> None:
     empty |= {"path": np.zeros((0, 3)), "groups": np.zeros((2, 0, 2), int)}
     sides = path_log_densities(**{**valid_call(), **empty})
     assert [side.shape for side in sides] == [(2, 0)] * 3
+
+
+def valid_replica_call() -> dict[str, Any]:
+    call = valid_call()
+    del call["groups"], call["num_proposals"]
+    return {**call, "num_draws": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"num_draws": 0}, ValueError, "num_draws must be at least 1, got 0"),
+        ({"num_draws": 1.5}, TypeError, "num_draws must be an integer"),
+        ({"own": np.full(6, 5)}, ValueError, "groups must be ranges"),
+        ({"generator": 0}, TypeError, "generator must be a numpy Generator, got int"),
+        ({"points": np.full((6, 2), 1e300)}, ValueError, "not representable"),
+    ],
+)
+def test_bad_arguments_of_replicas_are_named(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    replica_log_densities(**valid_replica_call())
+    with pytest.raises(error, match=message):
+        replica_log_densities(**{**valid_replica_call(), **change})

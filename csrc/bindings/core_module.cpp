@@ -384,29 +384,44 @@ int64_t first_nonfinite(const py::array_t<T>& array) {
 
 using Doubles = py::array_t<double, py::array::c_style>;
 
+// Layers 2 .. l as arrays from Python; the view points into them.
+struct Layers {
+  std::vector<int64_t> dims;
+  std::vector<const double*> weight_data{nullptr}, bias_data{nullptr};
+  int64_t length = 0;  // of a noise path
+  NoisyLayersView view;
+
+  Layers(const std::vector<Doubles>& weights, const std::vector<Doubles>& biases, int activation,
+         double noise_std, const Doubles& first) {
+    require(!weights.empty() && weights.size() == biases.size(), "one bias per weight matrix");
+    require(first.ndim() == 2 && first.shape(0) >= 1, "first must be (m, d_1)");
+    require(activation >= 0 && activation <= int(Activation::kLeakyRelu), "unknown activation");
+    require(std::isfinite(noise_std) && noise_std > 0, "noise_std must be positive");
+    dims.push_back(first.shape(1));
+    for (size_t i = 0; i < weights.size(); ++i) {
+      length += dims.back();
+      require(weights[i].ndim() == 2 && weights[i].shape(1) == dims.back() &&
+                  biases[i].ndim() == 1 && biases[i].shape(0) == weights[i].shape(0),
+              "weights must chain: (d_i, d_(i-1)) with biases (d_i,)");
+      dims.push_back(weights[i].shape(0));
+      weight_data.push_back(weights[i].data());
+      bias_data.push_back(biases[i].data());
+    }
+    view = {int(dims.size()),       dims.data(), weight_data.data(), bias_data.data(),
+            Activation(activation), noise_std,   first.data(),       first.shape(0)};
+  }
+  Layers(const Layers&) = delete;
+};
+
 // Lower and upper (G, N) sides of log p(t_l | group), and effective sample sizes: see PathTask.
 py::tuple path_importance(const std::vector<Doubles>& weights, const std::vector<Doubles>& biases,
                           int activation, double noise_std, const Doubles& first,
                           const Doubles& points, const Indices& own, const Doubles& path,
                           const Indices& groups, const Doubles& uniforms, const Doubles& normals,
                           int num_threads) {
-  require(!weights.empty() && weights.size() == biases.size(), "one bias per weight matrix");
-  require(first.ndim() == 2 && first.shape(0) >= 1, "first must be (m, d_1)");
-  require(activation >= 0 && activation <= int(Activation::kLeakyRelu), "unknown activation");
-  require(std::isfinite(noise_std) && noise_std > 0, "noise_std must be positive");
-  std::vector<int64_t> dims{first.shape(1)};
-  std::vector<const double*> weight_data{nullptr}, bias_data{nullptr};
-  int64_t length = 0;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    length += dims.back();
-    require(weights[i].ndim() == 2 && weights[i].shape(1) == dims.back() && biases[i].ndim() == 1 &&
-                biases[i].shape(0) == weights[i].shape(0),
-            "weights must chain: (d_i, d_(i-1)) with biases (d_i,)");
-    dims.push_back(weights[i].shape(0));
-    weight_data.push_back(weights[i].data());
-    bias_data.push_back(biases[i].data());
-  }
-  const int64_t d = dims.back();
+  const Layers layers(weights, biases, activation, noise_std, first);
+  const int64_t length = layers.length;
+  const int64_t d = layers.dims.back();
   require(groups.ndim() == 3 && groups.shape(2) == 2, "groups must be (G, N, 2)");
   const int64_t G = groups.shape(0), N = groups.shape(1);
   require(normals.ndim() == 3, "normals must be (N, K, L + d)");
@@ -427,8 +442,7 @@ py::tuple path_importance(const std::vector<Doubles>& weights, const std::vector
               "a group must be a range of inputs that contains the own one");
     }
   Doubles lower({G, N}), upper({G, N}), effective({G, N});
-  const PathTask task{{int(dims.size()), dims.data(), weight_data.data(), bias_data.data(),
-                       Activation(activation), noise_std, first.data(), m},
+  const PathTask task{layers.view,
                       N,
                       G,
                       K,
@@ -445,6 +459,48 @@ py::tuple path_importance(const std::vector<Doubles>& weights, const std::vector
   {
     py::gil_scoped_release release;
     run_path_task(task, table, num_threads);
+  }
+  return py::make_tuple(lower, upper, effective);
+}
+
+// Lower and upper (N,) sides of log p(t_l | own input), and effective sample sizes: see
+// ReplicaTask.
+py::tuple path_replicas(const std::vector<Doubles>& weights, const std::vector<Doubles>& biases,
+                        int activation, double noise_std, const Doubles& first,
+                        const Doubles& points, const Indices& own, const Doubles& path,
+                        const Doubles& normals, const Indices& offsets, int64_t num_draws,
+                        int num_threads) {
+  const Layers layers(weights, biases, activation, noise_std, first);
+  require(own.ndim() == 1 && offsets.ndim() == 1 && offsets.shape(0) == own.shape(0),
+          "own and offsets must be (N,)");
+  const int64_t N = own.shape(0);
+  require(points.ndim() == 2 && points.shape(0) == N && points.shape(1) == layers.dims.back(),
+          "points (N, d)");
+  require(path.ndim() == 2 && path.shape(0) == N && path.shape(1) == layers.length, "path (N, L)");
+  require(normals.ndim() == 2 && normals.shape(0) == layers.length, "normals (L, P)");
+  require(1 <= num_draws && num_draws <= normals.shape(1), "1 <= num_draws <= P");
+  for (int64_t i = 0; i < N; ++i) {
+    require(0 <= own.data()[i] && own.data()[i] < first.shape(0), "own must be rows of first");
+    require(0 <= offsets.data()[i] && offsets.data()[i] <= normals.shape(1) - num_draws,
+            "offsets must leave num_draws columns");
+  }
+  Doubles lower(N), upper(N), effective(N);
+  const ReplicaTask task{layers.view,
+                         N,
+                         num_draws,
+                         normals.shape(1),
+                         points.data(),
+                         own.data(),
+                         path.data(),
+                         normals.data(),
+                         offsets.data(),
+                         lower.mutable_data(),
+                         upper.mutable_data(),
+                         effective.mutable_data()};
+  const KernelTable& table = active_target();
+  {
+    py::gil_scoped_release release;
+    run_replica_task(task, table, num_threads);
   }
   return py::make_tuple(lower, upper, effective);
 }
@@ -486,6 +542,10 @@ PYBIND11_MODULE(_core, m) {
         py::arg("activation"), py::arg("noise_std"), py::arg("first"), py::arg("points"),
         py::arg("own"), py::arg("path"), py::arg("groups"), py::arg("uniforms"), py::arg("normals"),
         py::arg("num_threads"));
+  m.def("path_replicas", &path_replicas, py::arg("weights"), py::arg("biases"),
+        py::arg("activation"), py::arg("noise_std"), py::arg("first"), py::arg("points"),
+        py::arg("own"), py::arg("path"), py::arg("normals"), py::arg("offsets"),
+        py::arg("num_draws"), py::arg("num_threads"));
   m.def("available_targets", [] {
     std::vector<std::string> names;
     for (int i = 0; i < num_available_targets(); ++i) names.emplace_back(available_target(i).name);

@@ -214,4 +214,19 @@ struct PathTask {
   double* effective;       // (G, N): effective sample size as a share of K
 };
 
+// log p(t_l | own input) from draws of the noise, for N points. Draw k of point i is the column
+// offsets[i] + k of the normals, so that points can share them.
+struct ReplicaTask {
+  NoisyLayersView layers;
+  int64_t num_points, num_draws, num_columns;  // N, K >= 1, P >= K
+  const double* points;                        // (N, d_l)
+  const int64_t* own;                          // (N,)
+  const double* path;                          // (N, L), as in PathTask
+  const double* normals;                       // (L, P)
+  const int64_t* offsets;                      // (N,) in [0, P - K]
+  double* lower;                               // (N,): E lower <= log p
+  double* upper;                               // (N,): E upper >= log p
+  double* effective;                           // (N,): effective sample size as a share of K
+};
+
 }  // namespace noisyflow

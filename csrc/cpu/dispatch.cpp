@@ -460,6 +460,20 @@ void run_path_task(const PathTask& task, const KernelTable& table, int num_threa
   });
 }
 
+void run_replica_task(const ReplicaTask& task, const KernelTable& table, int num_threads) {
+  constexpr int64_t kPointsTogether = 16;
+  const ReplicaKernel& kernel = table.replicas;
+  const int64_t num_chunks = (task.num_points + kPointsTogether - 1) / kPointsTogether;
+  num_threads = int(std::min<int64_t>(num_threads, std::max<int64_t>(num_chunks, 1)));
+  std::vector<Scratch> scratch;
+  for (int thread = 0; thread < num_threads; ++thread)
+    scratch.push_back(allocate(kernel.scratch_bytes(task)));
+  parallel_for(num_chunks, num_threads, [&](int thread, int64_t chunk) {
+    const int64_t last = std::min(task.num_points, (chunk + 1) * kPointsTogether);
+    kernel.evaluate(task, chunk * kPointsTogether, last, scratch[size_t(thread)].get());
+  });
+}
+
 template void run_task<float>(const Task<float>&, const KernelTable&, int);
 template void run_task<double>(const Task<double>&, const KernelTable&, int);
 

@@ -53,6 +53,12 @@ struct PathKernel {
                    int64_t largest_group, void* scratch);
 };
 
+// Replicas of the noise path on one target: evaluate points [first, last).
+struct ReplicaKernel {
+  int64_t (*scratch_bytes)(const ReplicaTask& task);  // per thread
+  void (*evaluate)(const ReplicaTask& task, int64_t first, int64_t last, void* scratch);
+};
+
 // Components with their own covariance on one target: pack ranges of components, then evaluate
 // points.
 template <class T>
@@ -79,6 +85,7 @@ struct KernelTable {
   KernelChoice<float> (*choose_f32)(int64_t d);
   KernelChoice<double> (*choose_f64)(int64_t d);
   PathKernel path;
+  ReplicaKernel replicas;
   CovarianceKernel<float> covariance_f32;
   CovarianceKernel<double> covariance_f64;
   ExpansionKernel<float> expansion_f32;
@@ -144,5 +151,6 @@ template <class T>
 void run_posterior_task(const PosteriorTask<T>& task, const KernelTable& table, int num_threads);
 
 void run_path_task(const PathTask& task, const KernelTable& table, int num_threads);
+void run_replica_task(const ReplicaTask& task, const KernelTable& table, int num_threads);
 
 }  // namespace noisyflow

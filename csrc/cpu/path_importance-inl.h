@@ -11,10 +11,11 @@
 //
 // The K proposals are strata, not i.i.d. draws (struct Strata): most take their inputs at
 // systematic positions of the linearised posterior r and z from the Gaussian; some take the input
-// uniformly from the group; some take z from the prior. Weights use the mixture of all strata, so
-// their average is unbiased; the path that made y replaces one stratum, chosen with that stratum's
-// share of the mixture at the path, so the upper side is exact too. (The extended-space density
-// of K strata with one of them so chosen is the proposals' times mean weight / p(y).)
+// from r flattened, where the linearisation underrates tails; some take z from the prior. Weights
+// use the mixture of all strata, so their average is unbiased; the path that made y replaces one
+// stratum, chosen with that stratum's share of the mixture at the path, so the upper side is exact
+// too. (The extended-space density of K strata with one of them so chosen is the proposals' times
+// mean weight / p(y).)
 
 #pragma once
 #include <math.h>
@@ -353,13 +354,21 @@ inline void linear_log_densities(const VecD* linear, const double* y, int d, dou
   }
 }
 
-// Inputs this far (nats) below the likeliest have no weight: they are left to the uniform strata,
+// Inputs this far (nats) below the likeliest have no weight: they are left to the flat strata,
 // and hardly any input is nearer at small noise.
 constexpr double kFarInput = 45;
 
-// A distribution over inputs [begin, end), proportional to e^log_weight, searched by blocks.
+// The flat distribution: densities to this power, as if variances were eight times larger. Where
+// the network curves, y lies many standard deviations off the linearised layer of every input,
+// and r picks the wrong ones. Then this share uniform over the group, so that none is left out.
+constexpr double kFlatPower = 0.125;
+constexpr double kUniformShare = 0.25;
+
+// A distribution over inputs [begin, end), proportional to e^(power log_weight), with a share that
+// is uniform; searched by blocks.
 struct InputDistribution {
   int64_t begin, end;
+  double power, uniform_share;
   const double* log_weight;  // indexed by input
   double* weight;            // (end - begin), unnormalised, padded to whole vectors
   double* block_sum;         // per kSumBlock weights
@@ -382,9 +391,10 @@ struct InputDistribution {
       for (int64_t j = i; j < i + kSumBlock && j < count; j += kPairLanes) {
         VecD below = broadcast<double>(INFINITY);
         if (j + kPairLanes <= count)
-          below = top - load<double>(log_weight + begin + j);
+          below = power * (top - load<double>(log_weight + begin + j));
         else
-          for (int64_t l = 0; l < count - j; ++l) below[l] = top - log_weight[begin + j + l];
+          for (int64_t l = 0; l < count - j; ++l)
+            below[l] = power * (top - log_weight[begin + j + l]);
         const Int<double> near = below < kFarInput;
         VecD w = VecD{};
         if (any<double>(near)) w = near ? exp_minus(below) : VecD{};
@@ -395,6 +405,13 @@ struct InputDistribution {
       for (int l = 0; l < kPairLanes; ++l) block += sum[l];
       block_sum[i / kSumBlock] = block;
       total += block;
+    }
+    if (uniform_share > 0) {
+      const double floor = total * uniform_share / (1 - uniform_share) / double(count);
+      for (int64_t j = 0; j < count; ++j) weight[j] += floor;
+      for (int64_t i = 0; i < count; i += kSumBlock)
+        block_sum[i / kSumBlock] += floor * double(count - i < kSumBlock ? count - i : kSumBlock);
+      total /= 1 - uniform_share;
     }
   }
 
@@ -430,15 +447,15 @@ constexpr int kPathChunk = 16;  // points whose pairs share vectors
 // where the linearisation is good, and decide how fast the bracket closes where it is poor.
 // Together they cover everything: no density of the mixture is ever zero.
 struct Strata {
-  int64_t likely;   // input from r, z from the Gaussian
-  int64_t uniform;  // any input of the group, z from the Gaussian
-  int64_t prior;    // input from r, z from the prior
-  int64_t blind;    // any input of the group, z from the prior
+  int64_t likely;  // input from r, z from the Gaussian
+  int64_t flat;    // input from r flattened, z from the Gaussian
+  int64_t prior;   // input from r, z from the prior
+  int64_t blind;   // input from r flattened, z from the prior
 
   explicit Strata(int64_t K) {
-    uniform = blind = K / 16 > 1 ? K / 16 : 1;
-    prior = K / 8 > 1 ? K / 8 : 1;
-    likely = K - uniform - prior - blind;
+    flat = K / 8 > 1 ? K / 8 : 1;
+    prior = blind = K / 16 > 1 ? K / 16 : 1;
+    likely = K - flat - prior - blind;
   }
 };
 
@@ -464,10 +481,10 @@ struct Densities {
 struct PathScratch {
   PairVector pair;
   VecD *log_density, *substitution, *e, *u;
-  double *weight, *block_sum, *log_w;
+  double *weight[2], *block_sum[2], *log_w;
   int64_t* inputs;        // (chunk, G, K): the input of every stratum
-  double* probabilities;  // (chunk, G, K): its r
-  double* own_share;      // (chunk, G, 2): r of the own input, and the cumulative r before it
+  double* probabilities;  // (chunk, G, K, 2): its r, plain and flattened
+  double* own_share;      // (chunk, G, 2, 2): those of the own input, and the sums before it
   int32_t* results;       // (chunk, G, K), then (chunk) own paths: index into densities
   Evaluation* evaluations;
   Evaluation* sorted;
@@ -485,12 +502,14 @@ struct PathScratch {
     substitution = arena.take<VecD>(pair.d);
     e = arena.take<VecD>(pair.L);
     u = arena.take<VecD>(pair.d);
-    weight = arena.take<double>(largest_group + kPairLanes);
-    block_sum = arena.take<double>(largest_group / kSumBlock + 1);
+    for (int flat = 0; flat < 2; ++flat) {
+      weight[flat] = arena.take<double>(largest_group + kPairLanes);
+      block_sum[flat] = arena.take<double>(largest_group / kSumBlock + 1);
+    }
     log_w = arena.take<double>(K);
     inputs = arena.take<int64_t>(kPathChunk * G * K);
-    probabilities = arena.take<double>(kPathChunk * G * K);
-    own_share = arena.take<double>(kPathChunk * G * 2);
+    probabilities = arena.take<double>(kPathChunk * G * K * 2);
+    own_share = arena.take<double>(kPathChunk * G * 4);
     results = arena.take<int32_t>(kPathChunk * G * K + kPathChunk);
     evaluations = arena.take<Evaluation>(most);
     sorted = arena.take<Evaluation>(most);
@@ -532,46 +551,36 @@ inline void propose_inputs(const PathTask& task, const VecD* linear, int64_t i, 
 
   for (int64_t g = 0; g < G; ++g) {
     const int64_t* range = task.groups + 2 * (g * N + i);
-    InputDistribution r{range[0], range[1],    reinterpret_cast<const double*>(s.log_density),
-                        s.weight, s.block_sum, 0,
-                        0};
-    r.build();
+    const double* log_density = reinterpret_cast<const double*>(s.log_density);
+    InputDistribution distributions[2] = {
+        {range[0], range[1], 1, 0, log_density, s.weight[0], s.block_sum[0], 0, 0},
+        {range[0], range[1], kFlatPower, kUniformShare, log_density, s.weight[1], s.block_sum[1], 0,
+         0}};
+    for (InputDistribution& distribution : distributions) distribution.build();
     const int64_t row = (in_chunk * G + g) * K;
     for (int64_t k = 0; k < K; ++k) {
       // The stratum's kind and its place among its kind.
-      int64_t place = k, count = strata.likely;
-      bool any_input = false;
-      Source source = Source::kProposal;
-      if (place >= count) {
-        place -= count;
-        count = strata.uniform;
-        any_input = true;
-        if (place >= count) {
-          place -= count;
-          source = Source::kPrior;
-          any_input = place >= strata.prior;
-          place -= any_input ? strata.prior : 0;
-          count = any_input ? strata.blind : strata.prior;
-        }
-      }
-      const double u = (double(place) + uniforms[k]) / double(count);
-      int64_t input = range[1] - 1;
-      if (!any_input)
-        input = r.at_quantile(u);
-      else if (u * double(range[1] - range[0]) < double(range[1] - range[0]))
-        input = range[0] + int64_t(u * double(range[1] - range[0]));
+      const int64_t counts[4] = {strata.likely, strata.flat, strata.prior, strata.blind};
+      int64_t place = k, kind = 0;
+      for (; kind < 3 && place >= counts[kind]; ++kind) place -= counts[kind];
+      const double u = (double(place) + uniforms[k]) / double(counts[kind]);
+      const int64_t input = distributions[kind & 1].at_quantile(u);
       s.inputs[row + k] = input;
-      s.probabilities[row + k] = r.probability(input);
+      for (int flat = 0; flat < 2; ++flat)
+        s.probabilities[(row + k) * 2 + flat] = distributions[flat].probability(input);
       int32_t result = -1;  // the same stratum and input in another group: evaluated once
       for (int64_t other = 0; other < g; ++other) {
         const int64_t at = (in_chunk * G + other) * K + k;
         if (s.inputs[at] == input) result = s.results[at];
       }
-      if (result < 0) result = evaluate(input, k, source);
+      if (result < 0) result = evaluate(input, k, kind < 2 ? Source::kProposal : Source::kPrior);
       s.results[row + k] = result;
     }
-    s.own_share[(in_chunk * G + g) * 2] = r.probability(own);
-    s.own_share[(in_chunk * G + g) * 2 + 1] = r.before(own) / r.total;
+    for (int flat = 0; flat < 2; ++flat) {
+      double* share = s.own_share + (in_chunk * G + g) * 4 + 2 * flat;
+      share[0] = distributions[flat].probability(own);
+      share[1] = distributions[flat].before(own) / distributions[flat].total;
+    }
   }
   s.results[kPathChunk * G * K + in_chunk] = evaluate(own, 0, Source::kOwnPath);
 }
@@ -644,23 +653,23 @@ inline void evaluate_pairs(const PathTask& task, int64_t first_point, const int3
   }
 }
 
-// K times the density of all strata at (x, z), by kind, relative to e^top.
+// K times the density of all strata at (x, z), by kind, relative to e^top. r: of x, plain and flat.
 struct StrataDensity {
-  double top, likely, uniform, prior, blind;
+  double top, likely, flat, prior, blind;
 
-  StrataDensity(const Densities& at, double r, double group_size, const Strata& strata) {
+  StrataDensity(const Densities& at, const double* r, const Strata& strata) {
     top = at.proposal > at.prior ? at.proposal : at.prior;
-    likely = double(strata.likely) * r * exp(at.proposal - top);
-    uniform = double(strata.uniform) / group_size * exp(at.proposal - top);
-    prior = double(strata.prior) * r * exp(at.prior - top);
-    blind = double(strata.blind) / group_size * exp(at.prior - top);
+    likely = double(strata.likely) * r[0] * exp(at.proposal - top);
+    flat = double(strata.flat) * r[1] * exp(at.proposal - top);
+    prior = double(strata.prior) * r[0] * exp(at.prior - top);
+    blind = double(strata.blind) * r[1] * exp(at.prior - top);
   }
-  double sum() const { return likely + uniform + prior + blind; }
+  double sum() const { return likely + flat + prior + blind; }
 };
 
 // log of the weight of (x, z): prior x likelihood over the mixture of all strata.
-inline double log_weight(const Densities& at, double r, double group_size, int64_t K) {
-  const StrataDensity density(at, r, group_size, Strata(K));
+inline double log_weight(const Densities& at, const double* r, double group_size, int64_t K) {
+  const StrataDensity density(at, r, Strata(K));
   return at.target - log(group_size) - density.top - log(density.sum() / double(K));
 }
 
@@ -678,7 +687,8 @@ inline void weigh(const PathTask& task, int64_t i, int64_t g, int32_t in_chunk, 
   const int64_t row = (in_chunk * G + g) * K;
   double top = -INFINITY;
   for (int64_t k = 0; k < K; ++k) {
-    s.log_w[k] = log_weight(s.densities[s.results[row + k]], s.probabilities[row + k], size, K);
+    s.log_w[k] =
+        log_weight(s.densities[s.results[row + k]], s.probabilities + 2 * (row + k), size, K);
     top = s.log_w[k] > top ? s.log_w[k] : top;
   }
   double sum = 0, squares = 0;
@@ -692,29 +702,27 @@ inline void weigh(const PathTask& task, int64_t i, int64_t g, int32_t in_chunk, 
 
   // -- the path that made y takes the place of one stratum ------------------------------------
   const Densities& own = s.densities[s.results[kPathChunk * G * K + in_chunk]];
-  const double r = s.own_share[(in_chunk * G + g) * 2];
-  const double before = s.own_share[(in_chunk * G + g) * 2 + 1];
+  const double* share = s.own_share + (in_chunk * G + g) * 4;
+  const double r[2] = {share[0], share[2]};
   const Strata strata(K);
-  const StrataDensity density(own, r, size, strata);
+  const StrataDensity density(own, r, strata);
   const double* uniforms = task.uniforms + i * (K + 2) + K;
   const double choice = uniforms[0] * density.sum();
   // Position of the own input within the strata of each kind, then the stratum around it.
-  const double in_r = before + uniforms[1] * r;
-  const double in_group = (double(task.own[i] - range[0]) + uniforms[1]) / size;
-  auto stratum = [](double position, int64_t count) {
-    const double place = position * double(count);
+  auto stratum = [&](int flat, int64_t count) {
+    const double place = (share[2 * flat + 1] + uniforms[1] * r[flat]) * double(count);
     if (!(place > 0)) return int64_t(0);  // also where a density overflowed and is NaN
     return place < double(count) ? int64_t(place) : count - 1;
   };
   int64_t replaced = 0;
   if (choice < density.likely)
-    replaced = stratum(in_r, strata.likely);
-  else if (choice < density.likely + density.uniform)
-    replaced = strata.likely + stratum(in_group, strata.uniform);
-  else if (choice < density.likely + density.uniform + density.prior)
-    replaced = strata.likely + strata.uniform + stratum(in_r, strata.prior);
+    replaced = stratum(0, strata.likely);
+  else if (choice < density.likely + density.flat)
+    replaced = strata.likely + stratum(1, strata.flat);
+  else if (choice < density.likely + density.flat + density.prior)
+    replaced = strata.likely + strata.flat + stratum(0, strata.prior);
   else
-    replaced = strata.likely + strata.uniform + strata.prior + stratum(in_group, strata.blind);
+    replaced = strata.likely + strata.flat + strata.prior + stratum(1, strata.blind);
   s.log_w[replaced] = log_weight(own, r, size, K);
   task.upper[g * N + i] = log_mean(s.log_w, K);
 }

@@ -4,6 +4,7 @@
 #include "covariance-inl.h"
 #include "log_density-inl.h"
 #include "path_importance-inl.h"
+#include "path_replicas-inl.h"
 #include "posterior_moments-inl.h"
 #include "tree_log_density-inl.h"
 
@@ -13,6 +14,7 @@ KernelTable kernels_avx2() {
           &avx2::choose_kernel<float>,
           &avx2::choose_kernel<double>,
           avx2::path_kernel(),
+          avx2::replica_kernel(),
           avx2::covariance_kernel<float>(),
           avx2::covariance_kernel<double>(),
           avx2::expansion_kernel<float>(),

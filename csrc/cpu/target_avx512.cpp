@@ -4,6 +4,7 @@
 #include "covariance-inl.h"
 #include "log_density-inl.h"
 #include "path_importance-inl.h"
+#include "path_replicas-inl.h"
 #include "posterior_moments-inl.h"
 #include "tree_log_density-inl.h"
 
@@ -13,6 +14,7 @@ KernelTable kernels_avx512() {
           &avx512::choose_kernel<float>,
           &avx512::choose_kernel<double>,
           avx512::path_kernel(),
+          avx512::replica_kernel(),
           avx512::covariance_kernel<float>(),
           avx512::covariance_kernel<double>(),
           avx512::expansion_kernel<float>(),

@@ -4,6 +4,7 @@
 #include "covariance-inl.h"
 #include "log_density-inl.h"
 #include "path_importance-inl.h"
+#include "path_replicas-inl.h"
 #include "posterior_moments-inl.h"
 #include "tree_log_density-inl.h"
 
@@ -13,6 +14,7 @@ KernelTable kernels_baseline() {
           &baseline::choose_kernel<float>,
           &baseline::choose_kernel<double>,
           baseline::path_kernel(),
+          baseline::replica_kernel(),
           baseline::covariance_kernel<float>(),
           baseline::covariance_kernel<double>(),
           baseline::expansion_kernel<float>(),

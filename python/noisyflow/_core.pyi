@@ -81,6 +81,20 @@ def path_importance(
     normals: NDArray[np.float64],
     num_threads: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
+def path_replicas(
+    weights: list[NDArray[np.float64]],
+    biases: list[NDArray[np.float64]],
+    activation: int,
+    noise_std: float,
+    first: NDArray[np.float64],
+    points: NDArray[np.float64],
+    own: Indices,
+    path: NDArray[np.float64],
+    normals: NDArray[np.float64],
+    offsets: Indices,
+    num_draws: int,
+    num_threads: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
 def available_targets() -> list[str]: ...
 def active_target() -> str: ...
 def force_target(name: str | None) -> None: ...

@@ -266,9 +266,9 @@ def _path_sides(
 ) -> tuple[float, float, float]:
     """Both sides of log p(y | X in group), and the effective sample size."""
     k_all, length, size = len(normals), len(path), len(group)
-    counts = [0, max(1, k_all // 16), max(1, k_all // 8), max(1, k_all // 16)]
+    counts = [0, max(1, k_all // 8), max(1, k_all // 16), max(1, k_all // 16)]
     counts[0] = k_all - sum(counts)
-    # Kinds of strata: input likely or any, z from the Gaussian or the prior.
+    # Kinds of strata: input from r plain or flat, z from the Gaussian or the prior.
     kind_of = np.repeat(np.arange(4), counts)
     place_of = np.concatenate([np.arange(count) for count in counts])
 
@@ -280,13 +280,20 @@ def _path_sides(
         white = (y - output) / network.noise_std
         squares = white @ np.linalg.solve(gram, white)
         log_r[x] = -0.5 * (squares + np.linalg.slogdet(gram)[1])
-    r = np.exp(log_r - log_r.max())
-    r[log_r < log_r.max() - 45] = 0  # left to the uniform strata
-    r /= r.sum()
-    cumulative = np.concatenate([[0.0], np.cumsum(r)])
 
-    def at_quantile(u: float) -> int:
-        x = int(np.searchsorted(cumulative, u, side="right")) - 1
+    def distribution(power: float, uniform_share: float) -> tuple[Array, Array]:
+        """Over inputs, proportional to e^(power log_r) but for a uniform share."""
+        below = power * (log_r.max() - log_r)
+        weights = np.where(below < 45, np.exp(-below), 0.0)
+        weights *= (1 - uniform_share) / weights.sum()
+        weights[group.start : group.stop] += uniform_share / size
+        return weights, np.concatenate([[0.0], np.cumsum(weights)])
+
+    # The flattened r is for points far off every input's linearised layer.
+    (r, before), (r_flat, before_flat) = distribution(1, 0), distribution(0.125, 0.25)
+
+    def at_quantile(sums: Array, u: float) -> int:
+        x = int(np.searchsorted(sums, u, side="right")) - 1
         return min(max(x, group.start), group.stop - 1)
 
     def weigh(x: int, z: Array, proposal: tuple[Array, Array, Array]) -> Any:
@@ -294,7 +301,7 @@ def _path_sides(
         prior, target, gaussian = network.log_densities(first[x], y, z, proposal)
         top = max(gaussian, prior)
         kinds = np.exp(np.array([gaussian, gaussian, prior, prior]) - top)
-        kinds *= np.array(counts) * [r[x], 1 / size, r[x], 1 / size]
+        kinds *= np.array(counts) * [r[x], r_flat[x], r[x], r_flat[x]]
         return target - np.log(size) - top - np.log(kinds.sum() / k_all), kinds
 
     def log_mean(log_weights: Array) -> float:
@@ -307,10 +314,7 @@ def _path_sides(
         u = normals[k, length:]
         kind = kind_of[k]
         quantile = (place_of[k] + uniforms[k]) / counts[kind]
-        if kind in (0, 2):
-            x = at_quantile(quantile)
-        else:
-            x = group.start + min(int(quantile * size), size - 1)
+        x = at_quantile(before if kind in (0, 2) else before_flat, quantile)
         mean, jacobian, g = proposal = network.find_proposal(first[x], y)
         if kind < 2:
             z = mean + z - jacobian.T @ np.linalg.solve(g, jacobian @ z + u)
@@ -323,7 +327,44 @@ def _path_sides(
     own_log_weight, kinds = weigh(own, path, network.find_proposal(first[own], y))
     kind = int(np.searchsorted(np.cumsum(kinds), uniforms[k_all] * kinds.sum()))
     u = uniforms[k_all + 1]
-    by_r, by_place = cumulative[own] + u * r[own], (own - group.start + u) / size
-    place = int((by_r if kind in (0, 2) else by_place) * counts[kind])
+    by_r, by_flat = before[own] + u * r[own], before_flat[own] + u * r_flat[own]
+    place = int((by_r if kind in (0, 2) else by_flat) * counts[kind])
     log_weights[sum(counts[:kind]) + min(place, counts[kind] - 1)] = own_log_weight
     return lower, log_mean(log_weights), effective
+
+
+def path_replicas(
+    weights: list[Array],
+    biases: list[Array],
+    activation: str,
+    noise_std: float,
+    first: Array,
+    points: Array,
+    own: NDArray[np.integer],
+    path: Array,
+    normals: Array,
+    offsets: NDArray[np.integer],
+    num_draws: int,
+) -> tuple[Array, Array, Array]:
+    """Both sides of log p(t_l | own input), and effective sample sizes, each (N,).
+
+    As `path_importance` with the prior as the only proposal: the noise paths of point i
+    are num_draws columns of normals (L, P), from offsets[i] on; for the upper side
+    path[i] takes the place of the last.
+    """
+    network = _Network(weights, biases, activation, noise_std)
+    sides = np.empty((3, len(points)))
+    for i, (y, x) in enumerate(zip(points, own, strict=True)):
+        draws = normals[:, offsets[i] : offsets[i] + num_draws].T
+        noise = np.vstack([draws, path[i]])
+        clean = np.array([network.linearise(first[x], z)[0] for z in noise])
+        terms = -0.5 * (((y - clean) / noise_std) ** 2).sum(axis=1)
+        terms -= 0.5 * len(y) * np.log(2 * np.pi * noise_std**2) + np.log(num_draws)
+        without, included = np.delete(terms, -1), np.delete(terms, -2)
+        w = np.exp(without - without.max())
+        sides[:, i] = (
+            np.logaddexp.reduce(without),
+            np.logaddexp.reduce(included),
+            w.sum() ** 2 / (w**2).sum() / num_draws,
+        )
+    return sides[0], sides[1], sides[2]
