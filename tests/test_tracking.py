@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import oracles
-from noisyflow import UndersampledWarning, importance, tracking
+from noisyflow import UndersampledWarning, enclosure, importance, tracking
 from noisyflow.nn import NoisyMLP
 from noisyflow.tracking import InformationTracker, LayerInformation
 
@@ -57,46 +57,65 @@ def test_layer_information_holds_the_quadrature_of_a_tanh_network() -> None:
 
 
 def test_proposals_are_added_until_the_bracket_is_as_narrow_as_asked() -> None:
-    """A steep network: 16 proposals leave 0.05 nats or more."""
+    """A steep network: the first rung leaves 0.002 nats or more."""
     inputs = np.linspace(-1.2, 1.2, 8, dtype=np.float32)[:, None]
     network = tanh_chain(1.5, 8.0, 0.15)
     coarse = InformationTracker(network, inputs, bracket_width=10).measure(0)[1]
-    fine = InformationTracker(network, inputs, bracket_width=0.01).measure(0)[1]
+    fine = InformationTracker(network, inputs, bracket_width=0.001).measure(0)[1]
 
     def width(layer: LayerInformation) -> float:
         return layer.mutual_information.upper - layer.mutual_information.lower
 
-    assert coarse.num_proposals == 16
-    assert width(coarse) > 0.01 >= width(fine) > 0
-    assert fine.num_proposals > 16
+    assert width(coarse) > 0.001 >= width(fine)
+    assert fine.num_proposals > coarse.num_proposals
     for layer in (coarse, fine):
         information = layer.mutual_information
         assert information.lower < information.value < information.upper
         assert 0 < layer.effective_sample_size_low < layer.effective_sample_size < 1
+        assert layer.missed_targets == ()
 
 
 def test_points_are_added_until_the_standard_error_is_as_small_as_asked() -> None:
     inputs = np.linspace(-1.2, 1.2, 8, dtype=np.float32)[:, None]
     network = tanh_chain(1.5, 4.0, 0.1)
     coarse = InformationTracker(network, inputs, standard_error=1).measure(0)
-    fine = InformationTracker(network, inputs, standard_error=0.004).measure(0)
+    fine = InformationTracker(network, inputs, standard_error=0.002).measure(0)
     for few, many in zip(coarse, fine, strict=True):
-        assert many.mutual_information.standard_error <= 0.004
-        assert few.mutual_information.standard_error > 0.004
+        assert many.mutual_information.standard_error <= 0.002
+        assert few.mutual_information.standard_error > 0.002
         assert many.mutual_information.num_pairs > few.mutual_information.num_pairs
 
 
-def test_every_input_is_used_once_before_any_twice() -> None:
-    """3000 inputs and rounds of 4096 points: counts differ by one at the most."""
-    inputs = np.zeros((3000, 4))
-    paths = tracking._Paths(tracking._layers_of(small_network()), inputs)
+def test_targets_out_of_reach_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was reached is returned, with a warning and the names of the targets."""
+    monkeypatch.setattr(enclosure, "_MOST_ROUNDS", 1)
+    monkeypatch.setattr(enclosure, "_POINTS_PER_ROUND", 1024)
+    monkeypatch.setattr(enclosure, "_CONDITIONAL", enclosure._CONDITIONAL[:1])
+    monkeypatch.setattr(enclosure, "_POOLED", enclosure._POOLED[:1])
+    tracker = InformationTracker(
+        *(small_network(), BITS, LABELS), standard_error=1e-9, bracket_width=1e-9
+    )
+    with pytest.warns(UndersampledWarning, match="standard_error .* instead of 1e-09"):
+        layers = tracker.measure(0)
+    assert layers[0].missed_targets == ("standard_error",)  # its densities are known
+    for layer in layers[1:]:
+        assert layer.missed_targets == ("standard_error", "bracket_width")
+        assert layer.mutual_information.stopped_by == "pairs"
+
+
+def test_every_input_is_used_equally_often_or_a_subset_once() -> None:
+    layers = tracking._layers_of(small_network())
     generator = np.random.default_rng(0)
-    counts = np.zeros(3000, int)
-    for _ in range(4):
-        paths.draw_round(generator)
-        assert len(paths.own) == 4096
-        counts += np.bincount(paths.own, minlength=3000)
-        assert counts.max() - counts.min() <= 1
+    points = enclosure.draw_points(layers, np.zeros((300, 4)), 1000, generator)
+    assert points.copies == 4
+    np.testing.assert_array_equal(points.own, np.repeat(np.arange(300), 4))
+    for count in (150, 300, 450, 1200):  # every input once before any twice
+        used = np.bincount(points.own[points.first(count)], minlength=300)
+        assert used.max() - used.min() <= 1
+        assert used.sum() == count
+    subset = enclosure.draw_points(layers, np.zeros((1001, 4)), 1000, generator)
+    assert subset.copies == 0
+    assert len(np.unique(subset.own)) == 1000
 
 
 def test_the_first_layer_is_a_known_mixture() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,18 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyflow import _arrays, _checks
-from noisyflow.estimate import Estimate
-from noisyflow.importance import NoisyLayers, path_log_densities
+from noisyflow.enclosure import LayerEstimate, enclose
+from noisyflow.estimate import Estimate, UndersampledWarning
+from noisyflow.importance import NoisyLayers
 from noisyflow.information import mutual_information
-from noisyflow.mixture import mixture_block_log_sums
 
 Doubles = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Method = Literal["path-importance", "sample-propagation"]
 
-_POINTS_PER_ROUND = 4096
-_MOST_ROUNDS = 16
-_MOST_PROPOSALS = 256
 _STREAM = 0x747261636B  # "track": sets this use of a seed apart from all others
 
 
@@ -57,12 +55,16 @@ class LayerInformation:
     label_information : Estimate or None
         I(Y;T_l) in nats; None if the tracker has no labels.
     num_proposals : int
-        Proposals per point that the bracket took (path importance), or noise replicas
-        per input (sample propagation); 0 where the layer is a known mixture.
+        Proposals, or draws of the noise, that a density took at a point (path
+        importance), or noise replicas per input (sample propagation); 0 where the layer
+        is a known mixture.
     effective_sample_size, effective_sample_size_low : float
-        Mean and 5 % quantile over the points of the smaller of the shares of
-        `num_proposals` that carry weight, in (0, 1]. Low: the proposal is poor there,
-        and the bracket wide. 1 where nothing is proposed.
+        Mean and 5 % quantile over the points of the smallest share of a density's
+        proposals that carries weight, in (0, 1]. Low: the proposals are poor there, and
+        the bracket wide unless they are many. 1 where nothing is proposed.
+    missed_targets : tuple of str
+        Which of the tracker's targets, "standard_error" and "bracket_width", are out of
+        reach for this layer, for I(X;T_l) or I(Y;T_l); empty where both are met.
     """
 
     layer: int
@@ -71,6 +73,7 @@ class LayerInformation:
     num_proposals: int
     effective_sample_size: float
     effective_sample_size_low: float
+    missed_targets: tuple[str, ...] = ()
 
 
 class InformationTracker:
@@ -91,9 +94,10 @@ class InformationTracker:
     seed : int
         Randomness depends on `seed` and the epoch alone.
     standard_error, bracket_width : float
-        Path importance takes rounds of points, and proposals per point, until every
-        standard error and every upper - lower is at most this, in nats, or its limit
-        (16 rounds of 4096 points, 256 proposals) is reached.
+        Path importance takes rounds of points until every standard error, and chooses
+        the proposals so that every upper - lower, is at most this, in nats. Where a
+        limit (16 rounds, 1024 proposals, some 15 s for a layer on one core) comes
+        first, an UndersampledWarning says what was reached, and `missed_targets`.
     num_draws : int
         Noise replicas per input for sample propagation.
     noise_std : float, optional
@@ -108,10 +112,17 @@ class InformationTracker:
     Notes
     -----
     Path importance: the noise paths of one forward pass serve all layers, so that
-    differences between layers have less error than the layers. Every input is used once
-    before any is used twice. Layer 1 is a known mixture and has no bias. Cost per round
-    and layer: see `importance.path_log_densities`. Values lie within [0, log m] and [0,
-    H(Y)], where the truth is known to be.
+    differences between layers have less error than the layers. A round has every input
+    equally often, 16384 points or more; a random subset of as many where there are more
+    inputs, whose choice is then part of the standard error. Layer 1 is a known mixture
+    and has no bias. Values lie within [0, log m] and [0, H(Y)], where the truth is
+    known to be: with m inputs nothing above log m can be seen.
+
+    A pilot on 1024 points of its own chooses for each layer how densities are enclosed
+    (`importance.path_log_densities` or `importance.replica_log_densities`) and with how
+    many proposals. The linearised network, cheap and nearly right at small noise, is a
+    control variate at all points; the exact values are computed at as few as the
+    standard error allows (docs/design.md).
     """
 
     def __init__(
@@ -176,45 +187,59 @@ class InformationTracker:
                 f"inputs must have {layers.weights[0].shape[1]} columns, the network's "
                 f"input width, got shape {self._inputs.shape}"
             )
-        paths = _Paths(layers, self._inputs)
-        results: list[_PointInformation | None] = [None] * len(layers.widths)
-        generator = np.random.default_rng(self._seeds(epoch))
-        for _ in range(_MOST_ROUNDS):
-            paths.draw_round(generator)
-            for index in range(len(results)):
-                previous = results[index]
-                if (
-                    previous is not None
-                    and previous.standard_error <= self._standard_error
-                ):
-                    continue
-                fresh = self._round(paths, index + 1, generator)
-                results[index] = fresh if previous is None else previous.joined(fresh)
-            if all(
-                r is not None and r.standard_error <= self._standard_error
-                for r in results
-            ):
-                break
-        m = len(self._inputs)
-        return [
-            r.summary(index + 1, m, self._label_sizes)
-            for index, r in enumerate(results)
-            if r is not None
-        ]
+        found = enclose(
+            *(layers, self._inputs, self._label_sizes),
+            standard_error=self._standard_error,
+            bracket_width=self._bracket_width,
+            generator=np.random.default_rng(self._seeds(epoch)),
+        )
+        return [self._summary(epoch, estimate) for estimate in found]
 
-    def _round(
-        self, paths: _Paths, layer: int, generator: np.random.Generator
-    ) -> _PointInformation:
-        if layer == 1:
-            return _first_layer(paths, self._label_sizes)
-        num_proposals = 16
-        while True:
-            result = _later_layer(
-                paths, layer, self._label_sizes, num_proposals, generator
+    def _summary(self, epoch: int, found: LayerEstimate) -> LayerInformation:
+        ceilings = [math.log(len(self._inputs))]
+        if self._label_sizes is not None:
+            shares = self._label_sizes / self._label_sizes.sum()
+            ceilings.append(float(-(shares * np.log(shares)).sum()))
+        lower, upper, errors = found.results()
+        missed = {
+            "standard_error": (float(errors.max()), self._standard_error),
+            "bracket_width": (float((upper - lower).max()), self._bracket_width),
+        }
+        missed = {name: pair for name, pair in missed.items() if pair[0] > pair[1]}
+        estimates = [
+            _bracketed(
+                *(low, high, error, ceiling, found.num_pairs),
+                stopped_by="pairs" if "standard_error" in missed else "target",
             )
-            if result.width <= self._bracket_width or num_proposals >= _MOST_PROPOSALS:
-                return result
-            num_proposals *= 4
+            for low, high, error, ceiling in zip(
+                lower, upper, errors, ceilings, strict=True
+            )
+        ]
+        effective = np.hstack(found.effective)
+        result = LayerInformation(
+            layer=found.layer,
+            mutual_information=estimates[0],
+            label_information=estimates[1] if len(estimates) > 1 else None,
+            num_proposals=found.recipe.num_proposals,
+            effective_sample_size=float(effective.mean()),
+            effective_sample_size_low=float(np.quantile(effective, 0.05)),
+            missed_targets=tuple(missed),
+        )
+        if missed:
+            reached = " and ".join(
+                f"{name} {got:.3g} instead of {asked:.3g}"
+                for name, (got, asked) in missed.items()
+            )
+            warnings.warn(
+                f"layer {found.layer}, epoch {epoch}: reached {reached} nats with "
+                f"{found.num_exact} points and {result.num_proposals} proposals "
+                f"(effective sample size {result.effective_sample_size:.2f}, lowest "
+                f"{result.effective_sample_size_low:.2f}); the bracket holds all the "
+                "same",
+                UndersampledWarning,
+                stacklevel=4,
+            )
+        return result
 
     # -- sample propagation --------------------------------------------------
 
@@ -262,125 +287,15 @@ class InformationTracker:
         return results
 
 
-class _Paths:
-    """Rounds of points: inputs, noise paths, and what every layer makes of them."""
-
-    def __init__(self, layers: NoisyLayers, inputs: Doubles) -> None:
-        self.layers = layers
-        self.inputs = inputs
-        self.first = layers.clean_outputs(inputs, np.empty((len(inputs), 0)), last=1)[0]
-        self._queue = np.empty(0, np.int64)
-
-    def draw_round(self, generator: np.random.Generator) -> None:
-        """New points: every input once before any twice, over rounds as within one."""
-        m = len(self.inputs)
-        while len(self._queue) < _POINTS_PER_ROUND:
-            self._queue = np.concatenate([self._queue, generator.permutation(m)])
-        # Neighbouring points have neighbouring centers: the kernels are fastest so.
-        self.own = np.sort(self._queue[:_POINTS_PER_ROUND])
-        self._queue = self._queue[_POINTS_PER_ROUND:]
-        widths = self.layers.widths
-        self.noise = generator.standard_normal((len(self.own), sum(widths)))
-        self.clean = self.layers.clean_outputs(self.inputs[self.own], self.noise)
-        for index, output in enumerate(self.clean):
-            _arrays.check_finite(f"the output of layer {index + 1}", output)
-            _arrays.check_resolution(
-                f"outputs of layer {index + 1}", output, self.layers.noise_std
-            )
-        self.ends = np.cumsum(widths)
-
-    def path(self, layer: int) -> Doubles:
-        """Noise of the layers before, (N, d_1 + ... + d_{l-1}), in noise_std."""
-        return self.noise[:, : self.ends[layer - 2]] if layer > 1 else self.noise[:, :0]
-
-    def points(self, layer: int) -> Doubles:
-        """t_l, (N, d_l)."""
-        begin = self.ends[layer - 2] if layer > 1 else 0
-        own_noise = self.noise[:, begin : self.ends[layer - 1]]
-        return np.asarray(self.clean[layer - 1] + self.layers.noise_std * own_noise)
-
-
-@dataclass(frozen=True)
-class _PointInformation:
-    """Both sides of log p(t | x) - log p(t), and of log p(t | y) - log p(t); (N,)."""
-
-    lower: Doubles
-    upper: Doubles
-    label_lower: Doubles | None
-    label_upper: Doubles | None
-    effective: Doubles
-    num_proposals: int
-    num_pairs: int
-
-    @property
-    def standard_error(self) -> float:
-        """That of I(X;T) or I(Y;T), whichever is larger."""
-        error = _standard_error(self.lower, self.upper)
-        if self.label_lower is not None and self.label_upper is not None:
-            error = max(error, _standard_error(self.label_lower, self.label_upper))
-        return error
-
-    @property
-    def width(self) -> float:
-        """The wider of the two brackets."""
-        width = float(np.mean(self.upper - self.lower))
-        if self.label_lower is not None and self.label_upper is not None:
-            width = max(width, float(np.mean(self.label_upper - self.label_lower)))
-        return width
-
-    def joined(self, other: _PointInformation) -> _PointInformation:
-        def join(ours: Doubles | None, theirs: Doubles | None) -> Doubles | None:
-            if ours is None or theirs is None:
-                return None
-            return np.concatenate([ours, theirs])
-
-        return _PointInformation(
-            np.concatenate([self.lower, other.lower]),
-            np.concatenate([self.upper, other.upper]),
-            join(self.label_lower, other.label_lower),
-            join(self.label_upper, other.label_upper),
-            np.concatenate([self.effective, other.effective]),
-            max(self.num_proposals, other.num_proposals),
-            self.num_pairs + other.num_pairs,
-        )
-
-    def summary(
-        self, layer: int, num_inputs: int, label_sizes: Indices | None
-    ) -> LayerInformation:
-        ceiling = math.log(num_inputs)
-        information = _bracketed(self.lower, self.upper, ceiling, self.num_pairs)
-        label_information = None
-        if (
-            label_sizes is not None
-            and self.label_lower is not None
-            and self.label_upper is not None
-        ):
-            shares = label_sizes / label_sizes.sum()
-            label_entropy = float(-(shares * np.log(shares)).sum())
-            label_information = _bracketed(
-                self.label_lower, self.label_upper, label_entropy, self.num_pairs
-            )
-        return LayerInformation(
-            layer=layer,
-            mutual_information=information,
-            label_information=label_information,
-            num_proposals=self.num_proposals,
-            effective_sample_size=float(self.effective.mean()),
-            effective_sample_size_low=float(np.quantile(self.effective, 0.05)),
-        )
-
-
-def _standard_error(lower: Doubles, upper: Doubles) -> float:
-    """Of the mean midpoint; a little too large where every input is used once."""
-    return float(np.std(0.5 * (lower + upper), ddof=1) / math.sqrt(len(lower)))
-
-
 def _bracketed(
-    lower: Doubles, upper: Doubles, ceiling: float, num_pairs: int
+    low: float,
+    high: float,
+    standard_error: float,
+    ceiling: float,
+    num_pairs: int,
+    stopped_by: str,
 ) -> Estimate:
-    """The estimate from both sides at every point, within [0, ceiling]."""
-    midpoints = 0.5 * (lower + upper)
-    standard_error = _standard_error(lower, upper)
+    """The estimate from both ends, within [0, ceiling]."""
     if not standard_error <= ceiling + 1:  # no density ratio has such a spread
         raise ValueError(
             f"the information has a standard error of {standard_error:.3g} nats, more "
@@ -388,86 +303,17 @@ def _bracketed(
             "its noise_std; its weights are too large or noise_std too small"
         )
     (low, value, high) = (
-        min(max(float(side.mean()), 0.0), ceiling) for side in (lower, midpoints, upper)
+        min(max(float(side), 0.0), ceiling) for side in (low, 0.5 * (low + high), high)
     )
     return Estimate(
         value=value,
-        standard_error=standard_error,
+        standard_error=float(standard_error),
         lower=min(low, high),  # noise can turn a closed bracket around
         upper=max(low, high),
         isolated=0.0,
         num_pairs=num_pairs,
-    )
-
-
-def _first_layer(paths: _Paths, label_sizes: Indices | None) -> _PointInformation:
-    """T_1 given X is one Gaussian, so all densities are known mixtures."""
-    m, n = len(paths.inputs), len(paths.own)
-    sizes = np.array([m]) if label_sizes is None else label_sizes
-    sums = mixture_block_log_sums(
-        paths.points(1),
-        paths.first,
-        paths.layers.noise_std,
-        paths.own,
-        np.arange(m + 1),
-        outer_offsets=np.concatenate([[0], np.cumsum(sizes)]),
-    )
-    label = np.logaddexp(sums.own_center, sums.outer)  # no other center in the block
-    pooled = np.logaddexp(label, sums.rest)
-    information = math.log(m) + sums.own_center - pooled
-    label_information = None
-    if label_sizes is not None:
-        size = np.repeat(label_sizes, label_sizes)[paths.own]
-        label_information = np.log(m / size) + label - pooled
-    return _PointInformation(
-        information,
-        information,
-        label_information,
-        label_information,
-        np.ones(n),
-        num_proposals=0,
-        num_pairs=n * m,
-    )
-
-
-def _later_layer(
-    paths: _Paths,
-    layer: int,
-    label_sizes: Indices | None,
-    num_proposals: int,
-    generator: np.random.Generator,
-) -> _PointInformation:
-    """Brackets of log p(t|x), log p(t|y) and log p(t) from shared proposals."""
-    m, n = len(paths.inputs), len(paths.own)
-    groups = [
-        np.stack([paths.own, paths.own + 1], axis=1),
-        np.tile(np.array([0, m]), (n, 1)),
-    ]
-    if label_sizes is not None:
-        ends = np.cumsum(label_sizes)
-        label = np.searchsorted(ends, paths.own, side="right")
-        groups.append(np.stack([ends[label] - label_sizes[label], ends[label]], axis=1))
-    sides = path_log_densities(
-        paths.layers,
-        layer,
-        paths.inputs,
-        paths.points(layer),
-        paths.own,
-        paths.path(layer),
-        np.stack(groups),
-        num_proposals=num_proposals,
-        generator=generator,
-    )
-    (low, high) = (sides.lower, sides.upper)
-    has_labels = label_sizes is not None
-    return _PointInformation(
-        low[0] - high[1],
-        high[0] - low[1],
-        low[2] - high[1] if has_labels else None,
-        high[2] - low[1] if has_labels else None,
-        sides.effective_sample_size.min(axis=0),
-        num_proposals=num_proposals,
-        num_pairs=n * (m + len(groups) * num_proposals),
+        monte_carlo_error=float(standard_error),
+        stopped_by=stopped_by,
     )
 
 
