@@ -41,6 +41,8 @@ _SAFETY = 0.8
 # A pilot point with a bracket this many times the target is one of a kind that decides
 # the mean, and of which the pilot need not have its share: the first rung will not do.
 _FAR_OUT = 25
+# A way that leaves this many times the other's gap stays on the first rung.
+_HOPELESS = 4
 # Four times the proposals must bring the pilot's gap below this share of what it was.
 _LEAST_CLOSING = 0.7
 # Limit of the exact level, in forward passes per layer: some 15 s on one core.
@@ -72,11 +74,11 @@ class Proposals:
 # Each rung costs some four times the one before.
 _CONDITIONAL = [(16, 256), (64, 1024), (256, 4096), (1024, 16384)]
 # Here replicas are those of all inputs together; at least one of each.
-_POOLED = [(16, 2**14), (64, 2**16), (256, 2**18), (1024, 2**18)]
+_POOLED = [(16, 2**14), (64, 2**16), (256, 2**18)]
 # Weight of the way that is not preferred: a net below the one point in ten thousand
-# where the preferred misses all that matters, by hundreds of nats: there it loses 9. Its
-# price is the weight times the nats that the own path has above other replicas:
-# 0.002 at d = 50, next to nothing in few dimensions.
+# where the preferred misses all that matters, by hundreds of nats; there it loses 9.
+# Its price is the weight times the nats that the own path has above other replicas,
+# 0.002 at d = 50 and next to nothing in few dimensions.
 _NET = 1e-4
 
 
@@ -283,8 +285,11 @@ class Enclosure:
         layer: int,
         counts: tuple[int, int],
         generator: np.random.Generator,
-    ) -> tuple[Proposals, Sides]:
-        """The way to prefer, by both at all points, and what it gives."""
+    ) -> tuple[Proposals, Sides, float]:
+        """The way to prefer, by both at all points, what it gives, and how much better.
+
+        The last is the gap of proposals over that of replicas.
+        """
         importance = self._by_importance(terms, points, layer, counts[0], generator)
         replicas = self._by_replicas(terms, points, layer, counts[1], generator)
         either = [Proposals(*counts, prefers) for prefers in (False, True)]
@@ -294,7 +299,7 @@ class Enclosure:
         ]
         gaps = [max(map(sides.gap, terms)) for sides in found]
         best = int(gaps[1] < gaps[0])
-        return either[best], found[best]
+        return either[best], found[best], gaps[0] / max(gaps[1], 1e-300)
 
     @staticmethod
     def _average(
@@ -534,11 +539,13 @@ class LayerEstimate:
         room = target**2 - self._linear_variances()
         variances = self.variances
         if self.num_exact >= _FEWEST_POINTS:
-            variances = np.maximum(variances, self._residual().var(axis=1, ddof=1))
+            variances = self._residual().var(axis=1, ddof=1)
         # Where many more linearised points are needed, the exact ones can wait.
         room = np.maximum(room, 0.25 * target**2)
         needed = math.ceil(1.1 * float((variances / room).max())) - self.num_exact
-        return min(max(needed, _FEWEST_POINTS), num_points)
+        # One outlier among the pilot's points must not ask for all of these.
+        most = max(1024, 3 * self.num_exact)
+        return min(max(needed, _FEWEST_POINTS), most, num_points)
 
     def _residual(self) -> Doubles:
         middle = 0.5 * (np.hstack(self.lower) + np.hstack(self.upper))
@@ -633,13 +640,19 @@ def _choose_recipe(
     chosen: dict[str, Proposals] = {}
     found: dict[str, Sides] = {}
     gaps: dict[str, float] = {}
+    ratio: dict[str, float] = {}
     rung = dict.fromkeys(ladders, -1)
 
     def climb(part: str) -> None:
         rung[part] += 1
+        proposals, replicas = ladders[part][rung[part]]
+        if part in ratio and ratio[part] > _HOPELESS:
+            proposals = ladders[part][0][0]
+        if part in ratio and ratio[part] < 1 / _HOPELESS:
+            replicas = ladders[part][0][1]
         before = gaps.get(part, math.inf)
-        chosen[part], found[part] = enclosure.choose(
-            terms[part], points, layer, ladders[part][rung[part]], generator
+        chosen[part], found[part], ratio[part] = enclosure.choose(
+            terms[part], points, layer, (proposals, replicas), generator
         )
         gaps[part] = max(map(found[part].gap, terms[part]))
         if gaps[part] > _LEAST_CLOSING * before:  # more of the same will not do
