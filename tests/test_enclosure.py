@@ -174,7 +174,7 @@ def test_two_levels_have_an_honest_standard_error(
     monkeypatch.setattr(enclosure, "_POINTS_PER_ROUND", 2048)
     monkeypatch.setattr(enclosure, "_MOST_ROUNDS", 1)
     inputs = np.linspace(-1.2, 1.2, 16)
-    network = oracles.TanhNetwork(1.5, 4.0, 0.1)
+    network = oracles.TanhNetwork(1.5, 8.0, 0.15)  # both levels matter
     values, errors = [], []
     for seed in range(48):
         (_, found) = enclose(
