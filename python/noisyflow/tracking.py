@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -73,7 +73,7 @@ class LayerInformation:
     num_proposals: int
     effective_sample_size: float
     effective_sample_size_low: float
-    missed_targets: tuple[str, ...] = ()
+    missed_targets: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 class InformationTracker:
