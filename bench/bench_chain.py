@@ -13,7 +13,8 @@ import warnings
 
 import torch
 
-from noisyflow.chain import NoisyChain, TargetMissedWarning, chain_information
+from noisyflow import TargetWarning
+from noisyflow.chain import NoisyChain, chain_information
 from noisyflow.nn import GaussianNoise
 
 
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--noise-std", type=float, default=0.1)
     options = parser.parse_args()
-    warnings.simplefilter("ignore", TargetMissedWarning)
+    warnings.simplefilter("ignore", TargetWarning)
     torch.manual_seed(0)
     torch.set_num_threads(1)
     chain = NoisyChain.from_module(network(options.size, options.noise_std))

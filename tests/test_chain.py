@@ -20,7 +20,7 @@ from noisyflow._chain_layers import ChainLayers  # noqa: E402
 from noisyflow.chain import (  # noqa: E402
     NoisyChain,
     NotDifferentiableWarning,
-    TargetMissedWarning,
+    TargetWarning,
     chain_information,
 )
 from noisyflow.nn import GaussianNoise, NoisyMLP  # noqa: E402
@@ -426,13 +426,18 @@ def test_a_layer_without_derivative_is_named_and_still_enclosed(
 def test_a_target_out_of_reach_is_reported() -> None:
     network = oracles.TanhNetwork(1.0, 20.0, 0.2)
     chain = NoisyChain(tanh_layers(network), 0.2)
-    with pytest.warns(TargetMissedWarning, match="layer 2: standard error .* max_sec"):
+    with pytest.warns(TargetWarning, match="layer 2: standard error .* max_sec"):
         found = chain_information(
-            *(chain, INPUTS, 2), standard_error=1e-4, max_seconds=0.2, seed=2**64 - 1
+            *(chain, INPUTS, 2),
+            standard_error=1e-4,
+            bracket_width=1e-5,
+            max_seconds=0.2,
+            seed=2**64 - 1,
         )
     assert found.mutual_information.stopped_by == "seconds"
     assert "bracket" in found.missed
-    with pytest.warns(TargetMissedWarning, match="1 proposals"):
+    assert found.missed_targets == ("standard_error", "bracket_width")
+    with pytest.warns(TargetWarning, match="1 proposals"):
         found = chain_information(chain, INPUTS, 2, num_proposals=1, max_pairs=100)
     assert found.mutual_information.stopped_by == "pairs"
     assert found.num_proposals == 1
@@ -448,7 +453,7 @@ def test_sampled_inputs_say_what_they_cannot_show() -> None:
     assert information.upper > 100
     assert information.isolated > 0.99
     broad = NoisyChain([lambda x: x, lambda t: torch.tanh(t)], 1.0)
-    with pytest.warns(TargetMissedWarning, match="spread between sampled inputs"):
+    with pytest.warns(TargetWarning, match="spread between sampled inputs"):
         found = chain_information(
             *(broad, inputs, 2), input_kind="sampled", standard_error=0.01
         )
@@ -616,3 +621,24 @@ def test_noise_of_every_layer_may_differ() -> None:
     exact = 0.5 * math.log(10)
     error = 4 * information.standard_error
     assert information.lower - error <= exact <= information.upper + error
+
+
+def test_a_tracker_measures_every_layer_of_a_chain() -> None:
+    network = oracles.TanhNetwork(1.0, 1.5, 0.3)
+    chain = NoisyChain(tanh_layers(network), 0.3)
+    labels = [0, 0, 0, 0, 1, 1, 1, 1]
+    tracker = InformationTracker(chain, INPUTS, labels)
+    layers = tracker.measure(epoch=3)
+    assert [found.layer for found in layers] == [1, 2]
+    for found in layers:
+        assert found.missed_targets == ()
+        assert found.label_information is not None
+    exact = network.information(INPUTS[:, 0])
+    information = layers[1].mutual_information
+    margin = 4 * information.standard_error
+    assert information.lower - margin <= exact <= information.upper + margin
+    assert tracker.measure(epoch=3) == layers
+    with pytest.raises(ValueError, match="noise_std is the chain"):
+        InformationTracker(chain, INPUTS, noise_std=0.1)
+    with pytest.raises(TypeError, match="clean_outputs"):
+        InformationTracker(chain, INPUTS, method="sample-propagation")

@@ -13,7 +13,13 @@ import pytest
 import torch
 
 import oracles
-from noisyflow import UndersampledWarning, enclosure, importance, tracking
+from noisyflow import (
+    TargetWarning,
+    UndersampledWarning,
+    enclosure,
+    importance,
+    tracking,
+)
 from noisyflow.nn import NoisyMLP
 from noisyflow.tracking import InformationTracker, LayerInformation
 
@@ -95,7 +101,7 @@ def test_targets_out_of_reach_are_reported(monkeypatch: pytest.MonkeyPatch) -> N
     tracker = InformationTracker(
         *(small_network(), BITS, LABELS), standard_error=1e-9, bracket_width=1e-9
     )
-    with pytest.warns(UndersampledWarning, match="standard_error .* instead of 1e-09"):
+    with pytest.warns(TargetWarning, match="standard_error .* instead of 1e-09"):
         layers = tracker.measure(0)
     assert layers[0].missed_targets == ("standard_error",)  # its densities are known
     for layer in layers[1:]:

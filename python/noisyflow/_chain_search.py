@@ -365,16 +365,24 @@ class Search:
         ends = [float(side.mean()) + shift for side in (lower, middle, upper)]
         return Average(ends[0], ends[1], ends[2], best[0], best[1])
 
+    def missed_targets(self) -> tuple[str, ...]:
+        """Which targets were missed."""
+        reached = {
+            "standard_error": self._error() <= self.targets.standard_error,
+            "bracket_width": self._width() <= self.targets.bracket_width,
+        }
+        return tuple(name for name, is_reached in reached.items() if not is_reached)
+
     def missed(self) -> str:
         """Which targets were missed, by how much, and what ended the search."""
         found = []
-        if self._error() > self.targets.standard_error:
+        if "standard_error" in self.missed_targets():
             found.append(
                 f"standard error {self._error():.3g} instead of "
                 f"{self.targets.standard_error:.3g} nats "
                 f"({len(self.points.own)} points)"
             )
-        if self._width() > self.targets.bracket_width:
+        if "bracket_width" in self.missed_targets():
             found.append(
                 f"bracket {self._width():.3g} wide instead of "
                 f"{self.targets.bracket_width:.3g} nats ({self.num_proposals} "

@@ -26,7 +26,7 @@ from noisyflow._chain_brackets import Chain
 from noisyflow._chain_layers import ChainLayers
 from noisyflow._chain_proposals import Tail
 from noisyflow._chain_search import Average, Search, Targets
-from noisyflow.estimate import Estimate
+from noisyflow.estimate import Estimate, TargetWarning
 from noisyflow.nn import GaussianNoise, NoisyMLP
 from noisyflow.tracking import LayerInformation
 
@@ -35,10 +35,6 @@ Indices = NDArray[np.int64]
 Method = Literal["known-mixture", "path-importance", "prior-proposals"]
 
 _STREAM = 0x636861696E  # "chain": sets this use of a seed apart from all others
-
-
-class TargetMissedWarning(UserWarning):
-    """A requested accuracy was not reached; the result says what was."""
 
 
 class NotDifferentiableWarning(UserWarning):
@@ -155,6 +151,12 @@ class NoisyChain:
     def num_layers(self) -> int:
         """Number of layers, all of them noisy."""
         return len(self.layers)
+
+    def layer_information(
+        self, inputs: Any, layer: int, **options: Any
+    ) -> ChainInformation:
+        """`chain_information` of this chain, for `tracking.InformationTracker`."""
+        return chain_information(self, inputs, layer, **options)
 
 
 class _Activation(torch.nn.Module):
@@ -275,7 +277,7 @@ def chain_information(
 
     Warns
     -----
-    TargetMissedWarning
+    TargetWarning
         If a target was missed, with what was reached.
     NotDifferentiableWarning
         If a layer after the first has no usable derivative: noise paths are then
@@ -322,9 +324,11 @@ def chain_information(
     if input_kind == "sampled":
         _check_sampled(len(values), sizes)
     targets = Targets(
-        _positive("standard_error", standard_error),
-        _positive("bracket_width", bracket_width),
-        math.inf if max_seconds is None else _positive("max_seconds", max_seconds),
+        _checks.as_positive("standard_error", standard_error),
+        _checks.as_positive("bracket_width", bracket_width),
+        math.inf
+        if max_seconds is None
+        else _checks.as_positive("max_seconds", max_seconds),
         math.inf
         if max_pairs is None
         else _checks.as_int("max_pairs", max_pairs, at_least=1),
@@ -370,7 +374,7 @@ def chain_information(
         reason or "",
     )
     if result.missed:
-        warnings.warn(result.missed, TargetMissedWarning, stacklevel=2)
+        warnings.warn(result.missed, TargetWarning, stacklevel=2)
     return result
 
 
@@ -408,6 +412,7 @@ def _summary(search: Search, method: Method, fallback: str) -> ChainInformation:
         num_proposals=search.num_proposals,
         effective_sample_size=float(p.effective.mean()),
         effective_sample_size_low=float(np.quantile(p.effective, 0.05)),
+        missed_targets=search.missed_targets(),
         given_layer=chain.given,
         entropy=entropy,
         conditional_entropy=conditional,
@@ -471,13 +476,6 @@ def _as_inputs(inputs: Any) -> torch.Tensor:
     values = np.array(array, np.float64)  # a copy: layers may work in place
     _arrays.check_finite("inputs", values.reshape(len(values), -1))
     return torch.from_numpy(values)
-
-
-def _positive(name: str, value: Any) -> float:
-    number = _checks.as_real(name, value)
-    if number <= 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    return number
 
 
 def _flattened(module: torch.nn.Sequential) -> list[torch.nn.Module]:

@@ -1,10 +1,10 @@
 """The information in every hidden layer of a noisy network, measured while it trains.
 
-Two methods. Path importance needs a network whose layers are known (`nn.NoisyMLP`) and
-encloses I(X;T_l) and I(Y;T_l) from both sides at a cost that does not grow
-exponentially with the width. Sample propagation, the papers' estimator, needs only
-samples of S_l and works for any network that can yield them; compare both where both
-apply.
+Two methods. Path importance needs a network whose layers are known (`nn.NoisyMLP`, or
+any torch layers as a `chain.NoisyChain`) and encloses I(X;T_l) and I(Y;T_l) from both
+sides at a cost that does not grow exponentially with the width. Sample propagation, the
+papers' estimator, needs only samples of S_l and works for any network that can yield
+them; compare both where both apply.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from noisyflow import _arrays, _checks
 from noisyflow.enclosure import LayerEstimate, enclose
-from noisyflow.estimate import Estimate, UndersampledWarning
+from noisyflow.estimate import Estimate, TargetWarning
 from noisyflow.importance import NoisyLayers
 from noisyflow.information import mutual_information
 
@@ -76,15 +76,37 @@ class LayerInformation:
     missed_targets: tuple[str, ...] = field(default=(), kw_only=True)
 
 
+@runtime_checkable
+class AbstractEnclosedNetwork(Protocol):
+    """A network that encloses the information of its layers: `chain.NoisyChain`."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+    def layer_information(
+        self,
+        inputs: Any,
+        layer: int,
+        *,
+        labels: Any,
+        standard_error: float,
+        bracket_width: float,
+        seed: int,
+    ) -> LayerInformation:
+        """What layer l = 1 .. num_layers tells of the input and of the labels."""
+        ...
+
+
 class InformationTracker:
     """I(X;T_l) and I(Y;T_l) of every hidden layer, at the epochs it is asked for.
 
     Parameters
     ----------
-    network : NoisyMLP, or any object with `clean_outputs`
+    network : NoisyMLP, NoisyChain, or any object with `clean_outputs`
         Read at every call of `measure`, never changed.
     inputs : (m, d_0) array
-        X is uniform over these inputs. NumPy array or torch tensor, float32 or float64.
+        X is uniform over these inputs. NumPy array or torch tensor, float32 or float64;
+        (m, ...) for a NoisyChain.
     labels : (m,) array of integers, booleans or strings, optional
         The label Y of every input.
     method : {"path-importance", "sample-propagation"}, optional
@@ -97,7 +119,7 @@ class InformationTracker:
         Path importance takes rounds of points until every standard error, and chooses
         the proposals so that every upper - lower, is at most this, in nats. Where a
         limit (16 rounds, 1024 proposals, some 15 s for a layer on one core) comes
-        first, an UndersampledWarning says what was reached, and `missed_targets`.
+        first, a TargetWarning says what was reached, and `missed_targets`.
     num_draws : int
         Noise replicas per input for sample propagation.
     noise_std : float, optional
@@ -138,6 +160,17 @@ class InformationTracker:
         num_draws: int = 16,
         noise_std: float | None = None,
     ) -> None:
+        self._network = network
+        self._method = _choose_method(method, network)
+        self._seed = _checks.as_seed(seed)
+        self._standard_error = _checks.as_positive("standard_error", standard_error)
+        self._bracket_width = _checks.as_positive("bracket_width", bracket_width)
+        self._num_draws = _checks.as_int("num_draws", num_draws, at_least=1)
+        if isinstance(network, AbstractEnclosedNetwork):
+            if noise_std is not None:
+                raise ValueError(f"noise_std is the chain's own, got {noise_std}")
+            (self._network_inputs, self._labels) = (inputs, labels)
+            return
         on_cpu = inputs.detach().cpu() if _arrays.is_tensor(inputs) else inputs
         matrix = _arrays.as_matrix("inputs", on_cpu)
         order, self._label_sizes = np.arange(len(matrix)), None
@@ -147,12 +180,6 @@ class InformationTracker:
         self._network_inputs = (
             inputs[order] if _arrays.is_tensor(inputs) else matrix[order]
         )
-        self._network = network
-        self._method = _choose_method(method, network)
-        self._seed = _checks.as_seed(seed)
-        self._standard_error = _positive("standard_error", standard_error)
-        self._bracket_width = _positive("bracket_width", bracket_width)
-        self._num_draws = _checks.as_int("num_draws", num_draws, at_least=1)
         if self._method == "sample-propagation":
             noise_std = (
                 getattr(network, "noise_std", None) if noise_std is None else noise_std
@@ -171,12 +198,30 @@ class InformationTracker:
     def measure(self, epoch: int) -> list[LayerInformation]:
         """The information of every hidden layer now, first layer first."""
         epoch = _checks.as_int("epoch", epoch, at_least=0)
+        if isinstance(self._network, AbstractEnclosedNetwork):
+            return self._by_its_own_means(self._network, epoch)
         if self._method == "sample-propagation":
             return self._by_sample_propagation(epoch)
         return self._by_path_importance(epoch)
 
     def _seeds(self, epoch: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(self._seed, spawn_key=(_STREAM, epoch))
+
+    def _by_its_own_means(
+        self, network: AbstractEnclosedNetwork, epoch: int
+    ) -> list[LayerInformation]:
+        (seed,) = self._seeds(epoch).generate_state(1)
+        return [
+            network.layer_information(
+                self._network_inputs,
+                layer,
+                labels=self._labels,
+                standard_error=self._standard_error,
+                bracket_width=self._bracket_width,
+                seed=int(seed),
+            )
+            for layer in range(1, network.num_layers + 1)
+        ]
 
     # -- path importance -----------------------------------------------------
 
@@ -236,7 +281,7 @@ class InformationTracker:
                 f"(effective sample size {result.effective_sample_size:.2f}, lowest "
                 f"{result.effective_sample_size_low:.2f}); the bracket holds all the "
                 "same",
-                UndersampledWarning,
+                TargetWarning,
                 stacklevel=4,
             )
         return result
@@ -343,7 +388,7 @@ def _as_the_network_reads(inputs: Any, network: Any) -> Any:
 
 
 def _choose_method(method: Any, network: Any) -> Method:
-    is_known = all(
+    is_known = isinstance(network, AbstractEnclosedNetwork) or all(
         hasattr(network, name) for name in ("hidden_layers", "activation", "noise_std")
     )
     if method is None:
@@ -357,9 +402,9 @@ def _choose_method(method: Any, network: Any) -> Method:
         )
     if method == "path-importance" and not is_known:
         raise TypeError(
-            "network must have hidden_layers, activation and noise_std (NoisyMLP has) "
-            f'for method="path-importance", got {type(network).__name__}; '
-            'choose method="sample-propagation"'
+            "network must have hidden_layers, activation and noise_std (NoisyMLP has), "
+            'or be a NoisyChain of its layers, for method="path-importance", got '
+            f'{type(network).__name__}; choose method="sample-propagation"'
         )
     if method == "sample-propagation" and not isinstance(
         network, AbstractSampledNetwork
@@ -369,10 +414,3 @@ def _choose_method(method: Any, network: Any) -> Method:
             f"got {type(network).__name__}"
         )
     return "sample-propagation" if method == "sample-propagation" else "path-importance"
-
-
-def _positive(name: str, value: float) -> float:
-    number = _checks.as_real(name, value)
-    if number <= 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    return number
