@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from bounds_everywhere import bounds_hold_everywhere  # noqa: F401  of all tests
 from noisyflow import runtime
 
 

@@ -149,17 +149,22 @@ def test_what_is_printed_for_people(save, rng, capsys):
     assert err == ""
 
 
-def test_an_infinite_end_is_null_and_prints_without_a_middle(save, capsys):
-    """One input per label, sampled: nothing is left where it is left out."""
-    far = np.array([[[-1e30]], [[1e30]]])
-    path = save(far)
-    arguments = (path, "--noise-std", "1e28", "--inputs", "sampled")
-    estimates = record_of(capsys, *arguments)["estimates"]
-    assert estimates["I(X;T)"]["value"] == pytest.approx(math.log(2))
-    assert estimates["I(X;T)"]["bounded_difference"] is not None
-    labels = save(np.array([0, 1]), "labels.npy")
-    estimates = record_of(capsys, *arguments, "--labels", labels)["estimates"]
-    assert estimates["I(Y;T)"]["bounded_difference"] is None
+def test_an_infinite_end_is_null_and_has_no_middle():
+    estimate = noisyflow.Estimate(
+        *(2.0, 0.1, 2.0, math.inf, 0.9, 100), stopped_by="target"
+    )
+    quantity = estimate_file.Quantity(estimate)
+    report = estimate_file.Report({"noise_std": math.nan}, {"h(T)": quantity}, [])
+    assert "inf" in str(report)
+    assert "middle" not in str(report)
+    assert "at least" not in str(report)
+    record = json.loads(report.to_json(), parse_constant=lambda _: pytest.fail("JSON"))
+    assert record["noise_std"] is None
+    of_entropy = record["estimates"]["h(T)"]
+    for name in ("upper", "midpoint", "bounded_difference"):
+        assert of_entropy[name] is None
+    assert of_entropy["lower_confidence_bound_95"] is None
+    assert (of_entropy["value"], of_entropy["entropy_bounds"]) == (2.0, None)
 
 
 def test_the_record_says_what_was_asked_of_what(save, rng, capsys):
@@ -437,6 +442,19 @@ def test_an_interrupt_is_one_line(save, rng):
     assert err.splitlines()[-1] == "noisyflow: stopped before the estimate was done"
     assert "Traceback" not in err
     assert out == ""
+
+
+def test_nothing_is_left_to_import_once_interrupts_are_caught():
+    """KeyboardInterrupt within an import may end the process as by a signal."""
+    code = (
+        "import sys, numpy as np\n"
+        "from noisyflow import estimate_file, entropy\n"
+        "before = set(sys.modules)\n"
+        "entropy(np.random.default_rng(0).normal(size=(50, 3)), 1.0)\n"
+        "print(sorted(m for m in set(sys.modules) - before if 'scipy' in m))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_it_needs_no_torch(tmp_path, save, rng):
