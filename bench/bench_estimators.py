@@ -236,7 +236,7 @@ def variance_suite(args: Any) -> list[dict[str, Any]]:
         spread = float(values.std(ddof=1))
         plain_error = math.sqrt(plain.variance(queries, case.n))
         # Quadrature, or every center isolated and the controls exact: no spread.
-        is_fixed = spread < 1e-14 * abs(values[0])
+        is_fixed = bool(spread < 1e-14 * abs(values[0]))
         if is_fixed:
             spread = float(claims[0])
         # The mean over seeds stands for the truth: its error is 1/sqrt(seeds) of one
