@@ -42,6 +42,7 @@ DEFAULT_STANDARD_ERROR = 0.01  # nats; a thousandth of what hidden layers carry
 _STREAM = (0x6E6F697365,)  # "noise": sets this use of a seed apart from all others
 _FIRST_QUERIES = 8192
 _FEWEST_STEPS = 8  # of a replicate
+_LEAST_QUERIES = NUM_REPLICATES * _FEWEST_STEPS
 _QUERIES_EVERYWHERE = 4  # per center, for every center to be met by two replicates
 _MOST_GROWTH = 8
 # Where no number of queries reaches the target, the noise of the queries shall add less
@@ -157,23 +158,24 @@ def average_over_noise(problem: Problem, budget: Budget, seed: int) -> Averages:
     The noise is added in the centers' dtype; all averages are float64. `value` has what
     control variates explain taken out.
     """
-    averages = _by_quadrature(problem, budget)
+    (averages, num_pairs) = _by_quadrature(problem, budget)
     if averages is None:
-        averages = _Rounds(problem, budget, seed).run()
+        averages = _Rounds(problem, budget, seed, num_pairs).run()
     return averages
 
 
 # -- quadrature ---------------------------------------------------------------
 
 
-def _by_quadrature(problem: Problem, budget: Budget) -> Averages | None:
+def _by_quadrature(problem: Problem, budget: Budget) -> tuple[Averages | None, int]:
     """Nodes around every center; None where queries are the better way.
 
-    The error stated is that of one of several shifted grids, larger than their mean's.
+    Either way with the pairs it took. The error stated is that of one of several
+    shifted grids, larger than their mean's.
     """
     (n, d) = problem.centers.shape
     if d not in _SPACINGS or problem.is_streamed:
-        return None
+        return None, 0
     (spacings, most_queries) = _SPACINGS[d]
     allowed = budget.max_pairs if budget.max_pairs is not None else _MOST_PAIRS
     if budget.max_seconds is not None:
@@ -181,19 +183,21 @@ def _by_quadrature(problem: Problem, budget: Budget) -> Averages | None:
     num_pairs = 0
     for spacing in spacings:
         (nodes, node_weights) = shifted_grids(spacing, d)
-        num_pairs += n * node_weights.size * problem.pairs_per_query
-        if n * node_weights.size > most_queries or num_pairs > allowed:
-            return None
+        queries = n * node_weights.size
+        needed = num_pairs + (queries + _LEAST_QUERIES) * problem.pairs_per_query
+        if queries > most_queries or needed > allowed:
+            return None, num_pairs
+        num_pairs += queries * problem.pairs_per_query
         psi = _means_at_nodes(problem, nodes, node_weights)
         if not np.isfinite(psi[..., _VALUE]).all():
-            return None
+            return None, num_pairs
         averages = _from_grids(problem, psi, num_pairs)
         error = averages.monte_carlo_error
         sampling = averages.standard_error**2 - error**2
         goal = max(budget.standard_error, math.sqrt(max(sampling, 0)))
         if error <= _NEGLIGIBLE_QUADRATURE * goal:
-            return _stopped(averages, budget)
-    return None
+            return _stopped(averages, budget), num_pairs
+    return None, num_pairs
 
 
 def _means_at_nodes(problem: Problem, nodes: Floats, node_weights: Floats) -> Floats:
@@ -276,7 +280,9 @@ class _Rounds:
     are more centers than queries: single queries, each at a center of its own.
     """
 
-    def __init__(self, problem: Problem, budget: Budget, seed: int) -> None:
+    def __init__(
+        self, problem: Problem, budget: Budget, seed: int, num_pairs: int
+    ) -> None:
         self._problem = problem
         self._budget = budget
         # Not default_rng(seed): the samples may well come from that very stream.
@@ -286,15 +292,15 @@ class _Rounds:
         self._source = QuerySource(problem.centers, problem.weights, self._generator)
         self._rounds: list[_Round] = []
         self._controls = Controls(problem.centers, problem.noise_std)
-        self._num_pairs = 0
+        self._num_pairs = num_pairs  # that a quadrature took in vain
         self._num_queries = 0
         self._start = time.perf_counter()
-        least = NUM_REPLICATES * _FEWEST_STEPS
         self._most_pairs = min(budget.max_pairs or _MOST_PAIRS, _MOST_PAIRS)
-        if self._most_pairs < least * problem.pairs_per_query:
+        least = _LEAST_QUERIES * problem.pairs_per_query
+        if self._most_pairs < least:
             raise ValueError(
-                f"max_pairs must allow {least} queries of {problem.pairs_per_query} "
-                f"centers, {least * problem.pairs_per_query}, got {budget.max_pairs}"
+                f"max_pairs must allow {_LEAST_QUERIES} queries of "
+                f"{problem.pairs_per_query} centers, {least}, got {budget.max_pairs}"
             )
 
     def run(self) -> Averages:
@@ -302,7 +308,7 @@ class _Rounds:
         n = len(self._problem.centers)
         queries = _FIRST_QUERIES
         if self._budget.max_seconds is not None:
-            queries = NUM_REPLICATES * _FEWEST_STEPS
+            queries = _LEAST_QUERIES
         elif n <= _FIRST_QUERIES:
             queries = max(queries, _QUERIES_EVERYWHERE * n)
         averages: Averages | None = None
@@ -351,7 +357,7 @@ class _Rounds:
             left = int((seconds - spent) * self._num_queries / spent)
             if left <= queries:
                 queries, ended = max(left, 0), "seconds"
-        if queries < NUM_REPLICATES * _FEWEST_STEPS and averages is not None:
+        if queries < _LEAST_QUERIES and averages is not None:
             queries = 0
         return queries, ended
 
