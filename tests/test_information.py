@@ -20,6 +20,11 @@ from noisyflow.estimate import Estimate, TargetWarning, UndersampledWarning
 from noisyflow.information import conditional_entropy, entropy, mutual_information
 from noisyflow.mixture import mixture_log_density
 
+# Small samples, on purpose; what warns and what does not has tests of its own.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::noisyflow.estimate.UndersampledWarning"
+)
+
 ROUNDING = 1e-9
 
 
@@ -54,7 +59,6 @@ def test_oracle_agrees_with_the_literature(levels, noise_std, information):
 
 
 @pytest.mark.parametrize("source", oracles.sources(), ids=str)
-@pytest.mark.filterwarnings("ignore::noisyflow.estimate.UndersampledWarning")
 def test_bracket_of_entropy_holds_the_exact_value(source):
     centers = source.sample(np.random.default_rng(1), 2000)
     estimate = entropy(centers, source.noise_std)
@@ -712,7 +716,9 @@ def test_a_target_below_the_error_of_the_samples_is_reported(d):
 
 
 def test_a_default_target_out_of_reach_is_no_reason_to_warn():
-    estimate = entropy(cloud(100, 3), 0.7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        estimate = entropy(cloud(100, 1), 0.7)
     assert estimate.stopped_by == "samples"
 
 
@@ -824,7 +830,6 @@ def test_no_confidence_bound_is_claimed_where_none_is_known():
 
 
 @pytest.mark.parametrize("source", oracles.sources(), ids=str)
-@pytest.mark.filterwarnings("ignore::noisyflow.estimate.UndersampledWarning")
 def test_every_bound_without_random_numbers_holds_the_plug_in(source):
     centers = source.sample(np.random.default_rng(3), 500)
     estimate = entropy(centers, source.noise_std, population=True)
@@ -958,7 +963,6 @@ def test_entropy_does_not_depend_on_the_axes(centers, noise_std):
 
 @law
 @given(arrays(min_rows=2), noise_stds, st.sampled_from([-3.0, 0.01, 0.5, 100.0]))
-@pytest.mark.filterwarnings("ignore::noisyflow.estimate.UndersampledWarning")
 def test_scaling_adds_the_log_of_the_scale(centers, noise_std, scale):
     """h(aT) = h(T) + d log |a|, for the estimate and its bracket."""
     estimate = entropy(centers, noise_std)
@@ -1122,6 +1126,25 @@ def test_information_warns_that_samples_are_too_few(inputs, labels, words):
     with pytest.warns(UndersampledWarning, match=words):
         estimate = mutual_information(samples, 0.1, inputs=inputs, labels=labels)
     assert estimate.lower == 0
+
+
+def test_saturated_mixtures_warn_before_all_samples_are_isolated():
+    centers = cloud(300, 3)
+    with pytest.warns(
+        UndersampledWarning, match=r"own sample makes up 21 % .* the bracket \[3.92, "
+    ):
+        estimate = entropy(centers, 0.3)
+    assert estimate.isolated < 0.1
+    assert estimate.is_undersampled
+
+
+def test_enough_samples_do_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        estimate = entropy(cloud(2000, 3), 0.7)
+        assert not estimate.is_undersampled
+        assert not mutual_information(cloud(2000, 3)[:, None], 0.7).is_undersampled
+        conditional_entropy(cloud(2000, 2).reshape(20, 100, 2), 0.7)
 
 
 def test_isolation_in_a_known_population_is_no_reason_to_warn():

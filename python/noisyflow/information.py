@@ -92,13 +92,13 @@ def entropy(
     Warns
     -----
     UndersampledWarning
-        If more than half of the queries see no center but their own.
+        If the samples are too few to trust the value (`Estimate.is_undersampled`).
     TargetWarning
         If a `standard_error` was asked for and is not reached; the message says why.
 
     Notes
     -----
-    Cost O(q n d) time for q queries, 8192 or 4 n to begin with, far less where
+    Cost O(q n d) time for q queries, 4096 or 8192 to begin with, far less where
     `mixture_log_density` need not look at every pair; O(n d) memory. Computed in the
     dtype of `centers`, accumulated in float64.
 
@@ -229,10 +229,10 @@ def _entropy_estimate(
 ) -> Estimate:
     averages = average_over_noise(problem, budget, seed)
     estimate = _estimate(averages, budget, bounded_difference=bounded_difference)
-    if estimate.isolated > 0.5 and problem.sampled != "noise":
+    if estimate.is_undersampled:
         d = problem.centers.shape[1]
         _warn_undersampled(
-            estimate.isolated,
+            estimate,
             f"{num_samples} samples are too few for d = {d} at"
             f" noise_std = {problem.noise_std:g}",
             "about log(n) + (d/2) log(2 pi e noise_std^2)",
@@ -326,8 +326,8 @@ def conditional_entropy(
     Warns
     -----
     UndersampledWarning
-        If more than half of the queries see no sample but their own. The number of
-        draws needed grows exponentially with d.
+        If the draws are too few to trust the value (`Estimate.is_undersampled`). The
+        number needed grows exponentially with d.
     TargetWarning
         If a `standard_error` was asked for and is not reached; the message says why.
 
@@ -413,9 +413,9 @@ def conditional_entropy(
         budget,
         bounded_difference=float(np.sqrt((sizes * share**2).sum())),
     )
-    if estimate.isolated > 0.5:
+    if estimate.is_undersampled:
         _warn_undersampled(
-            estimate.isolated,
+            estimate,
             f"{_sizes_in_words(sizes)} are too few for d = {d} at"
             f" noise_std = {noise_std:g}",
             "about log(draws) + (d/2) log(2 pi e noise_std^2)",
@@ -491,8 +491,7 @@ def mutual_information(
     Warns
     -----
     UndersampledWarning
-        If more than half of the queries are isolated and the samples are not the whole
-        population.
+        If the samples are too few to trust the value (`Estimate.is_undersampled`).
     TargetWarning
         If a `standard_error` was asked for and is not reached; the message says why.
 
@@ -555,11 +554,11 @@ def mutual_information(
         bounded_difference=bounded_difference,
         within=(0.0, pool.information_ceiling()),
     )
-    if estimate.isolated > 0.5 and not pool.is_population:
+    if estimate.is_undersampled:
         is_fixed = inputs == "fixed"
         what = _sizes_in_words(sizes) if is_fixed else f"{len(sizes)} inputs"
         _warn_undersampled(
-            estimate.isolated,
+            estimate,
             f"{what} are too few for d = {d} at noise_std = {noise_std:g}",
             f"about {'log(inputs)' if labels is None else 'the entropy of the labels'}",
             f"More {'draws per input' if is_fixed else 'inputs and draws'}, a larger"
@@ -617,16 +616,22 @@ def _warn_target(estimate: Estimate, budget: Budget) -> None:
 
 
 def _warn_undersampled(
-    share: float, too_few: str, then: str, remedy: str, *, stacklevel: int = 3
+    estimate: Estimate, too_few: str, then: str, remedy: str, *, stacklevel: int = 3
 ) -> None:
-    warnings.warn(
-        f"{100 * share:.0f} % of the queries have no neighbour but their own sample:"
-        f" {too_few}. The value is then {then},"
-        " whatever the distribution; trust only the bracket [lower, upper]."
-        f" {remedy}",
-        UndersampledWarning,
-        stacklevel=stacklevel,
-    )
+    if estimate.isolated > 0.5:
+        found = (
+            f"{100 * estimate.isolated:.0f} % of the queries have no neighbour but"
+            f" their own sample: {too_few}. The value is then {then}, whatever the"
+            " distribution; trust only the bracket [lower, upper]."
+        )
+    else:
+        found = (
+            f"{too_few}: a query's own sample makes up"
+            f" {100 * estimate.saturation:.0f} % of the density that it meets. The"
+            " value is biased; trust only the bracket"
+            f" [{estimate.lower:.3g}, {estimate.upper:.3g}]."
+        )
+    warnings.warn(f"{found} {remedy}", UndersampledWarning, stacklevel=stacklevel)
 
 
 def _sizes_in_words(sizes: Indices) -> str:
