@@ -265,7 +265,7 @@ def variance_suite(args: Any) -> list[dict[str, Any]]:
                 f"{queries / case.n:.3g}",
                 f"{plain_error:.1e}",
                 f"{spread:.1e}",
-                f"{row['factor']:.3g}" + ("*" if is_fixed else ""),
+                "exact*" if is_fixed else f"{row['factor']:.3g}",
                 "" if case.study is None else f"{case.study:.3g}",
                 "" if is_fixed else f"{row['spread_over_claim']:.2f}",
                 "" if is_fixed else f"{row['within_two']:.0%}",

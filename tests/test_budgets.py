@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from noisyflow import _controls, prepared
+from noisyflow import _controls, prepared, sampling
 from noisyflow.information import entropy
 
 
@@ -49,3 +50,24 @@ def test_all_pairs_are_told_where_a_small_target_takes_many(d, rng, counted):
     centers = rng.uniform(-1, 1, (300, d))
     estimate = entropy(centers, 0.02, population=True, standard_error=1e-3)
     assert counted[0] == estimate.num_pairs
+
+
+@pytest.mark.parametrize("seconds", [1.0, 10.0])
+@pytest.mark.parametrize("overhead", [0.0, 0.05])
+def test_most_of_the_time_is_used_and_little_more(seconds, overhead, rng, monkeypatch):
+    """By a clock that only evaluations move: a call's overhead must not mislead."""
+    now = [0.0]
+    monkeypatch.setattr(sampling.time, "perf_counter", lambda: now[0])
+
+    def evaluate(points, own):
+        now[0] += overhead + 1e-5 * len(points)
+        nothing = np.zeros(len(points))
+        return sampling.QueryTerms(rng.random(len(points)), 0.0, 0.0, own < 0, nothing)
+
+    problem = sampling.Problem(
+        rng.uniform(-1, 1, (20_000, 3)), 0.1, evaluate, "noise", num_evaluated=1
+    )
+    budget = sampling.Budget.checked(1e-9, seconds, None)
+    averages = sampling.average_over_noise(problem, budget, seed=0)
+    assert averages.stopped_by == "seconds"
+    assert 0.75 * seconds <= now[0] <= 1.1 * seconds

@@ -47,6 +47,10 @@ _FEWEST_STEPS = 8  # of a replicate
 _LEAST_QUERIES = NUM_REPLICATES * _FEWEST_STEPS
 _QUERIES_EVERYWHERE = 4  # per center, for every center to be met by two replicates
 _MOST_GROWTH = 8
+# Of the seconds left for one round: new controls may take twice what its queries take.
+# Of all seconds when no further round is begun.
+_SHARE_OF_TIME = 0.4
+_ENOUGH_TIME = 0.9
 # Where no number of queries reaches the target, the noise of the queries shall add less
 # than 5 % to the error of the samples.
 _NEGLIGIBLE_SHARE = 0.3
@@ -325,7 +329,7 @@ class _Rounds:
             error = averages.monte_carlo_error
             if error <= goal:
                 return _stopped(averages, self._budget)
-            if ended:
+            if ended == "pairs":
                 return _stopped(averages, self._budget, ended)
             queries = self._next_queries(spent, error, goal)
 
@@ -356,9 +360,12 @@ class _Rounds:
         seconds = self._budget.max_seconds
         if seconds is not None and averages is not None:
             spent = time.perf_counter() - self._start
-            left = int((seconds - spent) * self._num_queries / spent)
+            rate = self._num_queries / max(spent, 1e-9)
+            left = int(_SHARE_OF_TIME * (seconds - spent) * rate)
+            if spent > _ENOUGH_TIME * seconds:
+                left = 0
             if left <= queries:
-                queries, ended = max(left, 0), "seconds"
+                queries, ended = left, "seconds"
         if queries < _LEAST_QUERIES and averages is not None:
             queries = 0
         return queries, ended
