@@ -230,6 +230,26 @@ def test_standard_error_is_the_spread_over_repetitions(
     assert 0.8 * spread < claimed < 1.25 * spread
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        KernelDensity(0.3, num_queries=50, num_resamples=20),
+        NearestNeighbor(num_queries=50, num_resamples=20),
+    ],
+    ids=["KernelDensity", "NearestNeighbor"],
+)
+def test_standard_error_holds_that_of_few_queries(
+    method: Any, rng: np.random.Generator
+) -> None:
+    """A tenth of the samples as queries: their spread is most of the error."""
+    estimates = [
+        method.entropy(rng.standard_normal((500, 2)), seed=seed) for seed in range(150)
+    ]
+    spread = np.std([estimate.value for estimate in estimates])
+    claimed = np.sqrt(np.mean([estimate.standard_error**2 for estimate in estimates]))
+    assert 0.75 * spread < claimed < 1.3 * spread
+
+
 def test_bins_of_an_unbounded_activation_are_all_counted() -> None:
     """ReLU: zeros, and values beyond any fixed range; counts 4, 2, 1, 1 of 8."""
     relu = np.array([0.0, 0.0, 0.0, 0.3, 3.1, 3.2, 1e6, 2e6])[:, None]

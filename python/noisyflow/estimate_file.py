@@ -252,7 +252,7 @@ def _of_inputs(
 
 
 def _sum(information: Estimate, conditional: Estimate) -> Estimate:
-    """h(T) by its parts: the plug-in of all draws, its bracket that of the information.
+    """h(T) by its parts: the plug-in of all draws, and the sum of both upper ends.
 
     `entropy` of all draws would leave out single draws, and the others of that input
     would still tell of it. What the plug-ins of both parts have in common cancels.
@@ -262,7 +262,7 @@ def _sum(information: Estimate, conditional: Estimate) -> Estimate:
         value=value,
         standard_error=information.standard_error + conditional.standard_error,
         lower=value,
-        upper=information.upper + conditional.value,
+        upper=information.upper + conditional.upper,
         isolated=information.isolated,
         num_pairs=information.num_pairs + conditional.num_pairs,
         monte_carlo_error=math.hypot(

@@ -67,8 +67,19 @@ def information_between(
     return entropy_of(everyone, 0) - within / len(everyone)
 
 
+def scaled_queries(limit: int | None, size: int, share: float) -> int | None:
+    """Queries in `size` samples, a share of all n, for `subsampling_error` to be right.
+
+    The mean over q' of n values has the variance v (1/q' - 1/n), which is multiplied by
+    share / (1 - share) and shall be v / limit. Without a limit, q' = size.
+    """
+    if limit is None or share == 1:
+        return limit
+    return max(1, round(1 / ((1 - share) / (share * limit) + share / size)))
+
+
 def subsampling_error(
-    statistic: Callable[[list[Indices]], float],
+    statistic: Callable[[list[Indices], float], float],
     groups: list[Indices],
     *,
     at_least: int,
@@ -80,7 +91,9 @@ def subsampling_error(
     Parameters
     ----------
     statistic : callable
-        The estimate from some of the samples, given as indices of every group.
+        The estimate from some of the samples, given as indices of every group, and the
+        share of its usual queries that it may take: an average over few queries has the
+        spread of those, and both have to shrink alike.
     groups : list of arrays of int
         Samples that are independent and alike; how many each holds is not random.
     at_least : int
@@ -102,7 +115,8 @@ def subsampling_error(
             [
                 group[generator.permutation(len(group))[:size]]
                 for size, group in zip(sizes, groups, strict=True)
-            ]
+            ],
+            sum(sizes) / n,
         )
         for _ in range(num_resamples)
     ]

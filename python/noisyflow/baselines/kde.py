@@ -23,6 +23,7 @@ from noisyflow.baselines._resampling import (
     generator_of,
     groups_of,
     information_between,
+    scaled_queries,
     subsampling_error,
 )
 from noisyflow.estimate import Estimate
@@ -181,7 +182,7 @@ class KernelDensity:
         widths = [self._bandwidth(points[members], seed) for members in sets]
         (d,) = points.shape[1:]
 
-        def entropy_of(members: Indices, number: int) -> float:
+        def entropy_of(members: Indices, number: int, share: float) -> float:
             """Of all samples of a set, or of some at a bandwidth scaled accordingly.
 
             To first order the bandwidth's own error does not matter for the standard
@@ -190,12 +191,14 @@ class KernelDensity:
             width = widths[number]
             if self.bandwidth is None:
                 width *= (len(sets[number]) / len(members)) ** (1 / (d + 4))
-            return self._mean(points[members], width, seed)
+            return self._mean(points[members], width, seed, share)
 
-        def statistic(parts: list[Indices]) -> float:
+        def statistic(parts: list[Indices], share: float) -> float:
             if is_entropy:
-                return entropy_of(parts[0], 0)
-            return information_between(entropy_of, parts)
+                return entropy_of(parts[0], 0, share)
+            return information_between(
+                lambda members, number: entropy_of(members, number, share), parts
+            )
 
         error = subsampling_error(
             statistic, groups, at_least=2, num_resamples=self.num_resamples, seed=seed
@@ -204,11 +207,14 @@ class KernelDensity:
             len(_queries(len(members), self.num_queries, seed)) * len(members)
             for members in sets
         )
-        return Estimate(statistic(groups), error, -math.inf, math.inf, 0.0, num_pairs)
+        return Estimate(
+            statistic(groups, 1.0), error, -math.inf, math.inf, 0.0, num_pairs
+        )
 
-    def _mean(self, points: Floats, width: float, seed: int) -> float:
-        """Mean of -log density over the queries."""
-        own = _queries(len(points), self.num_queries, seed)
+    def _mean(self, points: Floats, width: float, seed: int, share: float) -> float:
+        """Mean of -log density over a share of the queries."""
+        limit = scaled_queries(self.num_queries, len(points), share)
+        own = _queries(len(points), limit, seed)
         return _mean_surprise(points, width, own, self.evaluate == "leave-one-out")
 
     def _bandwidth(self, points: Floats, seed: int) -> float:

@@ -20,6 +20,7 @@ from noisyflow.baselines._resampling import (
     checked_num_resamples,
     generator_of,
     groups_of,
+    scaled_queries,
     subsampling_error,
 )
 from noisyflow.estimate import Estimate
@@ -108,8 +109,8 @@ class NearestNeighbor:
         """
         points = as_samples(samples)
 
-        def statistic(parts: list[Indices]) -> float:
-            return self._entropy(points[parts[0]], seed)
+        def statistic(parts: list[Indices], share: float) -> float:
+            return self._entropy(points[parts[0]], seed, share)
 
         return self._estimate(statistic, [np.arange(len(points))], "", seed)
 
@@ -151,13 +152,14 @@ class NearestNeighbor:
                     f"{len(others)}"
                 )
 
-            def statistic(parts: list[Indices]) -> float:
-                return self._of_pairs(points[parts[0]], others[parts[0]], seed)
+            def statistic(parts: list[Indices], share: float) -> float:
+                (part,) = parts
+                return self._of_pairs(points[part], others[part], seed, share)
 
             return self._estimate(statistic, [np.arange(len(points))], "", seed)
 
-        def of_labels(parts: list[Indices]) -> float:
-            return self._of_labels([points[part] for part in parts], seed)
+        def of_labels(parts: list[Indices], share: float) -> float:
+            return self._of_labels([points[part] for part in parts], seed, share)
 
         groups = groups_of(about, len(points))
         return self._estimate(of_labels, groups, " of every label", seed)
@@ -180,20 +182,22 @@ class NearestNeighbor:
             num_resamples=self.num_resamples,
             seed=seed,
         )
-        return Estimate(statistic(groups), error, -math.inf, math.inf, 0.0, 0)
+        return Estimate(statistic(groups, 1.0), error, -math.inf, math.inf, 0.0, 0)
 
-    def _entropy(self, points: Floats, seed: int) -> float:
+    def _entropy(self, points: Floats, seed: int, share: float) -> float:
         (n, d) = points.shape
-        radii = self._radii(points, points[self._queries(n, seed)], norm=2)
+        radii = self._radii(points, points[self._queries(n, seed, share)], norm=2)
         log_ball = 0.5 * d * math.log(math.pi) - math.lgamma(0.5 * d + 1)
         psi = _digamma()
         return float(
             psi(n) - psi(self.num_neighbors) + log_ball + d * np.log(radii).mean()
         )
 
-    def _of_pairs(self, points: Floats, others: Floats, seed: int) -> float:
+    def _of_pairs(
+        self, points: Floats, others: Floats, seed: int, share: float
+    ) -> float:
         """psi(k) + psi(n) - mean of psi(n_x + 1) + psi(n_y + 1), in the max norm."""
-        own = self._queries(len(points), seed)
+        own = self._queries(len(points), seed, share)
         both = np.concatenate([points, others], axis=1)
         radii = np.nextafter(self._radii(both, both[own], norm=np.inf), 0)
         psi = _digamma()
@@ -214,14 +218,14 @@ class NearestNeighbor:
             - np.mean(psi(counts[0]) + psi(counts[1]))
         )
 
-    def _of_labels(self, parts: list[Floats], seed: int) -> float:
+    def _of_labels(self, parts: list[Floats], seed: int, share: float) -> float:
         """psi(k) + psi(n) - mean of psi(n_y) + psi(neighbours of any label)."""
         everyone = np.concatenate(parts)
         whole, n = _tree_of(everyone), len(everyone)
         psi = _digamma()
         mean = 0.0
         for part in parts:
-            queries = part[self._queries(len(part), seed)]
+            queries = part[self._queries(len(part), seed, share)]
             radii = np.nextafter(self._radii(part, queries, norm=2), 0)
             counts = whole.query_ball_point(
                 queries,
@@ -246,11 +250,12 @@ class NearestNeighbor:
             )
         return radii
 
-    def _queries(self, n: int, seed: int) -> Indices:
-        """All of n indices, or as many as are wanted."""
-        if self.num_queries is None or self.num_queries >= n:
+    def _queries(self, n: int, seed: int, share: float) -> Indices:
+        """All of n indices, or a share of as many as are wanted."""
+        limit = scaled_queries(self.num_queries, n, share)
+        if limit is None or limit >= n:
             return np.arange(n)
-        return np.sort(generator_of(seed).permutation(n)[: self.num_queries])
+        return np.sort(generator_of(seed).permutation(n)[:limit])
 
 
 def _tree_of(points: Floats) -> Any:

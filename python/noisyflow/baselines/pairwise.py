@@ -99,7 +99,7 @@ class PairwiseDistance:
         """
         points = as_samples(samples)
 
-        def statistic(parts: list[Indices]) -> float:
+        def statistic(parts: list[Indices], _: float = 1.0) -> float:
             return self._bound(points[parts[0]])
 
         bounds = entropy_bounds(points, self.noise_std)
@@ -144,7 +144,7 @@ class PairwiseDistance:
         for number, group in enumerate(groups_of(about, len(points))):
             label[group] = number
 
-        def statistic(parts: list[Indices]) -> float:
+        def statistic(parts: list[Indices], _: float = 1.0) -> float:
             (members,) = parts
             part, labels = points[members], label[members]
             groups = groups_of(labels, len(labels))
