@@ -53,6 +53,14 @@ def as_positive(name: str, value: Any) -> float:
     return number
 
 
+def as_target(name: str, value: Any) -> float:
+    """An accuracy asked for: positive, and not below what float64 resolves."""
+    number = as_positive(name, value)
+    if number < 1e-12:
+        raise ValueError(f"{name} must be at least 1e-12 nats, got {value}")
+    return number
+
+
 def _short(number: int) -> str:
     """A number for a message; Python refuses to print those of many thousand digits."""
     bits = number.bit_length()

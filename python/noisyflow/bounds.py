@@ -77,6 +77,7 @@ def entropy_bounds(
     (4.2568, 4.2568)
     """
     (centers, noise_std, weights) = checked_mixture(centers, noise_std, weights)
+    _arrays.check_resolution("centers", centers, noise_std)
     (n, d) = centers.shape
     probabilities = np.full(n, 1 / n) if weights is None else as_probabilities(weights)
     own = noise_entropy(d, noise_std)
@@ -98,7 +99,7 @@ def entropy_bounds(
         own - float(met @ np.log(met)),
         own + _gaussian_information(centers, noise_std, probabilities),
     )
-    return EntropyBounds(lower=lower, upper=upper)
+    return EntropyBounds(lower=min(lower, upper), upper=upper)  # but for rounding
 
 
 def _gaussian_information(

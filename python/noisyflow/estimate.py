@@ -28,7 +28,9 @@ class Estimate:
         2019). From a known network (path importance): the middle of the bracket.
     standard_error : float
         One standard deviation of `value` over repetitions: random samples and random
-        noise draws together. It knows nothing of the bias.
+        noise draws together. Enlarged where few samples or randomisations show it, so
+        that two of it fail as often as two deviations of a normal; infinite where fewer
+        than five samples cannot show it. It knows nothing of the bias.
     lower, upper : float
         Bias bracket: on average over repetitions the true quantity is at least `lower`
         and at most `upper`. It is NOT a confidence interval: each end has a statistical

@@ -59,7 +59,8 @@ def entropy(
         Standard deviation of Z, in the units of `centers`. Positive.
         (beta in Goldfeld et al. 2019.)
     weights : (n,) array, optional
-        Weights of the centers, non-negative, summing to 1. Uniform by default.
+        Weights of the centers, non-negative, summing to 1. Uniform by default. A
+        weighted center counts as one sample; repeat the row of one seen several times.
     standard_error : float, optional
         The standard error wanted, in nats; queries are added until it is met, or until
         only more samples could lower it. 0.01 by default.
@@ -597,19 +598,25 @@ def _estimate(
 
 
 _WHY = {
-    "samples": "the samples themselves leave more: more samples are needed, roughly"
-    " {factor:.0f} times as many",
+    "samples": "the samples themselves leave more: more of them are needed, {how_many}",
     "pairs": "the limit of pairs is reached; a larger max_pairs would get there",
     "seconds": "max_seconds is reached; more time would get there",
 }
 
 
 def _warn_target(estimate: Estimate, budget: Budget) -> None:
-    factor = (estimate.standard_error / budget.standard_error) ** 2
+    of_samples = math.sqrt(
+        max(estimate.standard_error**2 - estimate.monte_carlo_error**2, 0)
+    )
+    reason = estimate.stopped_by
+    if of_samples > budget.standard_error:  # then no budget would do
+        reason = "samples"
+    factor = (of_samples / budget.standard_error) ** 2
+    how_many = f"roughly {factor:.0f} times as many" if factor < 1e9 else "many"
     warnings.warn(
         f"the standard error is {estimate.standard_error:.2g} nats and not the"
         f" {budget.standard_error:.2g} asked for:"
-        f" {_WHY[estimate.stopped_by].format(factor=factor)}",
+        f" {_WHY[reason].format(how_many=how_many)}",
         TargetWarning,
         stacklevel=4,
     )

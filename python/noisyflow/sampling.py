@@ -61,6 +61,9 @@ _MOST_QUERIES = 2**25
 # their distance. Measured understatement of the error by the spread within a block: up
 # to 1.3 times at 10 centers, 1.5 at 5, 4 at 2.
 _MIN_BLOCK = 10
+# Two samples meet the same density from either side, so their spread says nothing; of
+# four, two errors by Student's factor held 82 % where 95 % were due.
+_FEWEST_SAMPLES = 4.5
 _QUERIES_PER_CALL = 65_536  # enough to occupy every core; 16 MiB of points at d = 32
 _COORDINATES_PER_CALL = 2**21  # the same limit for larger d
 _MOST_FORM_ENTRIES = 2**24  # 256 MiB of quadratic forms
@@ -102,7 +105,7 @@ class Budget:
         return cls(
             DEFAULT_STANDARD_ERROR
             if standard_error is None
-            else _checks.as_positive("standard_error", standard_error),
+            else _checks.as_target("standard_error", standard_error),
             None
             if max_seconds is None
             else _checks.as_positive("max_seconds", max_seconds),
@@ -164,9 +167,10 @@ def average_over_noise(problem: Problem, budget: Budget, seed: int) -> Averages:
     The noise is added in the centers' dtype; all averages are float64. `value` has what
     control variates explain taken out.
     """
+    start = time.perf_counter()
     (averages, num_pairs) = _by_quadrature(problem, budget)
     if averages is None:
-        averages = _Rounds(problem, budget, seed, num_pairs).run()
+        averages = _Rounds(problem, budget, seed, num_pairs, start).run()
     return averages
 
 
@@ -200,7 +204,9 @@ def _by_quadrature(problem: Problem, budget: Budget) -> tuple[Averages | None, i
         averages = _from_grids(problem, psi, num_pairs)
         error = averages.monte_carlo_error
         sampling = averages.standard_error**2 - error**2
-        goal = max(budget.standard_error, math.sqrt(max(sampling, 0)))
+        goal = budget.standard_error
+        if math.isfinite(sampling):
+            goal = max(goal, math.sqrt(max(sampling, 0)))
         if error <= _NEGLIGIBLE_QUADRATURE * goal:
             return _stopped(averages, budget), num_pairs
     return None, num_pairs
@@ -238,7 +244,7 @@ def _from_grids(problem: Problem, psi: Floats, num_pairs: int) -> Averages:
     error = float(of_grids[:, _VALUE].std(ddof=1)) + float(rounding)
     return Averages(
         value=float(means[_VALUE]),
-        standard_error=math.hypot(error, math.sqrt(variance)),
+        standard_error=math.hypot(error, _sampling_error(problem, variance)),
         monte_carlo_error=error,
         lower_gap=float(means[_LOWER]),
         upper_gap=float(means[_UPPER]),
@@ -249,9 +255,15 @@ def _from_grids(problem: Problem, psi: Floats, num_pairs: int) -> Averages:
     )
 
 
-def _stopped(averages: Averages, budget: Budget, reason: str = "samples") -> Averages:
+def _stopped(
+    averages: Averages,
+    budget: Budget,
+    reason: str = "samples",
+    *,
+    is_pilot: bool = False,
+) -> Averages:
     """With the reason why no more queries are spent: the target, if it is met."""
-    if averages.standard_error <= budget.standard_error:
+    if averages.standard_error <= budget.standard_error and not is_pilot:
         reason = "target"
     return Averages(**{**averages.__dict__, "stopped_by": reason})
 
@@ -287,7 +299,12 @@ class _Rounds:
     """
 
     def __init__(
-        self, problem: Problem, budget: Budget, seed: int, num_pairs: int
+        self,
+        problem: Problem,
+        budget: Budget,
+        seed: int,
+        num_pairs: int,
+        start: float,
     ) -> None:
         self._problem = problem
         self._budget = budget
@@ -300,7 +317,7 @@ class _Rounds:
         self._controls = Controls(problem.centers, problem.noise_std)
         self._num_pairs = num_pairs  # that a quadrature took in vain
         self._num_queries = 0
-        self._start = time.perf_counter()
+        self._start = start
         self._most_pairs = min(budget.max_pairs or _MOST_PAIRS, _MOST_PAIRS)
         least = _LEAST_QUERIES * problem.pairs_per_query
         if self._most_pairs < least:
@@ -311,20 +328,25 @@ class _Rounds:
 
     def run(self) -> Averages:
         """The averages once they are good enough, or as good as the budget allows."""
-        n = len(self._problem.centers)
-        queries = _FIRST_QUERIES
-        if self._budget.max_seconds is not None:
-            queries = _LEAST_QUERIES
-        elif _QUERIES_EVERYWHERE * n <= _FIRST_EVERYWHERE:
-            queries = _FIRST_EVERYWHERE
+        first = _FIRST_QUERIES
+        if _QUERIES_EVERYWHERE * len(self._problem.centers) <= _FIRST_EVERYWHERE:
+            first = _FIRST_EVERYWHERE
+        # With a limit of seconds a small round shows how long a query takes. What is
+        # rare it has not met, so that its error may be far too small: it ends nothing.
+        is_pilot = self._budget.max_seconds is not None
+        queries = _LEAST_QUERIES if is_pilot else first
         averages: Averages | None = None
         while True:
             queries, ended = self._affordable(queries, averages)
             if queries == 0:
                 assert averages is not None
-                return _stopped(averages, self._budget, ended)
+                return _stopped(averages, self._budget, ended, is_pilot=is_pilot)
             spent = self._spend(queries, is_last=bool(ended))
             averages = self._averages()
+            if is_pilot and ended != "pairs":
+                (is_pilot, queries) = (False, first)
+                self._rounds = []
+                continue
             goal = self._goal(averages)
             error = averages.monte_carlo_error
             if error <= goal:
@@ -337,6 +359,8 @@ class _Rounds:
         """The largest error of the queries that more of them need not lower."""
         target = self._budget.standard_error
         sampling = averages.standard_error**2 - averages.monte_carlo_error**2
+        if math.isinf(sampling):
+            return target
         return math.sqrt(
             max(target**2 - sampling, _NEGLIGIBLE_SHARE**2 * sampling, 1e-30)
         )
@@ -396,10 +420,12 @@ class _Rounds:
     def _add_controls(self, queries: int, is_last: bool) -> int:
         """Better controls where they pay; the queries that the budget then leaves.
 
-        They make a fresh start, as all rounds must have the same. Quadratic forms shall
-        cost no more than about twice the queries, and come from the second round
-        everywhere on: the first may be good enough.
+        They make a fresh start, as all rounds must have the same: never for fewer
+        queries than are given up. Quadratic forms shall cost no more than about twice
+        the queries, and come from the second round everywhere on: the first may be good
+        enough.
         """
+        spent = sum(r.num_queries for r in self._rounds)
         problem = self._problem
         (n, d) = problem.centers.shape
         left = (self._most_pairs - self._num_pairs) // problem.pairs_per_query
@@ -407,12 +433,15 @@ class _Rounds:
         if is_first:
             if problem.is_streamed or min(queries, left - n) < _QUERIES_EVERYWHERE * n:
                 return min(queries, left)
+            if min(queries, left - n) < spent:
+                return min(queries, left)
             values = self._evaluate(problem.centers, np.arange(n))[:, _VALUE]
             self._num_pairs += n * problem.pairs_per_query
             left -= n
             if np.isfinite(values).all():
                 self._controls.add_level(values, problem.weights)
                 self._rounds = []
+                spent = 0
         if (
             not self._controls.has_forms
             and self._controls.has_level
@@ -420,7 +449,8 @@ class _Rounds:
             and d <= MOST_MOMENT_DIMS
             and n * d**2 <= _MOST_FORM_ENTRIES
             and (is_last or not is_first)
-            and left >= (NUM_FORMS + _QUERIES_EVERYWHERE) * n
+            and min(queries, left - NUM_FORMS * n)
+            >= max(_QUERIES_EVERYWHERE * n, spent)
             and n * (d * (d + 3) / 4 + 20) <= 2 * queries * (d + 5)
         ):
             self._controls.add_forms(problem.mixture_weights)
@@ -483,9 +513,14 @@ class _Rounds:
             self._problem, own, of_centers, np.ones(len(own)), replicate
         )
         error = math.sqrt(variance) * _student_factor(freedom)
+        if len(self._problem.centers) > 1:
+            # What no isolated query has met it may meet one time more in as many, and
+            # it changes one query's value by a nat or so.
+            num_queries = sum(r.num_queries for r in self._rounds)
+            error = math.hypot(error, float(means[_ISOLATED]) / num_queries)
         return Averages(
             value=float(means[_VALUE]),
-            standard_error=math.hypot(error, math.sqrt(sampling)),
+            standard_error=math.hypot(error, _sampling_error(self._problem, sampling)),
             monte_carlo_error=error,
             lower_gap=float(means[_LOWER]),
             upper_gap=float(means[_UPPER]),
@@ -590,6 +625,28 @@ def _unit_squares(
     squares = np.bincount(of_unit, means**2, size)
     visits = np.where(met >= 2, np.bincount(of_unit, count, size), 0.0)
     return (sums**2 - squares) / np.maximum(met * (met - 1), 1), visits
+
+
+def _sampling_error(problem: Problem, variance: float) -> float:
+    """The root of the variance, enlarged where few samples show the spread."""
+    if problem.sampled == "noise" or math.isinf(variance):
+        return variance
+    num_samples = _effective_samples(problem)
+    if num_samples < _FEWEST_SAMPLES:
+        return math.inf
+    return math.sqrt(variance) * _student_factor(num_samples - 1)
+
+
+def _effective_samples(problem: Problem) -> float:
+    """1 over the sum of squared weights of what is independent (Kish)."""
+    if problem.sampled == "inputs" or _has_small_blocks(problem):
+        return 1 / float((_block_shares(problem) ** 2).sum())
+    if problem.weights is None:
+        return float(len(problem.centers))
+    of_samples = problem.weights**2
+    if problem.counts is not None:
+        of_samples = of_samples / problem.counts
+    return 1 / float(of_samples.sum())
 
 
 def _block_shares(problem: Problem) -> Floats:
