@@ -1157,6 +1157,13 @@ def test_torch_tensors_give_the_same_estimate(call, samples, dtype):
     assert call(torch.from_numpy(samples)) == call(samples)
 
 
+def test_a_sparse_tensor_is_refused_by_name(samples):
+    torch = pytest.importorskip("torch")
+    sparse = torch.from_numpy(samples[:, 0]).to_sparse()
+    with pytest.raises(TypeError, match=r"centers must be a dense .*sparse_coo"):
+        entropy(sparse, 0.5)
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_single_precision_agrees_with_double(call, samples):
     # Other noise, so equal up to four standard errors of 10,000 queries each.

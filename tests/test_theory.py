@@ -639,6 +639,11 @@ def test_nothing_overflows(name: str) -> None:
             "inputs must be 'fixed' or 'sampled', got 'some'",
         ),
         (
+            lambda: theory.label_information_risk(1, 0.1, 10, 1.0),
+            TypeError,
+            "probabilities must be a sequence, one for every label, got float",
+        ),
+        (
             lambda: theory.label_information_risk(1, 0.1, 10, [0.5, 0.6]),
             ValueError,
             "probabilities must sum to 1, got 1.1",

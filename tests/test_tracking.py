@@ -273,7 +273,11 @@ def test_standard_errors_are_those_of_repetitions() -> None:
         ),
         ({"method": "magic"}, ValueError, "method must be .* got 'magic'"),
         ({"network": OnlySamples(), "method": "path-importance"}, TypeError, "Only"),
-        ({"network": object()}, TypeError, "clean_outputs.*got object"),
+        (
+            {"network": object()},
+            TypeError,
+            "clean_outputs.*got object; .*NoisyChain.from_module",
+        ),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"seed": 0.5}, TypeError, "seed must be an integer, got float"),
         ({"standard_error": 0}, ValueError, "standard_error must be positive"),

@@ -49,6 +49,11 @@ def to_numpy(name: str, value: Any) -> NDArray[Any]:
             )
         if str(value.dtype) not in ("torch.float32", "torch.float64"):
             raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
+        if str(value.layout) != "torch.strided":
+            raise TypeError(
+                f"{name} must be a dense tensor, got layout {value.layout}; pass "
+                f"{name}.to_dense()"
+            )
         array: NDArray[Any] = value.resolve_neg().numpy()
     else:
         if isinstance(value, np.ma.MaskedArray):

@@ -422,7 +422,9 @@ def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
     kind.add_argument("--diameter", type=float, metavar="A", help="of all values of S")
     kind.add_argument("--sub-gaussian", type=float, metavar="K", help="constant of S")
     kind.add_argument("--num-atoms", type=int, metavar="M", help="values that S takes")
-    plan.add_argument("--max-num-samples", type=int, metavar="N", help="default: 10^8")
+    plan.add_argument(
+        "--max-num-samples", type=_count, metavar="N", help="default: 10^8"
+    )
     plan.add_argument("--max-seconds", type=float, metavar="T", help="default: 3600")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
 

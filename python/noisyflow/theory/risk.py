@@ -401,6 +401,11 @@ def label_information_risk(
     """
     d, beta = as_dim(dim), as_noise_std(noise_std)
     n = as_count("num_samples", num_samples, at_least=2)
+    if not np.iterable(probabilities):
+        raise TypeError(
+            "probabilities must be a sequence, one for every label, got "
+            f"{type(probabilities).__name__}"
+        )
     shares = [_as_probability(p) for p in probabilities]
     if not shares or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"probabilities must sum to 1, got {sum(shares)}")
