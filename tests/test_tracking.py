@@ -276,7 +276,7 @@ def test_standard_errors_are_those_of_repetitions() -> None:
         (
             {"network": object()},
             TypeError,
-            "clean_outputs.*got object; .*NoisyChain.from_module",
+            "clean_outputs.*object; .*from_module",
         ),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"seed": 0.5}, TypeError, "seed must be an integer, got float"),

@@ -411,7 +411,7 @@ def _choose_method(method: Any, network: Any) -> Method:
     ):
         raise TypeError(
             "network must have a method clean_outputs(inputs, num_draws, seed=...), "
-            f"got {type(network).__name__}; a Sequential with GaussianNoise in it is one "
+            f"got {type(network).__name__}; pass a Sequential with GaussianNoise in it "
             "as chain.NoisyChain.from_module(network)"
         )
     return "sample-propagation" if method == "sample-propagation" else "path-importance"
