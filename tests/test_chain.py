@@ -179,7 +179,7 @@ def test_two_sampled_inputs_enclose_a_population_of_two_on_average() -> None:
 
 @pytest.mark.parametrize("d", [2, 50])
 def test_a_linear_network_is_exact(d: int, rng: np.random.Generator) -> None:
-    """paper.md 8, item 10: X ~ N(0, I) is layer 1 of a chain whose input is zero."""
+    """(1/2) log det(I + W W' / b^2): X ~ N(0, I) is layer 1 of a chain of input 0."""
     network = oracles.LinearGaussianNetwork(
         *(rng.standard_normal((2, d, d)).astype(np.float32) / (3 * math.sqrt(d))), 0.5
     )
@@ -464,11 +464,101 @@ def test_sampled_inputs_say_what_they_cannot_show() -> None:
     assert fixed.mutual_information.upper < spread.upper
 
 
+class PlusItself(torch.nn.Sequential):
+    def forward(self, values: Any) -> Any:
+        return values + 5 * torch.relu(super().forward(values))
+
+
+class LoudNoise(GaussianNoise):
+    def forward(self, inputs: Any) -> Any:
+        return super().forward(2 * inputs)
+
+
+def tanh_hook(module: Any, given: Any, output: Any) -> Any:
+    return torch.tanh(3 * output)
+
+
+def hooked() -> Any:
+    layer = linear(np.array([[0.7, -1.1], [0.4, 0.9]]))
+    layer.register_forward_hook(tanh_hook)
+    return layer
+
+
+def pre_hooked() -> Any:
+    layer = torch.nn.Sequential(torch.nn.Identity())
+    layer.register_forward_pre_hook(lambda module, given: (torch.tanh(given[0]),))
+    return layer
+
+
+def with_another_forward() -> Any:
+    layer = torch.nn.Identity()
+    layer.forward = torch.tanh
+    return layer
+
+
+class TanhInPlaceOfDropout(torch.nn.Dropout):
+    def forward(self, values: Any) -> Any:
+        return torch.tanh(values)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: PlusItself(linear(np.array([[0.7, -1.1], [0.4, 0.9]]))),
+        lambda: torch.nn.Sequential(PlusItself(linear(np.eye(2)))),
+        hooked,
+        pre_hooked,
+        with_another_forward,
+        lambda: TanhInPlaceOfDropout().eval(),
+    ],
+)
+def test_what_a_module_adds_to_its_kind_is_measured(build: Callable[[], Any]) -> None:
+    """As the same layer given as a function, draw by draw."""
+    layer, double = build(), build().double()
+    inputs = np.random.default_rng(0).standard_normal((6, 2))
+    first, noise = torch.nn.Identity(), GaussianNoise(0.3)
+    network = torch.nn.Sequential(first, noise, layer, noise)
+    found = [
+        chain_information(chain, inputs, 2, standard_error=0.1, bracket_width=0.1)
+        for chain in (
+            NoisyChain.from_module(network),
+            NoisyChain([first, layer], 0.3),
+            NoisyChain([first, lambda t: double(t)], 0.3),
+        )
+    ]
+    assert {one.method for one in found} == {"path-importance"}
+    values = [one.mutual_information.value for one in found]
+    np.testing.assert_allclose(values, values[2], rtol=0, atol=1e-6)
+
+
+def test_functions_may_hold_trainable_parameters() -> None:
+    """Detached or not, the same result; the parameters keep no gradient."""
+    module = torch.nn.Linear(2, 2).double()
+    inputs = np.random.default_rng(0).standard_normal((6, 2))
+    weight, bias = module.weight.detach(), module.bias.detach()
+
+    def measured(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Any:
+        chain = NoisyChain([first, second], 0.3)
+        return chain_information(
+            *(chain, inputs, 2), standard_error=0.1, bracket_width=0.1
+        )
+
+    found = measured(
+        lambda x: torch.tanh(module(x)), lambda t: torch.tanh(2 * module(t))
+    )
+    assert found == measured(
+        lambda x: torch.tanh(torch.nn.functional.linear(x, weight, bias)),
+        lambda t: torch.tanh(2 * torch.nn.functional.linear(t, weight, bias)),
+    )
+    assert module.weight.grad is None
+    assert module.weight.requires_grad
+
+
 def test_the_first_layer_is_a_known_mixture() -> None:
     found = chain_information(
         NoisyChain([lambda x: x], 0.4), np.array([[-1.0], [1.0]]), 1, labels=[0, 1]
     )
-    exact = 0.675942577381  # paper.md 8, item 2: BPSK at 0.4
+    exact = 0.675942577381  # log 2 - E log(1 + e^-2(1 + 0.4 Z) / 0.16), quadrature
     for estimate in (found.mutual_information, found.label_information):
         assert estimate is not None
         assert abs(estimate.value - exact) <= 4 * estimate.standard_error
@@ -601,6 +691,23 @@ def test_bad_arguments_are_named(
             ),
             ValueError,
             "inside a NoisyMLP",
+        ),
+        (
+            lambda: NoisyChain.from_module(PlusItself(GaussianNoise(0.1))),
+            TypeError,
+            "got PlusItself with a forward or forward hooks of its own",
+        ),
+        (
+            lambda: NoisyChain.from_module(
+                torch.nn.Sequential(PlusItself(GaussianNoise(0.1)))
+            ),
+            ValueError,
+            "inside a PlusItself",
+        ),
+        (
+            lambda: NoisyChain.from_module(torch.nn.Sequential(LoudNoise(0.1))),
+            ValueError,
+            "GaussianNoise with a forward",
         ),
     ],
 )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 Tensor = torch.Tensor
+Kind = TypeVar("Kind", bound=torch.nn.Module)
 
 # Differences that batching leaves in float64, with room; mixing inputs is far above.
 _SAME = 1e-7
@@ -41,7 +42,13 @@ _AFFINE = (
     torch.nn.BatchNorm1d,
     torch.nn.BatchNorm2d,
     torch.nn.BatchNorm3d,
-    _DropoutNd,  # in evaluation mode, or it is rejected
+    # In evaluation mode, or they are rejected.
+    torch.nn.Dropout,
+    torch.nn.Dropout1d,
+    torch.nn.Dropout2d,
+    torch.nn.Dropout3d,
+    torch.nn.AlphaDropout,
+    torch.nn.FeatureAlphaDropout,
 )
 
 
@@ -218,10 +225,22 @@ def _check_mode(where: str, module: torch.nn.Module) -> None:
         )
 
 
+def is_of_kind(module: Any, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Whether a module does what its kind does: no forward of its own, no hooks."""
+    return (
+        isinstance(module, kind)
+        and type(module).forward is kind.forward
+        and type(module).__call__ is torch.nn.Module.__call__
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
+
+
 def _is_affine(function: Any) -> bool:
-    if isinstance(function, torch.nn.Sequential):
+    if is_of_kind(function, torch.nn.Sequential):
         return all(_is_affine(child) for child in function)
-    return type(function) in _AFFINE or isinstance(function, _DropoutNd)
+    return type(function) in _AFFINE and is_of_kind(function, type(function))
 
 
 def _first_line(error: BaseException) -> str:

@@ -108,6 +108,7 @@ class Search:
 
     # -- the method without bias ---------------------------------------------
 
+    @torch.no_grad()  # functions may hold parameters that are being trained
     def run_known_mixture(self) -> None:
         """p(t) is a mixture of equal Gaussians, once whitened: the pairwise kernel."""
         chain = self.chain
@@ -153,6 +154,7 @@ class Search:
 
     # -- the method for any chain --------------------------------------------
 
+    @torch.no_grad()
     def run_path_importance(
         self, num_proposals: int | None, *, uses_modes: bool
     ) -> None:

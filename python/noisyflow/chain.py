@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from noisyflow import _arrays, _checks
 from noisyflow._chain_brackets import Chain
-from noisyflow._chain_layers import ChainLayers
+from noisyflow._chain_layers import ChainLayers, is_of_kind
 from noisyflow._chain_proposals import Tail
 from noisyflow._chain_search import Average, Search, Targets
 from noisyflow.estimate import Estimate, TargetWarning
@@ -109,7 +109,8 @@ class NoisyChain:
         """The chain of a NoisyMLP, or of a Sequential split at its GaussianNoise.
 
         What follows the last GaussianNoise has no noise and is left out. Weights are
-        shared with the network.
+        shared with the network. A Sequential inside with a forward or with forward
+        hooks of its own stays whole; the network itself must have neither.
 
         Raises
         ------
@@ -128,18 +129,27 @@ class NoisyChain:
                 "network must be a torch.nn.Sequential or a NoisyMLP, got "
                 f"{type(network).__name__}; pass its layers to NoisyChain"
             )
+        if not is_of_kind(network, torch.nn.Sequential):
+            raise TypeError(
+                "network must do what its modules do one after the other, got "
+                f"{type(network).__name__} with a forward or forward hooks of its own; "
+                "pass its layers to NoisyChain"
+            )
         found: list[Callable[..., Any]] = []
         noise_stds: list[float] = []
         pieces: list[torch.nn.Module] = []
         for module in _flattened(network):
-            if isinstance(module, GaussianNoise):
+            if is_of_kind(module, GaussianNoise):
                 found.append(torch.nn.Sequential(*pieces))
                 noise_stds.append(module.noise_std)
                 pieces = []
             elif any(isinstance(part, GaussianNoise) for part in module.modules()):
+                place = f"inside a {type(module).__name__}"
+                if isinstance(module, GaussianNoise):
+                    place = "with a forward or forward hooks of its own"
                 raise ValueError(
-                    f"GaussianNoise inside a {type(module).__name__} cannot be "
-                    "separated from it; pass the layers to NoisyChain"
+                    f"GaussianNoise {place} cannot be separated from it; pass the "
+                    "layers to NoisyChain"
                 )
             else:
                 pieces.append(module)
@@ -260,7 +270,10 @@ def chain_information(
     max_seconds : float, optional
         Ends the search for accuracy early, at the next round. Positive.
     max_pairs : int, optional
-        The same for the number of Gaussians evaluated. Positive.
+        The same for `num_pairs` of the estimates: one for every input at every point
+        (its linearised Gaussian), and one for every noise path that is proposed or
+        known, whatever it costs; the pilot's count, too. Looked at after every 64
+        points, of which there are some in any case. Positive.
     seed : int
         Same seed, same result on one machine.
 
@@ -287,7 +300,8 @@ def chain_information(
     Notes
     -----
     Exact where layers 2 .. l are modules known to be affine (Linear, convolutions,
-    average pooling, normalisation, and Sequentials of them), up to the standard error.
+    average pooling, normalisation, and Sequentials of them; no subclasses, no forward
+    hooks), up to the standard error.
     Elsewhere Jacobians are formed where the width of T_l or the length of the noise
     path (d_1 + ... + d_{l-1}) is at most 256, and replaced by products with vectors,
     conjugate gradients and 64 leading singular values above. Beyond 256 in both, only
@@ -479,11 +493,11 @@ def _as_inputs(inputs: Any) -> torch.Tensor:
 
 
 def _flattened(module: torch.nn.Sequential) -> list[torch.nn.Module]:
-    """Modules of nested Sequentials, in order."""
+    """Modules of nested plain Sequentials, in order."""
     return [
         part
         for child in module
         for part in (
-            _flattened(child) if isinstance(child, torch.nn.Sequential) else [child]
+            _flattened(child) if is_of_kind(child, torch.nn.Sequential) else [child]
         )
     ]
