@@ -204,6 +204,30 @@ def test_any_network_that_yields_samples_is_measured_by_sample_propagation() -> 
     assert [layer.num_proposals for layer in layers] == [0, 300]
 
 
+class SamplesAndEnclosure(OnlySamples):
+    num_layers = 2
+
+    def layer_information(self, *args: Any, **options: Any) -> Any:
+        raise AssertionError("sample propagation was asked for")
+
+
+def test_the_method_asked_for_is_taken_where_a_network_offers_both() -> None:
+    inputs = np.linspace(-1.2, 1.2, 8)[:, None]
+    both, one = (
+        InformationTracker(
+            *(network, inputs),
+            method="sample-propagation",
+            noise_std=0.1,
+            num_draws=300,
+        ).measure(0)
+        for network in (SamplesAndEnclosure(), OnlySamples())
+    )
+    assert as_numbers(both) == as_numbers(one)
+    tracker = InformationTracker(SamplesAndEnclosure(), inputs)
+    with pytest.raises(AssertionError, match="asked for"):
+        tracker.measure(0)
+
+
 def test_too_few_replicas_warn_and_path_importance_does_not_need_them() -> None:
     network = steep(NoisyMLP([4, 12, 12, 2], noise_std=0.005, seed=0))
     with pytest.warns(UndersampledWarning, match="too few"):

@@ -133,8 +133,10 @@ class InformationTracker:
 
     Notes
     -----
-    Path importance: the noise paths of one forward pass serve all layers, so that
-    differences between layers have less error than the layers. A round has every input
+    Path importance of a `NoisyMLP`: the noise paths of one forward pass serve all
+    layers, so that differences between layers have less error than the layers. A
+    `NoisyChain` measures every layer on points of its own (`chain.chain_information`):
+    what follows is not about it. A round has every input
     equally often, 16384 points or more; a random subset of as many where there are more
     inputs, whose choice is then part of the standard error. Layer 1 is a known mixture
     and has no bias. Values lie within [0, log m] and [0, H(Y)], where the truth is
@@ -166,7 +168,10 @@ class InformationTracker:
         self._standard_error = _checks.as_positive("standard_error", standard_error)
         self._bracket_width = _checks.as_positive("bracket_width", bracket_width)
         self._num_draws = _checks.as_int("num_draws", num_draws, at_least=1)
-        if isinstance(network, AbstractEnclosedNetwork):
+        self._encloses_itself = self._method == "path-importance" and isinstance(
+            network, AbstractEnclosedNetwork
+        )
+        if self._encloses_itself:
             if noise_std is not None:
                 raise ValueError(f"noise_std is the chain's own, got {noise_std}")
             (self._network_inputs, self._labels) = (inputs, labels)
@@ -198,7 +203,7 @@ class InformationTracker:
     def measure(self, epoch: int) -> list[LayerInformation]:
         """The information of every hidden layer now, first layer first."""
         epoch = _checks.as_int("epoch", epoch, at_least=0)
-        if isinstance(self._network, AbstractEnclosedNetwork):
+        if self._encloses_itself:
             return self._by_its_own_means(self._network, epoch)
         if self._method == "sample-propagation":
             return self._by_sample_propagation(epoch)
