@@ -838,7 +838,7 @@ def test_quadrature_is_exact_to_its_stated_error(d):
 
 
 def test_controls_and_nets_lower_the_variance_of_clusters_more_than_fiftyfold():
-    """Against draws at every center, at no more pairs (cpu.md's table; bench/)."""
+    """Against draws at every center, at no more pairs (figures: bench/)."""
     generator = np.random.default_rng(0)
     middles = generator.choice([-1.0, 1.0], (32, 5)) * generator.uniform(
         0.85, 1, (32, 1)
