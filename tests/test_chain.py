@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -441,6 +442,44 @@ def test_a_target_out_of_reach_is_reported() -> None:
         found = chain_information(chain, INPUTS, 2, num_proposals=1, max_pairs=100)
     assert found.mutual_information.stopped_by == "pairs"
     assert found.num_proposals == 1
+
+
+def test_the_pilot_that_chose_the_proposals_is_no_part_of_the_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Widths of known mean, whatever the proposals: what is reported has that mean."""
+    generator = np.random.default_rng(0)
+    sides = _chain_brackets.Chain.sides
+
+    def sides_of_known_width(
+        chain: Any, own: Any, num_proposals: int, num_modes: int, **options: Any
+    ) -> Any:
+        p = sides(chain, own, 1, num_modes, **options)
+        return dataclasses.replace(
+            p, upper=p.lower + (generator.random(len(own)) < 0.04)
+        )
+
+    monkeypatch.setattr(_chain_brackets.Chain, "sides", sides_of_known_width)
+    chain = NoisyChain(tanh_layers(oracles.TanhNetwork(1.0, 2.0, 0.3)), 0.3)
+    widths = []
+    for seed in range(40):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TargetWarning)
+            found = chain_information(
+                *(chain, INPUTS, 2), standard_error=0.1, bracket_width=0.04, seed=seed
+            )
+        information = found.mutual_information
+        widths.append(information.upper - information.lower)
+    error = math.sqrt(0.04 * 0.96 / (40 * 512))
+    assert abs(np.mean(widths) - 0.04) <= 4 * error
+
+
+def test_a_budget_leaves_points_to_the_result() -> None:
+    network = oracles.TanhNetwork(1.0, 20.0, 0.2)
+    chain = NoisyChain(tanh_layers(network), 0.2)
+    with pytest.warns(TargetWarning, match="largest number of pairs"):
+        found = chain_information(chain, INPUTS, 2, bracket_width=1e-4, max_pairs=2**21)
+    assert found.num_points > 64  # the fewest at a time
 
 
 def test_sampled_inputs_say_what_they_cannot_show() -> None:

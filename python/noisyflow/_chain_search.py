@@ -1,6 +1,7 @@
 """Rounds of points for one layer of a chain, until targets are met or a budget ends.
 
-A pilot chooses the proposals; points follow until the standard error is small enough.
+A pilot on points of its own chooses the proposals; points follow until the standard
+error is small enough, and decide nothing but how many they are.
 The information of the linearised chain is the control variate: it costs no path, so
 many more points show its mean.
 """
@@ -45,6 +46,11 @@ _FEWEST_CONTROL_PAIRS = 2**27
 _MODES_PAY = 0.6
 # Of the target: what points without proposals may contribute to the bracket.
 _SKIPPED_WIDTH = 0.25
+# What is narrow enough at the pilot's points, two standard errors of their mean width
+# included, shall be so at others.
+_SAFETY = 0.9
+# Of a budget: what the pilot may spend.
+_PILOT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,11 @@ class Targets:
     max_pairs: float
     start: float
 
-    def ended_by(self, num_pairs: int) -> str:
-        """The budget that has ended; "" if none has."""
-        if time.monotonic() - self.start >= self.max_seconds:
+    def ended_by(self, num_pairs: int, share: float = 1.0) -> str:
+        """The budget of which this share has been spent; "" if none."""
+        if time.monotonic() - self.start >= share * self.max_seconds:
             return "seconds"
-        return "pairs" if num_pairs >= self.max_pairs else ""
+        return "pairs" if num_pairs >= share * self.max_pairs else ""
 
 
 @dataclass(frozen=True)
@@ -163,24 +169,17 @@ class Search:
         self.num_proposals = num_proposals or _FEWEST_PROPOSALS
         if num_proposals is None:
             self._choose_proposals(uses_modes)
-        else:
-            self._round(_PILOT_POINTS)
+            # Kept because they were narrow, these would show a bracket narrower than
+            # such proposals give, with ends that are no expectations.
+            self._points, self._queue = None, np.empty(0, np.int64)
+        self._round(_PILOT_POINTS)
         self._add_controls()
-        while True:
-            is_settled = len(self.points.own) >= _FEWEST_POINTS
-            may_change = is_settled and num_proposals is None
-            if may_change and self._is_too_wide(1.0) and self._more():
-                self._points = None
-                self._round(_FEWEST_POINTS)
-                self._add_controls()
-                continue
-            if self._is_done():
-                return
+        while not self._is_done():
             self._round(self._num_missing())
             self._add_controls()
 
-    def _round(self, count: int) -> None:
-        """At least some of so many new points; a budget may end it."""
+    def _round(self, count: int, share: float = 1.0) -> None:
+        """At least some of so many new points; this share of a budget may end it."""
         while count > 0:
             own = self._next(min(count, _POINTS_BETWEEN_LOOKS))
             fresh = self.chain.sides(
@@ -192,7 +191,7 @@ class Search:
             )
             self._add(fresh)
             count -= len(own)
-            if self.targets.ended_by(self.num_pairs):
+            if self.targets.ended_by(self.num_pairs, share):
                 return
 
     def _choose_proposals(self, uses_modes: bool) -> None:
@@ -201,12 +200,12 @@ class Search:
         tried_modes = not uses_modes
         while True:
             self._points = None
-            self._round(_PILOT_POINTS)
+            self._round(_PILOT_POINTS, _PILOT_SHARE)
             if self.num_modes == _NUM_MODES and width_before < math.inf:
                 if self._width() > _MODES_PAY * width_before:
                     self.num_modes = 1
                 width_before = math.inf
-            if not self._is_too_wide(0.7):
+            if self._widest_expected() <= _SAFETY * self.targets.bracket_width:
                 return
             p = self.points
             if self._skips and (
@@ -225,25 +224,33 @@ class Search:
             elif not self._more():
                 return
 
-    def _is_too_wide(self, margin: float) -> bool:
-        return self._width() > margin * self.targets.bracket_width
-
     def _more(self) -> bool:
         """More proposals, as many as the width asks for; False if there cannot be."""
         at_the_end = self.num_proposals >= _MOST_PROPOSALS
-        if at_the_end or self.targets.ended_by(self.num_pairs):
+        if at_the_end or self.targets.ended_by(self.num_pairs, _PILOT_SHARE):
             return False
-        ratio = self._width() / (0.7 * self.targets.bracket_width)
+        ratio = self._widest_expected() / (_SAFETY * self.targets.bracket_width)
         factor = 2.0 ** min(3, max(1, math.ceil(math.log2(ratio))))
         self.num_proposals = min(int(self.num_proposals * factor), _MOST_PROPOSALS)
         return True
 
-    def _width(self) -> float:
+    def _widths(self) -> list[Doubles]:
+        """Of the brackets at every point; for labels, too."""
         p = self.points
-        width = float(np.mean(p.upper - p.lower))
+        widths = [p.upper - p.lower]
         if self.chain.has_labels:
-            width = max(width, float(np.mean(p.label_upper - p.label_lower)))
-        return width
+            widths.append(p.label_upper - p.label_lower)
+        return widths
+
+    def _width(self) -> float:
+        return max(float(widths.mean()) for widths in self._widths())
+
+    def _widest_expected(self) -> float:
+        """The mean width, and two standard errors of it."""
+        return max(
+            float(widths.mean() + 2 * widths.std() / math.sqrt(len(widths)))
+            for widths in self._widths()
+        )
 
     def _num_missing(self) -> int:
         """Points of the next round: towards the target, at most as many again."""

@@ -260,9 +260,10 @@ def chain_information(
         error includes the spread between inputs, and I(X;T) above `ceiling` cannot be
         seen: `upper` is far above, and `isolated` near 1.
     standard_error, bracket_width : float
-        Targets in nats, positive. Points are added until every standard error, and
-        proposals per point until every upper - lower (without the bias of sampled
-        inputs) is at most this.
+        Targets in nats, positive. Points are added until every standard error is at
+        most this; proposals until a pilot's every upper - lower (without the bias of
+        sampled inputs) is, with a margin. Its points are no part of the result, which
+        can be wider: then it says so.
     num_proposals : int, optional
         K, at least 1; chosen from the pilot's brackets by default, up to 4096.
     with_entropies : bool
