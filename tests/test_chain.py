@@ -788,3 +788,32 @@ def test_a_tracker_measures_every_layer_of_a_chain() -> None:
         InformationTracker(chain, INPUTS, noise_std=0.1)
     with pytest.raises(TypeError, match="clean_outputs"):
         InformationTracker(chain, INPUTS, method="sample-propagation")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (
+            lambda: NoisyChain(torch.nn.Linear(1, 1), 0.1),
+            TypeError,
+            r"layers must be a sequence, got Linear; pass \[layer\]",
+        ),
+        (
+            lambda: chain_information(
+                NoisyChain([torch.tanh], 0.1), INPUTS, 1, num_proposals=10**9
+            ),
+            ValueError,
+            "num_proposals must be at most 65536, got 1000000000",
+        ),
+        (
+            lambda: chain_information(
+                NoisyChain([torch.tanh], 0.1), INPUTS, 1, standard_error=1e-300
+            ),
+            ValueError,
+            "standard_error must be at least 1e-12 nats, got 1e-300",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(call: Any, error: Any, words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()

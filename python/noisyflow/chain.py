@@ -35,6 +35,7 @@ Indices = NDArray[np.int64]
 Method = Literal["known-mixture", "path-importance", "prior-proposals"]
 
 _STREAM = 0x636861696E  # "chain": sets this use of a seed apart from all others
+_MOST_PROPOSALS = 2**16  # more than any bracket took; memory grows with them
 
 
 class NotDifferentiableWarning(UserWarning):
@@ -84,6 +85,11 @@ class NoisyChain:
     def __init__(
         self, layers: Sequence[Callable[..., Any]], noise_std: float | Sequence[float]
     ) -> None:
+        if not np.iterable(layers):
+            raise TypeError(
+                f"layers must be a sequence, got {type(layers).__name__}; pass [layer] "
+                "or split a Sequential by NoisyChain.from_module"
+            )
         self.layers = list(layers)
         if not self.layers:
             raise ValueError("layers must hold at least one layer, got none")
@@ -339,8 +345,8 @@ def chain_information(
     if input_kind == "sampled":
         _check_sampled(len(values), sizes)
     targets = Targets(
-        _checks.as_positive("standard_error", standard_error),
-        _checks.as_positive("bracket_width", bracket_width),
+        _checks.as_target("standard_error", standard_error),
+        _checks.as_target("bracket_width", bracket_width),
         math.inf
         if max_seconds is None
         else _checks.as_positive("max_seconds", max_seconds),
@@ -350,7 +356,9 @@ def chain_information(
         time.monotonic(),
     )
     if num_proposals is not None:
-        num_proposals = _checks.as_int("num_proposals", num_proposals, at_least=1)
+        num_proposals = _checks.as_int(
+            "num_proposals", num_proposals, at_least=1, at_most=_MOST_PROPOSALS
+        )
     seeds = np.random.SeedSequence(_checks.as_seed(seed), spawn_key=(_STREAM, layer))
     words = seeds.generate_state(2, np.uint64)
     layers = ChainLayers(chain.layers[:layer], chain.noise_stds, values[order])

@@ -165,8 +165,8 @@ class InformationTracker:
         self._network = network
         self._method = _choose_method(method, network)
         self._seed = _checks.as_seed(seed)
-        self._standard_error = _checks.as_positive("standard_error", standard_error)
-        self._bracket_width = _checks.as_positive("bracket_width", bracket_width)
+        self._standard_error = _checks.as_target("standard_error", standard_error)
+        self._bracket_width = _checks.as_target("bracket_width", bracket_width)
         self._num_draws = _checks.as_int("num_draws", num_draws, at_least=1)
         self._encloses_itself = self._method == "path-importance" and isinstance(
             network, AbstractEnclosedNetwork
