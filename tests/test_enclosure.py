@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,51 @@ def test_the_linearised_level_is_exact_for_linear_networks(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
     labelled = Enclosure(layers, inputs, np.array([40])).linearised(points, 2)
     np.testing.assert_allclose(labelled[1], 0, rtol=0, atol=1e-9)  # a single label
+
+
+@pytest.mark.parametrize("numbers_at_a_time", [2**23, 2000])
+def test_a_narrow_layer_after_wide_ones_is_linearised(
+    numbers_at_a_time: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cov(T_3) = s^2 (I + W_3 W_3' + W_3 W_2 (W_3 W_2)') of a linear network."""
+    monkeypatch.setattr(enclosure, "_NUMBERS_AT_A_TIME", numbers_at_a_time)
+    shapes = [(60, 4), (40, 60), (3, 40)]
+    w = [rng.standard_normal(shape) / math.sqrt(shape[1]) for shape in shapes]
+    layers = NoisyLayers(w, [np.zeros(len(a)) for a in w], "linear", 0.3)
+    inputs = rng.standard_normal((20, 4))
+    points = draw_points(layers, inputs, 200, rng)
+    found = Enclosure(layers, inputs, None)
+    assert found.linearised(points, 2) is None  # 40 units
+    both = w[2] @ w[1]
+    covariance = 0.09 * (np.eye(3) + w[2] @ w[2].T + both @ both.T)
+    difference = points.at(3)[:, None] - (inputs @ (both @ w[0]).T)[None]
+    squares = np.einsum(
+        "nmi,ij,nmj->nm", difference, np.linalg.inv(covariance), difference
+    )
+    own = -0.5 * squares[np.arange(len(points)), points.own]
+    expected = own - np.logaddexp.reduce(-0.5 * squares, axis=1) + math.log(20)
+    (values,) = found.linearised(points, 3)
+    np.testing.assert_allclose(
+        values, np.clip(expected, -2, math.log(20)), rtol=0, atol=1e-9
+    )
+    monkeypatch.setattr(enclosure, "_MOST_COVARIANCES", 20 * 9 - 1)
+    assert Enclosure(layers, inputs, None).linearised(points, 3) is None
+
+
+def test_wide_layers_form_no_covariances(rng: np.random.Generator) -> None:
+    m, d = 300, 100
+    weights = [rng.standard_normal((d, d)) / 20 for _ in range(3)]
+    layers = NoisyLayers(weights, [np.zeros(d)] * 3, "tanh", 0.1)
+    inputs = rng.standard_normal((m, d))
+    points = draw_points(layers, inputs, 50, rng)
+    found = Enclosure(layers, inputs, None)
+    tracemalloc.start()
+    try:
+        assert found.linearised(points, 3) is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < m * d * d
 
 
 def test_covariances_beyond_float64_leave_the_linearised_level_out() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import oracles
-from noisyflow import _core, _reference, runtime
+from noisyflow import _core, _reference, importance, runtime
 from noisyflow.importance import (
     ACTIVATIONS,
     NoisyLayers,
@@ -206,6 +206,55 @@ def test_replicas_are_unbiased_and_their_inverses_too(
         error = np.std(ratios, ddof=1) / math.sqrt(len(ratios))
         assert abs(np.mean(ratios) - 1) <= 4 * error, name
         assert error < 0.02, name
+
+
+class RecordingGenerator(np.random.Generator):
+    """Keeps what it drew."""
+
+    def __init__(self) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.normals: list[Any] = []
+        self.starts: list[Any] = []
+
+    def standard_normal(self, *args: Any, **options: Any) -> Any:
+        self.normals.append(super().standard_normal(*args, **options))
+        return self.normals[-1]
+
+    def integers(self, *args: Any, **options: Any) -> Any:
+        self.starts.append(super().integers(*args, **options))
+        return self.starts[-1]
+
+
+@pytest.mark.parametrize("most", [2**23, 16 * 40, 16 * 14, 1])
+def test_replicas_in_parts_are_those_of_all_draws(
+    most: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mean weights of all draws by the formula; the known path replaces the last."""
+    monkeypatch.setattr(importance, "_NUMBERS_AT_A_TIME", most)
+    weights = [rng.standard_normal((2, 3)), rng.standard_normal((1, 2))]
+    layers = NoisyLayers(weights, [np.zeros(2), np.zeros(1)], "tanh", 0.3)
+    inputs = rng.standard_normal((4, 3))
+    points, own, path = sample(layers, inputs, 10, rng)
+    generator = RecordingGenerator()
+    found = replica_log_densities(
+        *(layers, 2, inputs, points, own, path), num_draws=50, generator=generator
+    )
+    assert max(draws.size for draws in generator.normals) <= max(most, 16 * 2)
+    first = np.tanh(inputs @ weights[0].T)
+    for i, x in enumerate(own):
+        windows = [
+            draws[:, starts[i] : starts[i] + draws.shape[1] // 16].T
+            for draws, starts in zip(generator.normals, generator.starts, strict=True)
+        ]
+        z = np.concatenate([*windows, path[i : i + 1]])
+        assert len(z) == 51
+        residual = points[i] - np.tanh((first[x] + 0.3 * z) @ weights[1].T)
+        w = np.exp(-0.5 * (residual[:, 0] / 0.3) ** 2) / math.sqrt(2 * math.pi * 0.09)
+        assert abs(found.lower[i] - math.log(w[:50].mean())) < 1e-9
+        with_known = (w[:49].sum() + w[50]) / 50
+        assert abs(found.upper[i] - math.log(with_known)) < 1e-9
+        share = w[:50].sum() ** 2 / (w[:50] ** 2).sum() / 50
+        assert abs(found.effective_sample_size[i] - share) < 1e-9
 
 
 def test_an_own_input_that_seems_impossible_leaves_the_bracket_finite(

@@ -49,6 +49,10 @@ _LEAST_CLOSING = 0.7
 _MOST_PASSES = 3e8
 # The linearised value is left out unless it takes away this share of the variance.
 _LEAST_GAIN = 0.2
+# A covariance for every input: 256 MiB, and in making them 64 MiB at a time.
+_MOST_COVARIANCES = 2**25
+_MOST_UNITS = 32  # of `gaussian_mixture_log_density`
+_NUMBERS_AT_A_TIME = 2**23
 # Below this (nats) the linearised value says no more than that it failed.
 _FLOOR = -2.0
 
@@ -235,7 +239,7 @@ class Enclosure:
         self._clean = layers.clean_outputs(
             inputs, np.zeros((len(inputs), sum(layers.widths)))
         )
-        self._linear: list[tuple[Doubles, Doubles] | None] = []
+        self._linear: dict[int, tuple[Doubles, Doubles] | None] = {}
 
     def label_range(self, own: Indices) -> Indices:
         """First and one past the last input with the own label, (N, 2)."""
@@ -421,7 +425,8 @@ class Enclosure:
     def linearised(self, points: Points, layer: int) -> Doubles | None:
         """The information at the points, (1 or 2, N), of linear layers; clipped.
 
-        None where that is no help: layer 1, or covariances beyond float64.
+        None where that is no help: layer 1, covariances beyond float64, more than 32
+        units, or more than 2^25 entries of covariances.
         """
         linear = self._linear_layer(layer)
         if linear is None:
@@ -450,29 +455,43 @@ class Enclosure:
     def _linear_layer(self, layer: int) -> tuple[Doubles, Doubles] | None:
         """Means and whitening factors of t_l for every input, linearised at no noise.
 
-        Cov(T_l) = noise_std^2 (I + A_l (I + A_{l-1} (..) A_{l-1}') A_l'), where A_l is
-        the slope of layer l: the widths of two layers, never that of the noise path.
+        Cov(T_l) = noise_std^2 (I + B_l B_l' + B_{l-1} B_{l-1}' + ...), B_l = A_l and
+        B_k = B_{k+1} A_k down to k = 2, where A_k is the slope of layer k: matrices of
+        d_l rows, however wide the layers before are.
         """
-        if layer == 1:
+        m, d = self._clean[layer - 1].shape
+        if layer == 1 or d > _MOST_UNITS or m * d * d > _MOST_COVARIANCES:
             return None
-        if not self._linear:
-            m, width = self._clean[0].shape
-            covariance = np.broadcast_to(np.eye(width), (m, width, width))
-            for index in range(1, len(self.layers.widths)):
-                output, w = self._clean[index], self.layers.weights[index]
-                a = self.layers.slopes(output)[:, :, None] * w
-                covariance = np.eye(len(w)) + a @ covariance @ a.transpose(0, 2, 1)
-                covariance = 0.5 * (covariance + covariance.transpose(0, 2, 1))
-                try:
-                    factors = whitening_from_covariances(
-                        self.layers.noise_std**2 * covariance
-                    )
-                    gaussian_mixture_log_density(output[:1], output, factors)
-                except ValueError:  # LinAlgError is one
-                    self._linear.append(None)
-                else:
-                    self._linear.append((output, factors))
-        return self._linear[layer - 2]
+        if layer not in self._linear:
+            output = self._clean[layer - 1]
+            most = d * max(self.layers.widths[:layer])
+            step = max(1, _NUMBERS_AT_A_TIME // most)
+            try:
+                covariance = np.concatenate(
+                    [
+                        self._linear_covariances(layer, slice(start, start + step))
+                        for start in range(0, m, step)
+                    ]
+                )
+                factors = whitening_from_covariances(covariance)
+                gaussian_mixture_log_density(output[:1], output, factors)
+            except ValueError:  # LinAlgError is one
+                self._linear[layer] = None
+            else:
+                self._linear[layer] = (output, factors)
+        return self._linear[layer]
+
+    def _linear_covariances(self, layer: int, some: slice) -> Doubles:
+        """Cov(T_l) given these inputs, layers linearised at no noise."""
+        d = self.layers.widths[layer - 1]
+        covariance = np.eye(d)
+        b = np.eye(d)[None]
+        for index in range(layer - 1, 0, -1):
+            slopes = self.layers.slopes(self._clean[index][some])
+            b = (b * slopes[:, None, :]) @ self.layers.weights[index]
+            covariance = covariance + b @ b.transpose(0, 2, 1)
+        covariance = 0.5 * (covariance + covariance.transpose(0, 2, 1))
+        return np.asarray(self.layers.noise_std**2 * covariance)
 
 
 # -- one layer: pilot, rounds, estimate ----------------------------------------------

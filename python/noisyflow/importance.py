@@ -304,7 +304,8 @@ def replica_log_densities(
     num_draws : int
         K, at least 1. The bracket closes like 1/K, and the cost grows like K.
     generator : numpy.random.Generator
-        Source of the draws. Points share a pool of them, each a window of its own.
+        Source of the draws. Points share pools of them, at most 64 MiB at once, each a
+        window of its own.
 
     Returns
     -------
@@ -326,25 +327,48 @@ def replica_log_densities(
     )
     num_draws = _checks.as_int("num_draws", num_draws, at_least=1)
     _check_generator(generator)
-    num_columns = _WINDOWS * num_draws
-    bracket = LogDensityBracket(
-        *_core.path_replicas(
+    first = layers.activate(inputs @ layers.weights[0].T + layers.biases[0])
+    most = max(1, _NUMBERS_AT_A_TIME // (_WINDOWS * max(1, path.shape[1])))
+    counts = [min(most, num_draws - done) for done in range(0, num_draws, most)]
+    parts = []
+    for count in counts:
+        num_columns = _WINDOWS * count
+        part = _core.path_replicas(
             list(layers.weights[1:layer]),
             list(layers.biases[1:layer]),
             ACTIVATIONS.index(layers.activation),
             layers.noise_std,
-            layers.activate(inputs @ layers.weights[0].T + layers.biases[0]),
+            first,
             points,
             own,
             path,
             generator.standard_normal((path.shape[1], num_columns)),
-            generator.integers(0, num_columns - num_draws + 1, len(points)),
-            num_draws,
+            generator.integers(0, num_columns - count + 1, len(points)),
+            count,
             num_threads(),
         )
-    )
+        parts.append(LogDensityBracket(*part))
+    bracket = parts[0] if len(parts) == 1 else _joined_draws(parts, counts)
     _check_representable(bracket, layer)
     return bracket
+
+
+def _joined_draws(
+    parts: list[LogDensityBracket], counts: list[int]
+) -> LogDensityBracket:
+    """The bracket of all draws; the known path takes the place of one, in one part."""
+    log_counts = np.log(counts)[:, None]
+    total = np.log(sum(counts))
+    sums = np.stack([part.lower for part in parts]) + log_counts
+    effective = np.stack([part.effective_sample_size for part in parts])
+    log_sum = np.logaddexp.reduce(sums)
+    with_known = np.vstack([sums[:-1], (parts[-1].upper + log_counts[-1])[None]])
+    log_squares = np.logaddexp.reduce(2 * sums - np.log(effective) - log_counts)
+    return LogDensityBracket(
+        log_sum - total,
+        np.logaddexp.reduce(with_known) - total,
+        np.exp(2 * log_sum - log_squares - total),
+    )
 
 
 def _check_generator(generator: Any) -> None:
