@@ -767,6 +767,13 @@ def test_a_limit_of_seconds_does_not_end_at_what_a_few_queries_agree_on():
         assert abs(estimate.value - exact) < 4 * estimate.standard_error
 
 
+def test_no_target_is_met_by_the_queries_that_only_show_the_time():
+    centers = 100.0 * np.arange(2000.0)[:, None] * np.ones(3)
+    estimate = entropy(centers, 1.0, population=True, max_seconds=1e-6)
+    assert estimate.stopped_by == "seconds"
+    assert estimate.num_pairs == 128 * 2000
+
+
 @pytest.mark.parametrize("budget", [128, 400, 1600, 8192])
 def test_errors_are_honest_however_few_the_queries(budget):
     """Uneven small mixtures, where slopes fitted to few records would follow chance."""

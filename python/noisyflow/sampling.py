@@ -333,8 +333,9 @@ class _Rounds:
             first = _FIRST_EVERYWHERE
         # With a limit of seconds a small round shows how long a query takes. What is
         # rare it has not met, so that its error may be far too small: it ends nothing.
-        is_pilot = self._budget.max_seconds is not None
-        queries = _LEAST_QUERIES if is_pilot else first
+        has_pilot = self._budget.max_seconds is not None
+        queries = _LEAST_QUERIES if has_pilot else first
+        is_pilot = False
         averages: Averages | None = None
         while True:
             queries, ended = self._affordable(queries, averages)
@@ -342,9 +343,10 @@ class _Rounds:
                 assert averages is not None
                 return _stopped(averages, self._budget, ended, is_pilot=is_pilot)
             spent = self._spend(queries, is_last=bool(ended))
+            is_pilot = has_pilot and averages is None
             averages = self._averages()
             if is_pilot and ended != "pairs":
-                (is_pilot, queries) = (False, first)
+                queries = first
                 self._rounds = []
                 continue
             goal = self._goal(averages)
