@@ -34,7 +34,7 @@ def test_the_estimators_need_nothing_but_numpy_and_scipy() -> None:
         "import numpy as np, noisyflow\n"
         "x = np.random.default_rng(0).normal(size=(50, 4, 2))\n"
         "noisyflow.entropy(x[:, 0], 1.0)\n"
-        "noisyflow.entropy(x.reshape(25, 8), 1.0)\n"
+        "noisyflow.entropy(x.reshape(50, 8), 1.0)\n"
         "noisyflow.mutual_information(x, 1.0)\n"
         "from noisyflow import baselines, datasets, importance, tracking\n"
     )
