@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -61,8 +61,8 @@ _MOST_QUERIES = 2**25
 # their distance. Measured understatement of the error by the spread within a block: up
 # to 1.3 times at 10 centers, 1.5 at 5, 4 at 2.
 _MIN_BLOCK = 10
-# Two samples meet the same density from either side, so their spread says nothing; of
-# four, two errors by Student's factor held 82 % where 95 % were due.
+# Two samples meet the same density from either side, so their spread says nothing, and
+# that of four too little; test_information.py counts how often two errors of five hold.
 _FEWEST_SAMPLES = 4.5
 _QUERIES_PER_CALL = 65_536  # enough to occupy every core; 16 MiB of points at d = 32
 _COORDINATES_PER_CALL = 2**21  # the same limit for larger d
@@ -242,6 +242,13 @@ def _from_grids(problem: Problem, psi: Floats, num_pairs: int) -> Averages:
     )
     rounding = float(np.finfo(problem.centers.dtype).eps) * (1 + abs(means[_VALUE]))
     error = float(of_grids[:, _VALUE].std(ddof=1)) + float(rounding)
+    return _summary(problem, means, error, variance, num_pairs)
+
+
+def _summary(
+    problem: Problem, means: Floats, error: float, variance: float, num_pairs: int
+) -> Averages:
+    """Means in the order of QueryTerms, the queries' error, the samples' variance."""
     return Averages(
         value=float(means[_VALUE]),
         standard_error=math.hypot(error, _sampling_error(problem, variance)),
@@ -265,7 +272,7 @@ def _stopped(
     """With the reason why no more queries are spent: the target, if it is met."""
     if averages.standard_error <= budget.standard_error and not is_pilot:
         reason = "target"
-    return Averages(**{**averages.__dict__, "stopped_by": reason})
+    return replace(averages, stopped_by=reason)
 
 
 def _columns(terms: QueryTerms, num_queries: int) -> Floats:
@@ -520,17 +527,7 @@ class _Rounds:
             # it changes one query's value by a nat or so.
             num_queries = sum(r.num_queries for r in self._rounds)
             error = math.hypot(error, float(means[_ISOLATED]) / num_queries)
-        return Averages(
-            value=float(means[_VALUE]),
-            standard_error=math.hypot(error, _sampling_error(self._problem, sampling)),
-            monte_carlo_error=error,
-            lower_gap=float(means[_LOWER]),
-            upper_gap=float(means[_UPPER]),
-            isolated=float(means[_ISOLATED]),
-            own_weight=float(means[_OWN_WEIGHT]),
-            num_pairs=self._num_pairs,
-            stopped_by="",
-        )
+        return _summary(self._problem, means, error, sampling, self._num_pairs)
 
     def _monte_carlo_variance(self, values: Floats) -> tuple[float, float]:
         """Variance of the mean over all records, from independent replicates."""

@@ -67,6 +67,13 @@ def information_between(
     return entropy_of(everyone, 0) - within / len(everyone)
 
 
+def queries_of(n: int, limit: int | None, seed: int) -> Indices:
+    """All of n indices, or as many of them as the limit allows, in order."""
+    if limit is None or limit >= n:
+        return np.arange(n)
+    return np.sort(generator_of(seed).permutation(n)[:limit])
+
+
 def scaled_queries(limit: int | None, size: int, share: float) -> int | None:
     """Queries in `size` samples, a share of all n, for `subsampling_error` to be right.
 

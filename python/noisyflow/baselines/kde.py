@@ -20,9 +20,9 @@ from noisyflow.baselines._resampling import (
     Indices,
     as_samples,
     checked_num_resamples,
-    generator_of,
     groups_of,
     information_between,
+    queries_of,
     scaled_queries,
     subsampling_error,
 )
@@ -204,7 +204,7 @@ class KernelDensity:
             statistic, groups, at_least=2, num_resamples=self.num_resamples, seed=seed
         )
         num_pairs = sum(
-            len(_queries(len(members), self.num_queries, seed)) * len(members)
+            len(queries_of(len(members), self.num_queries, seed)) * len(members)
             for members in sets
         )
         return Estimate(
@@ -214,7 +214,7 @@ class KernelDensity:
     def _mean(self, points: Floats, width: float, seed: int, share: float) -> float:
         """Mean of -log density over a share of the queries."""
         limit = scaled_queries(self.num_queries, len(points), share)
-        own = _queries(len(points), limit, seed)
+        own = queries_of(len(points), limit, seed)
         return _mean_surprise(points, width, own, self.evaluate == "leave-one-out")
 
     def _bandwidth(self, points: Floats, seed: int) -> float:
@@ -229,7 +229,7 @@ class KernelDensity:
                 "samples must differ for a bandwidth to be chosen, got one point "
                 f"{len(points)} times; give the bandwidth"
             )
-        own = _queries(len(points), _SEARCH_QUERIES, seed)
+        own = queries_of(len(points), _SEARCH_QUERIES, seed)
         known: dict[float, float] = {}
 
         def loss(width: float) -> float:
@@ -253,13 +253,6 @@ class KernelDensity:
             step = math.sqrt(step)
             best = min((best / step, best, best * step), key=loss)
         return best
-
-
-def _queries(n: int, limit: int | None, seed: int) -> Indices:
-    """All of n indices, or as many of them as the limit allows, in order."""
-    if limit is None or limit >= n:
-        return np.arange(n)
-    return np.sort(generator_of(seed).permutation(n)[:limit])
 
 
 def _mean_surprise(

@@ -18,8 +18,8 @@ from noisyflow.baselines._resampling import (
     Indices,
     as_samples,
     checked_num_resamples,
-    generator_of,
     groups_of,
+    queries_of,
     scaled_queries,
     subsampling_error,
 )
@@ -252,10 +252,7 @@ class NearestNeighbor:
 
     def _queries(self, n: int, seed: int, share: float) -> Indices:
         """All of n indices, or a share of as many as are wanted."""
-        limit = scaled_queries(self.num_queries, n, share)
-        if limit is None or limit >= n:
-            return np.arange(n)
-        return np.sort(generator_of(seed).permutation(n)[:limit])
+        return queries_of(n, scaled_queries(self.num_queries, n, share), seed)
 
 
 def _tree_of(points: Floats) -> Any:
