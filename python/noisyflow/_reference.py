@@ -95,6 +95,69 @@ def posterior_moments(
     return log_density, mean, covariance
 
 
+def log_density_gradients(
+    points: Array,
+    centers: Array,
+    noise_std: float,
+    weights: Array | None,
+    log_density: Array,
+    grad_output: Array,
+    want_points: bool = True,
+    want_centers: bool = True,
+    want_weights: bool = True,
+    want_noise_std: bool = True,
+    max_lost_mass: float = 0.0,
+    num_threads: int = 1,
+) -> tuple[Array | None, Array | None, Array | None, float | None]:
+    """Gradients of sum_i grad_output[i] log_density[i], None where not wanted.
+
+    With p_ij = w_j N(x_i; y_j, noise_std^2 I) / g(x_i), which sums to 1 over j, and
+    s = noise_std,
+
+        points[i]  = grad_output[i] sum_j p_ij (y_j - x_i) / s^2             (m, d)
+        centers[j] = sum_i grad_output[i] p_ij (x_i - y_j) / s^2             (n, d)
+        weights[j] = sum_i grad_output[i] N(x_i; y_j, s^2 I) / g(x_i)        (n,)
+        noise_std  = sum_i grad_output[i] sum_j p_ij (|x_i - y_j|^2 / s^3 - d / s).
+
+    Weights are free parameters: what keeps their sum at 1 is the caller's. A gradient
+    with respect to one of weight zero may be larger than any number, and is the largest
+    then. The last two parameters are the kernels'; log_density, too: here it is found
+    again. Memory is O((m + n) d) beside a constant.
+    """
+    points = np.asarray(points, np.float64)
+    centers = np.asarray(centers, np.float64)
+    grad_output = np.asarray(grad_output, np.float64)
+    (m, d), n = points.shape, len(centers)
+    variance = float(noise_std) ** 2
+    log_normaliser = 0.5 * d * np.log(2 * np.pi * variance)
+    grad_points, grad_centers = np.zeros((m, d)), np.zeros((n, d))
+    grad_weights, grad_noise_std = np.zeros(n, np.longdouble), 0.0
+    most = np.finfo(np.float64).max
+    step = max(1, 2**21 // (n * d))
+    for begin in range(0, m, step):
+        x, g = points[begin : begin + step], grad_output[begin : begin + step]
+        terms = _log_terms(x, centers, noise_std, weights)
+        found = _log_sum_exp(terms, np.ones(terms.shape, bool))
+        posterior = g[:, None] * np.exp(terms - found[:, None])
+        differences = centers[None, :, :] - x[:, None, :]
+        squares = (differences**2).sum(axis=2)
+        along = posterior[:, :, None] * differences
+        grad_points[begin : begin + step] = along.sum(axis=1) / variance
+        grad_centers -= along.sum(axis=0) / variance
+        grad_noise_std += float((posterior * (squares / variance - d)).sum())
+        kernels = -squares / (2 * variance) - log_normaliser - found[:, None]
+        with np.errstate(over="ignore", invalid="ignore"):
+            ratios = np.minimum(np.exp(kernels), most)
+            # 0 of the largest is 0; sums of the largest are within a long double.
+            grad_weights += (g[:, None].astype(np.longdouble) * ratios).sum(axis=0)
+    return (
+        grad_points if want_points else None,
+        grad_centers if want_centers else None,
+        np.clip(grad_weights, -most, most).astype(float) if want_weights else None,
+        grad_noise_std / float(noise_std) if want_noise_std else None,
+    )
+
+
 def mixture_block_log_sums(
     points: Array,
     centers: Array,
