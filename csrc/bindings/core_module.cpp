@@ -277,6 +277,62 @@ py::tuple posterior_moments(const py::array_t<T>& points, const py::array_t<T>& 
   return py::make_tuple(log_density, mean, covariance);
 }
 
+// Gradients with respect to points (m, d), centers (n, d), weights (n,) and noise_std, None where
+// not wanted: see GradientTask.
+template <class T>
+py::tuple log_density_gradients(const py::array_t<T>& points, const py::array_t<T>& centers,
+                                double noise_std, const std::optional<py::array_t<T>>& weights,
+                                const py::array_t<T>& log_density,
+                                const py::array_t<T>& grad_output, bool want_points,
+                                bool want_centers, bool want_weights, bool want_noise_std,
+                                double max_lost_mass, int num_threads) {
+  const Problem<T> problem(points, centers, noise_std, weights);
+  const PointsView<T>& x = problem.task.points;
+  const MixtureView<T>& mixture = problem.task.mixture;
+  require(x.m < INT32_MAX, "too many points");
+  require(max_lost_mass >= 0 && max_lost_mass < 1, "max_lost_mass must be in [0, 1)");
+  auto values = [](const py::array_t<T>& array, int64_t count, const char* message) {
+    require(array.ndim() == 1 && array.shape(0) == count, message);
+    std::vector<T> out(static_cast<size_t>(count));
+    const auto from = array.template unchecked<1>();
+    for (int64_t i = 0; i < count; ++i) out[size_t(i)] = from(i);
+    return out;
+  };
+  const std::vector<T> w = weights ? values(*weights, mixture.n, "weights") : std::vector<T>();
+  const std::vector<T> densities = values(log_density, x.m, "one log-density per point");
+  const std::vector<T> gains = values(grad_output, x.m, "one grad_output per point");
+
+  GradientTask<T> task{x,
+                       mixture,
+                       weights ? w.data() : nullptr,
+                       densities.data(),
+                       gains.data(),
+                       max_lost_mass,
+                       nullptr,
+                       nullptr,
+                       nullptr,
+                       nullptr};
+  py::object of_points = py::none(), of_centers = py::none(), of_weights = py::none();
+  auto make = [](py::object& object, std::vector<py::ssize_t> shape) {
+    py::array_t<T> array(shape);
+    T* data = array.mutable_data();
+    object = std::move(array);
+    return data;
+  };
+  double of_noise_std = 0;
+  if (want_points) task.grad_points = make(of_points, {x.m, mixture.d});
+  if (want_centers) task.grad_centers = make(of_centers, {mixture.n, mixture.d});
+  if (want_weights) task.grad_weights = make(of_weights, {mixture.n});
+  if (want_noise_std) task.grad_noise_std = &of_noise_std;
+  const KernelTable& table = active_target();  // reads the environment: needs the GIL
+  {
+    py::gil_scoped_release release;
+    run_gradient_task(task, table, num_threads);
+  }
+  const py::object noise = want_noise_std ? py::object(py::float_(of_noise_std)) : py::none();
+  return py::make_tuple(of_points, of_centers, of_weights, noise);
+}
+
 // The rows of the centers, ordered so that neighbours in space are neighbours in the order; runs of
 // `leaf` rows lie close together.
 template <class T>
@@ -520,6 +576,12 @@ void define(py::module_& m) {
   m.def("posterior_moments", &posterior_moments<T>, py::arg("points").noconvert(),
         py::arg("centers").noconvert(), py::arg("noise_std"),
         py::arg("weights").noconvert().none(true), py::arg("unit"), py::arg("num_threads"));
+  m.def("log_density_gradients", &log_density_gradients<T>, py::arg("points").noconvert(),
+        py::arg("centers").noconvert(), py::arg("noise_std"),
+        py::arg("weights").noconvert().none(true), py::arg("log_density").noconvert(),
+        py::arg("grad_output").noconvert(), py::arg("want_points"), py::arg("want_centers"),
+        py::arg("want_weights"), py::arg("want_noise_std"), py::arg("max_lost_mass"),
+        py::arg("num_threads"));
   m.def("kd_order", &kd_order<T>, py::arg("centers").noconvert(), py::arg("leaf"),
         py::arg("num_threads"));
   m.def("first_unfit_factor", &first_unfit_factor<T>, py::arg("whitening").noconvert());

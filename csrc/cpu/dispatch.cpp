@@ -10,18 +10,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "parallel.h"
+#include "scratch.h"
 
 namespace noisyflow {
 namespace {
 
-// Below this many pair-dimensions a second thread costs more than it saves (about 20 us each).
-constexpr double kWorkPerThread = 4e6;
 constexpr int64_t kBlocksTogether = 8;  // of points, in one task over a tree
 
 const std::vector<KernelTable>& tables() {
@@ -53,17 +51,6 @@ const KernelTable& find_target(const char* name, const char* who) {
 
 std::atomic<const KernelTable*> forced{nullptr};
 
-struct AlignedDelete {
-  void operator()(void* memory) const { std::free(memory); }
-};
-using Scratch = std::unique_ptr<void, AlignedDelete>;
-
-Scratch allocate(int64_t bytes) {
-  void* memory = std::aligned_alloc(64, size_t((bytes + 63) / 64 * 64));
-  if (!memory) throw std::bad_alloc();
-  return Scratch(memory);
-}
-
 // Groups of at most `size` neighbouring points. They end with a block of own centers where that
 // leaves at least half a group; where blocks are smaller than that, groups are full and mixed.
 std::vector<PointGroup> cut_groups(const int64_t* own, int64_t m, const Membership* membership,
@@ -80,12 +67,6 @@ std::vector<PointGroup> cut_groups(const int64_t* own, int64_t m, const Membersh
     begin = end;
   }
   return groups;
-}
-
-// Fewer threads than asked for where the work does not pay for them.
-int worthwhile_threads(double work, int num_threads) {
-  const double worthwhile = 1 + work / kWorkPerThread;
-  return num_threads > worthwhile ? int(worthwhile) : num_threads;
 }
 
 // Groups of points in one task. A point's sum depends on nothing beyond its group, so neither the

@@ -80,6 +80,17 @@ struct PosteriorKernel {
   int group;                            // points that share a vector
 };
 
+// One direction of gradients on one target.
+template <class T>
+struct GradientKernel {
+  // Blocks [first, last) of rows, at most `most_blocks(d)`.
+  void (*evaluate)(const GradientPass<T>& pass, int64_t first, int64_t last, void* scratch);
+  int64_t (*scratch_bytes)(int64_t d);  // per thread, 64-byte aligned
+  int64_t (*most_blocks)(int64_t d);
+  int group;     // rows that share vectors
+  int together;  // columns of a block
+};
+
 struct KernelTable {
   const char* name;
   KernelChoice<float> (*choose_f32)(int64_t d);
@@ -92,6 +103,8 @@ struct KernelTable {
   ExpansionKernel<double> expansion_f64;
   PosteriorKernel<float> posterior_f32;
   PosteriorKernel<double> posterior_f64;
+  GradientKernel<float> gradient_f32;
+  GradientKernel<double> gradient_f64;
 };
 
 // The kernels for dimension d.
@@ -149,6 +162,9 @@ void run_covariance_task(const CovarianceTask<T>& task, const KernelTable& table
 
 template <class T>
 void run_posterior_task(const PosteriorTask<T>& task, const KernelTable& table, int num_threads);
+
+template <class T>
+void run_gradient_task(const GradientTask<T>& task, const KernelTable& table, int num_threads);
 
 void run_path_task(const PathTask& task, const KernelTable& table, int num_threads);
 void run_replica_task(const ReplicaTask& task, const KernelTable& table, int num_threads);

@@ -2,6 +2,7 @@
 // Called only after dispatch.cpp has seen that the CPU has them.
 #define NOISYFLOW_TARGET avx512
 #include "covariance-inl.h"
+#include "gradients-inl.h"
 #include "log_density-inl.h"
 #include "path_importance-inl.h"
 #include "path_replicas-inl.h"
@@ -20,6 +21,8 @@ KernelTable kernels_avx512() {
           avx512::expansion_kernel<float>(),
           avx512::expansion_kernel<double>(),
           avx512::posterior_kernel<float>(),
-          avx512::posterior_kernel<double>()};
+          avx512::posterior_kernel<double>(),
+          avx512::gradient_kernel<float>(),
+          avx512::gradient_kernel<double>()};
 }
 }  // namespace noisyflow

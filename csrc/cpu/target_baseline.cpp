@@ -2,6 +2,7 @@
 // Always there; all that a CPU without AVX2 has.
 #define NOISYFLOW_TARGET baseline
 #include "covariance-inl.h"
+#include "gradients-inl.h"
 #include "log_density-inl.h"
 #include "path_importance-inl.h"
 #include "path_replicas-inl.h"
@@ -20,6 +21,8 @@ KernelTable kernels_baseline() {
           baseline::expansion_kernel<float>(),
           baseline::expansion_kernel<double>(),
           baseline::posterior_kernel<float>(),
-          baseline::posterior_kernel<double>()};
+          baseline::posterior_kernel<double>(),
+          baseline::gradient_kernel<float>(),
+          baseline::gradient_kernel<double>()};
 }
 }  // namespace noisyflow

@@ -1,0 +1,312 @@
+// Gradients of the log-density, in two passes of one kind over all pairs: rows in the lanes of
+// vectors, columns broadcast. Points are the rows for their own gradients, and centers for theirs
+// (GradientPass in views.h); what either needs is q_rc, whose exponent starts from the saved
+// log-density, so that no term is larger than 1 and none that matters is far from it.
+//
+// Precision policy. The saved log-density is rounded, and as an exponent that is large far from all
+// centers; so the terms of a point are divided by their own sum, and their rounding alone is left.
+// Both passes compute a pair's term by the same operations: what a point is pulled by is what its
+// centers are pulled by. Differences are of the coordinates as given, and a term is multiplied by
+// them, never by coordinates: a sum of w y less x times a sum of w cancels at little noise.
+// Squared distances in many dimensions are sums of kChunk, added up with what each addition loses.
+// Terms are summed in T over kMaxTile columns, and in double beyond. Rules of target files:
+// log_density-inl.h.
+
+#pragma once
+#include <math.h>
+
+#include "../core/exp2_poly.h"
+#include "../core/views.h"
+#include "dispatch.h"
+#include "log_density-inl.h"
+#include "simd.h"
+
+namespace noisyflow {
+inline namespace NOISYFLOW_TARGET {
+
+// A sum of terms that are not even nearly 1 in all comes from a log-density that is rounded, or
+// wrong, by many bits.
+constexpr double kMassBits = 30;
+constexpr double kClampBits = 60;            // exponents beyond are out of range
+constexpr int64_t kGradientBytes = 1 << 20;  // of all blocks of rows of a task: they stay in L2
+constexpr int64_t kLeastGradientTile = 48;   // columns for which the rows are read again
+
+// What a block of rows has met so far.
+template <class T, int Q>
+struct RowSums {
+  static constexpr int kGroup = Q * kLanes<T>;
+  double mass[kGroup], squares[kGroup];  // of terms, and of terms times exponents
+  T base[kGroup];
+  T nearest[kGroup];           // smallest exponent over the scale, if the pass is light
+  T* rows;                     // d x Q vectors
+  T* gradient;                 // d x Q vectors: not yet in the sums
+  double* sums;                // d x Q x kLanes
+  int64_t begin, end, folded;  // rows; columns in `gradient`
+
+  void fold(int64_t d) {
+    for (int64_t i = 0; i < d * kGroup; ++i) {
+      sums[i] += double(gradient[i]);
+      gradient[i] = T(0);
+    }
+    folded = 0;
+  }
+};
+
+// Columns of one call.
+template <class T>
+struct ColumnRange {
+  const T* columns;
+  int64_t stride, count;  // count: whole blocks
+  const T* shift;
+  const T* multiplier;
+};
+
+enum GradientFlags { kGradient = 1, kSquares = 2, kScaled = 4, kLight = 8, kManyDims = 16 };
+
+// Squared distances in many dimensions, added to s. What an addition to s loses is kept; where the
+// part is larger than s, it is right but for the rounding of a part.
+template <class T, int Q, int C>
+inline __attribute__((always_inline)) void add_squares_chunked(const T* rows, const T* columns,
+                                                               int64_t stride, int d, Vec<T>* s) {
+  Vec<T> lost[C * Q];
+#pragma GCC unroll 16
+  for (int i = 0; i < C * Q; ++i) lost[i] = Vec<T>{};
+#pragma GCC unroll 1
+  for (int k = 0; k < d; k += kChunk) {
+    Vec<T> part[C * Q];
+#pragma GCC unroll 16
+    for (int i = 0; i < C * Q; ++i) part[i] = Vec<T>{};
+    add_squares<T, Q, C, kChunk>(rows, columns, stride, k, k + kChunk < d ? k + kChunk : d, part);
+#pragma GCC unroll 16
+    for (int i = 0; i < C * Q; ++i) {
+      const Vec<T> sum = s[i] + part[i];
+      lost[i] += part[i] - (sum - s[i]);
+      s[i] = sum;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < C * Q; ++i) s[i] += lost[i];
+}
+
+// At most kMaxTile columns.
+template <class T, int Q, int C, int Flags>
+__attribute__((noinline)) void add_columns(const ColumnRange<T>& range, int64_t dims, T scale,
+                                           RowSums<T, Q>& sums) {
+  constexpr bool kIsClamped = (Flags & kLight) || !kExp2Overflows;
+  const int d = int(dims);
+  const Vec<T> least = broadcast<T>(-T(kClampBits) / scale);
+  Vec<T> base[Q], mass[Q], squares[Q], nearest[Q];
+  for (int q = 0; q < Q; ++q) {
+    base[q] = load<T>(sums.base + q * kLanes<T>);
+    nearest[q] = mass[q] = squares[q] = Vec<T>{};
+  }
+  for (int64_t j = 0; j < range.count; j += C) {
+    const T* columns = range.columns + j * range.stride;
+    Vec<T> s[C * Q], t[C * Q];
+    start<T, Q, C, true>(range.shift + j, base, s);
+    if constexpr (Flags & kManyDims)
+      add_squares_chunked<T, Q, C>(sums.rows, columns, range.stride, d, s);
+    else
+      add_squares<T, Q, C>(sums.rows, columns, range.stride, 0, d, s);
+    if constexpr (Flags & kLight)
+#pragma GCC unroll 16
+      for (int i = 0; i < C * Q; ++i) nearest[i % Q] = vmin(s[i], nearest[i % Q]);
+    if constexpr (kIsClamped)
+#pragma GCC unroll 16
+      for (int i = 0; i < C * Q; ++i) s[i] = s[i] < least ? least : s[i];
+    exp2_terms<T, C * Q>(s, scale, t);
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        Vec<T>& term = t[c * Q + q];
+        if constexpr (Flags & kScaled) term *= range.multiplier[j + c];
+        mass[q] += term;
+        if constexpr (Flags & kSquares) {
+          // No term is zero on some targets, but centers of weight zero are at kNever.
+          const Vec<T> square = s[c * Q + q] - range.shift[j + c];
+          const T never = kNever<T> / 2;
+          if (kExp2Overflows || range.shift[j + c] < never) squares[q] += term * square;
+        }
+      }
+    if constexpr (Flags & kGradient) {
+      T* gradient = sums.gradient;
+      const T* rows = sums.rows;
+#pragma GCC unroll 1
+      for (int k = 0; k < d; ++k, gradient += Q * kLanes<T>, rows += Q * kLanes<T>) {
+        Vec<T> x[Q], g[Q];
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) {
+          x[q] = load<T>(rows + q * kLanes<T>);
+          g[q] = load<T>(gradient + q * kLanes<T>);
+        }
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) {
+          const T y = columns[c * range.stride + k];
+#pragma GCC unroll 4
+          for (int q = 0; q < Q; ++q) {
+            const Vec<T> diff = y - x[q];
+            g[q] += t[c * Q + q] * diff;
+          }
+        }
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) store<T>(gradient + q * kLanes<T>, g[q]);
+      }
+    }
+  }
+  for (int q = 0; q < Q; ++q)
+    for (int l = 0; l < kLanes<T>; ++l) {
+      const int at = q * kLanes<T> + l;
+      sums.mass[at] += double(mass[q][l]);
+      if constexpr (Flags & kSquares) sums.squares[at] += double(squares[q][l]);
+      if constexpr (Flags & kLight)
+        sums.nearest[at] = nearest[q][l] < sums.nearest[at] ? nearest[q][l] : sums.nearest[at];
+    }
+  if constexpr (Flags & kGradient) {
+    sums.folded += range.count;
+    if (sums.folded >= kMaxTile) sums.fold(dims);
+  }
+}
+
+template <class T, int Q, int C, int Flags>
+auto choose_add_columns(int64_t d) {
+  return d > kChunk ? &add_columns<T, Q, C, Flags | kManyDims> : &add_columns<T, Q, C, Flags>;
+}
+
+template <class T, int Q>
+using AddColumns = void (*)(const ColumnRange<T>&, int64_t, T, RowSums<T, Q>&);
+
+template <class T, int Q, int C>
+AddColumns<T, Q> choose_add_columns(const GradientPass<T>& pass) {
+  if (pass.is_light) return choose_add_columns<T, Q, C, kLight | kScaled>(pass.d);
+  if (pass.multiplier)
+    return pass.gradient ? choose_add_columns<T, Q, C, kScaled | kGradient>(pass.d)
+                         : choose_add_columns<T, Q, C, kScaled>(pass.d);
+  if (pass.squares)
+    return pass.gradient ? choose_add_columns<T, Q, C, kSquares | kGradient>(pass.d)
+                         : choose_add_columns<T, Q, C, kSquares>(pass.d);
+  return pass.gradient ? choose_add_columns<T, Q, C, kGradient>(pass.d)
+                       : choose_add_columns<T, Q, C, 0>(pass.d);
+}
+
+// The nearest number that T holds; NaN stays.
+template <class T>
+double saturated(double x) {
+  constexpr double kMost = 8 * double(kNever<T>);
+  return x > kMost ? kMost : x < -kMost ? -kMost : x;
+}
+
+template <class T, int Q>
+void write_rows(const GradientPass<T>& pass, RowSums<T, Q>& sums, T scale) {
+  constexpr int kGroup = Q * kLanes<T>;
+  if (pass.gradient) sums.fold(pass.d);
+  const double per_variance = 1 / (pass.noise_std * pass.noise_std);
+  const double least = exp2(-kMassBits), most = exp2(kMassBits);
+  for (int l = 0; l < int(sums.end - sums.begin); ++l) {
+    const int64_t row = sums.begin + l, i = pass.order ? pass.order[row] : row;
+    double mass = sums.mass[l];
+    if (pass.is_light) {
+      pass.mass[i] = sums.nearest[l] < -T(kClampBits) / scale ? double(NAN) : mass;
+      continue;
+    }
+    const bool is_row_of_points = !pass.multiplier;
+    if (is_row_of_points && !(mass >= least && mass <= most)) mass = 0;
+    pass.mass[i] = mass;
+    if (is_row_of_points && mass == 0) continue;
+    if (pass.squares) pass.squares[i] = double(sums.base[l]) + sums.squares[l] / mass;
+    if (!pass.gradient) continue;
+    const double gain = pass.gains ? double(pass.gains[i]) / mass : pass.gain;
+    T* out = pass.gradient + i * pass.d;
+    for (int64_t k = 0; k < pass.d; ++k)
+      out[k] = T(saturated<T>(gain * saturated<double>(sums.sums[k * kGroup + l] * per_variance)));
+  }
+}
+
+// Bytes of a block of rows.
+template <class T, int Q>
+int64_t row_bytes(int64_t d) {
+  constexpr int kGroup = Q * kLanes<T>;
+  return int64_t(sizeof(RowSums<T, Q>)) + kGroup * d * int64_t(2 * sizeof(T) + sizeof(double));
+}
+
+template <class T, int Q>
+int64_t most_row_blocks(int64_t d) {
+  const int64_t most = kGradientBytes / row_bytes<T, Q>(d);
+  return most < 1 ? 1 : most > kGroupsPerTask ? kGroupsPerTask : most;
+}
+
+template <class T, int Q, int C>
+int64_t gradient_scratch_bytes(int64_t d) {
+  return most_row_blocks<T, Q>(d) * row_bytes<T, Q>(d) + C * d * int64_t(sizeof(T)) + 64;
+}
+
+// Blocks [first, last) of rows, at most most_row_blocks(d). scratch: gradient_scratch_bytes(d).
+template <class T, int Q, int C>
+void evaluate_gradients(const GradientPass<T>& pass, int64_t first, int64_t last, void* scratch) {
+  constexpr int kGroup = Q * kLanes<T>;
+  const FlushDenormals flush;
+  const int64_t d = pass.d;
+  const int num_blocks = int(last - first);
+  const T scale = T(0.5 * M_LOG2E / (pass.noise_std * pass.noise_std));
+  const AddColumns<T, Q> add = choose_add_columns<T, Q, C>(pass);
+
+  // -- the rows
+  // ------------------------------------------------------------------------------------
+  double* doubles = static_cast<double*>(scratch);
+  T* numbers = reinterpret_cast<T*>(doubles + num_blocks * kGroup * d);
+  T* rest = numbers + num_blocks * 2 * kGroup * d;
+  auto* blocks =
+      reinterpret_cast<RowSums<T, Q>*>(rest + (C * d + kLanes<T> - 1) / kLanes<T> * kLanes<T>);
+  for (int b = 0; b < num_blocks; ++b) {
+    RowSums<T, Q>& sums = blocks[b];
+    const int64_t at = first + b;
+    sums.begin = pass.blocks ? pass.blocks[at] : at * kGroup;
+    sums.end = pass.blocks ? pass.blocks[at + 1] : sums.begin + kGroup;
+    if (sums.end > pass.rows.m) sums.end = pass.rows.m;
+    sums.rows = numbers + b * 2 * kGroup * d;
+    sums.gradient = sums.rows + kGroup * d;
+    sums.sums = doubles + b * kGroup * d;
+    sums.folded = 0;
+    pack_points<T, Q>(pass.rows, sums.begin, sums.end, d, sums.rows);
+    for (int64_t i = 0; pass.gradient && i < d * kGroup; ++i)
+      sums.gradient[i] = T(sums.sums[i] = 0);
+    for (int l = 0; l < kGroup; ++l) {
+      const int64_t row = sums.begin + l < sums.end ? sums.begin + l : sums.end - 1;
+      sums.base[l] = pass.base[pass.order ? pass.order[row] : row];
+      sums.mass[l] = sums.squares[l] = 0;
+      sums.nearest[l] = T(0);
+    }
+  }
+
+  // -- tiles of columns outside, blocks of rows inside --------------------------------------------
+  const int64_t n = pass.num_columns, whole = n / C * C;
+  int64_t tile = kTileBytes / (int64_t(sizeof(T)) * d);
+  tile = tile > kMaxTile ? kMaxTile : tile < kLeastGradientTile ? kLeastGradientTile : tile;
+  tile = tile / C * C;
+  auto add_all = [&](const T* columns, int64_t stride, int64_t begin, int64_t count) {
+    const ColumnRange<T> range{columns, stride, count, pass.shift + begin,
+                               pass.multiplier ? pass.multiplier + begin : nullptr};
+    for (int b = 0; b < num_blocks; ++b) add(range, d, scale, blocks[b]);
+  };
+  for (int64_t begin = 0; begin < whole; begin += tile)
+    add_all(pass.columns + begin * pass.stride, pass.stride, begin,
+            begin + tile < whole ? tile : whole - begin);
+  if (whole < n) {  // the last columns, and copies of the very last that count for nothing
+    for (int64_t c = 0; c < C; ++c) {
+      const int64_t j = whole + c < n ? whole + c : n - 1;
+      for (int64_t k = 0; k < d; ++k) rest[c * d + k] = pass.columns[j * pass.stride + k];
+    }
+    add_all(rest, d, whole, C);
+  }
+  for (int b = 0; b < num_blocks; ++b) write_rows<T, Q>(pass, blocks[b], scale);
+}
+
+template <class T>
+GradientKernel<T> gradient_kernel() {
+  constexpr int Q = 2, C = kVectorBytes == 64 ? 6 : 3;
+  return {&evaluate_gradients<T, Q, C>, &gradient_scratch_bytes<T, Q, C>, &most_row_blocks<T, Q>,
+          Q * kLanes<T>, C};
+}
+
+}  // namespace NOISYFLOW_TARGET
+}  // namespace noisyflow

@@ -1,0 +1,355 @@
+// Gradients of the log-density: both passes, and in double what they leave: points so far from all
+// centers that the saved log-density says little, and weights near zero.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "dispatch.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace noisyflow {
+namespace {
+
+// Exponents that a point's log-density may have, in bits: its rounding is then 2^-3 at most.
+template <class T>
+constexpr double kMostBits = sizeof(T) == 4 ? 1 << 20 : double(int64_t(1) << 49);
+// Coordinates, alone and over noise_std: squares and products of them then stay in range.
+template <class T>
+constexpr double kMostCoordinate = sizeof(T) == 4 ? 1e17 : 1e150;
+template <class T>
+constexpr double kMostCoordinateOverNoise = sizeof(T) == 4 ? 1e12 : 1e140;
+// Weights below: terms without them would be too large for the passes.
+constexpr double kLeastWeight = 1.0 / (int64_t(1) << 60);
+
+// The nearest number that T holds.
+template <class T>
+double saturate(double x) {
+  constexpr double kMost = double(std::numeric_limits<T>::max());
+  return std::min(std::max(x, -kMost), kMost);
+}
+
+// A sum of numbers as large as e^750 in units of 2^kUnitBits.
+constexpr int kUnitBits = 104;
+double in_units(double log_value) {
+  return std::ldexp(std::exp(std::min(log_value - 64 * M_LN2, 700.0)), 64 - kUnitBits);
+}
+
+template <class T>
+class Gradients {
+ public:
+  Gradients(const GradientTask<T>& task, const KernelTable& table, int num_threads)
+      : task_(task),
+        mixture_(task.mixture),
+        m_(task.points.m),
+        n_(task.mixture.n),
+        d_(task.mixture.d),
+        variance_(mixture_.noise_std * mixture_.noise_std),
+        exponent_(1 / (2 * variance_)),
+        kernel_([&table] {
+          if constexpr (sizeof(T) == 4)
+            return table.gradient_f32;
+          else
+            return table.gradient_f64;
+        }()),
+        num_threads_(worthwhile_threads(double(m_) * double(n_) * double(2 * d_ + 4), num_threads)),
+        base_(size_t(m_)),
+        mass_(size_t(m_)) {}
+
+  void run() {
+    double largest = 0;
+    for (int64_t i = 0; i < m_; ++i)
+      largest = std::max(largest, std::abs(double(task_.grad_output[i])));
+    if (largest == 0) return write_zeros();
+    std::frexp(largest, &unit_bits_);
+    start_from_log_density();
+    if (task_.grad_noise_std) squares_.resize(size_t(m_));
+    if (task_.grad_weights) {
+      sums_.resize(size_t(n_));
+      extra_.resize(size_t(n_));
+    }
+    const bool is_passed = !is_huge();
+    if (is_passed) pass_points();
+    for (int64_t i = 0; i < m_; ++i) {
+      if (is_far_[size_t(i)] || !is_passed) mass_[size_t(i)] = 0;
+      if (mass_[size_t(i)] == 0) far_.push_back(i);
+    }
+    evaluate_far_points();
+    if (task_.grad_centers || task_.grad_weights) {
+      if (is_passed)
+        pass_centers();
+      else if (task_.grad_centers)
+        std::fill_n(task_.grad_centers, n_ * d_, T(0));
+      add_far_to_centers();
+    }
+    if (task_.grad_weights) write_weights();
+    if (task_.grad_noise_std) write_noise_std();
+  }
+
+ private:
+  const T* point(int64_t i) const { return task_.points.points + i * task_.points.stride; }
+  const T* center(int64_t j) const { return mixture_.centers + j * mixture_.stride; }
+  double weight(int64_t j) const {
+    return task_.weights ? double(task_.weights[j]) : 1 / double(n_);
+  }
+  // The gradient that comes in, over 2^unit_bits: at most 1.
+  double unit_gain(int64_t i) const {
+    return std::ldexp(double(task_.grad_output[i]), -unit_bits_);
+  }
+
+  void write_zeros() {
+    if (task_.grad_points) std::fill_n(task_.grad_points, m_ * d_, T(0));
+    if (task_.grad_centers) std::fill_n(task_.grad_centers, n_ * d_, T(0));
+    if (task_.grad_weights) std::fill_n(task_.grad_weights, n_, T(0));
+    if (task_.grad_noise_std) *task_.grad_noise_std = 0;
+  }
+
+  void start_from_log_density() {
+    const double constant = 0.5 * double(d_) * std::log(2 * M_PI * variance_) +
+                            (task_.weights ? 0 : std::log(double(n_)));
+    is_far_.resize(size_t(m_));
+    for (int64_t i = 0; i < m_; ++i) {
+      const double nats = -(double(task_.log_density[i]) + constant);
+      const bool is_near = std::abs(nats) * M_LOG2E <= kMostBits<T>;  // NaN is not
+      is_far_[size_t(i)] = !is_near;
+      base_[size_t(i)] = is_near ? T(nats / exponent_) : T(0);
+    }
+  }
+
+  bool is_huge() const {
+    T largest = 0;
+    for (int64_t i = 0; i < m_; ++i)
+      for (int64_t k = 0; k < d_; ++k) largest = std::max(largest, std::abs(point(i)[k]));
+    for (int64_t j = 0; j < n_; ++j)
+      for (int64_t k = 0; k < d_; ++k) largest = std::max(largest, std::abs(center(j)[k]));
+    return double(largest) > kMostCoordinate<T> ||
+           double(largest) > kMostCoordinateOverNoise<T> * mixture_.noise_std;
+  }
+
+  // `count` numbers, and as many as make whole blocks.
+  std::vector<T> padded(int64_t count, T value, T padding) const {
+    std::vector<T> out(size_t(count), value);
+    const int64_t together = kernel_.together;
+    out.resize(size_t((count + together - 1) / together * together), padding);
+    return out;
+  }
+
+  void run_pass(const GradientPass<T>& pass) const {
+    const int64_t most = kernel_.most_blocks(d_);
+    const int64_t step =
+        std::clamp<int64_t>(pass.num_blocks / (4 * int64_t(num_threads_)), 1, most);
+    std::vector<Scratch> scratch;
+    for (int thread = 0; thread < num_threads_; ++thread)
+      scratch.push_back(allocate(kernel_.scratch_bytes(d_)));
+    parallel_for((pass.num_blocks + step - 1) / step, num_threads_, [&](int thread, int64_t index) {
+      const int64_t last = std::min(pass.num_blocks, (index + 1) * step);
+      kernel_.evaluate(pass, index * step, last, scratch[size_t(thread)].get());
+    });
+  }
+
+  GradientPass<T> new_pass(const PointsView<T>& rows, const T* base) const {
+    GradientPass<T> pass{};
+    pass.rows = rows;
+    pass.num_blocks = (rows.m + kernel_.group - 1) / kernel_.group;
+    pass.d = d_;
+    pass.noise_std = mixture_.noise_std;
+    pass.base = base;
+    return pass;
+  }
+
+  void pass_points() {
+    std::vector<T> shift = padded(n_, T(0), kNever<T>);
+    if (mixture_.weight_shift) std::copy_n(mixture_.weight_shift, n_, shift.begin());
+    GradientPass<T> pass = new_pass(task_.points, base_.data());
+    pass.gains = task_.grad_output;
+    pass.columns = mixture_.centers;
+    pass.stride = mixture_.stride;
+    pass.num_columns = n_;
+    pass.shift = shift.data();
+    pass.mass = mass_.data();
+    pass.gradient = task_.grad_points;
+    pass.squares = task_.grad_noise_std ? squares_.data() : nullptr;
+    run_pass(pass);
+  }
+
+  void pass_centers() {
+    // A far point's terms are not to be infinite: zero times that is no zero.
+    std::vector<T> shift = padded(m_, T(0), kNever<T>), multiplier = padded(m_, T(0), T(0));
+    for (size_t i = 0; i < size_t(m_); ++i) {
+      if (mass_[i] == 0) continue;
+      shift[i] = -base_[i];
+      multiplier[i] = T(unit_gain(int64_t(i)) / mass_[i]);
+    }
+    std::vector<T> base(size_t(n_), T(0));
+    if (mixture_.weight_shift)
+      for (size_t j = 0; j < size_t(n_); ++j) base[j] = -mixture_.weight_shift[j];
+    std::vector<double> mass(static_cast<size_t>(n_));
+    GradientPass<T> pass = new_pass({mixture_.centers, mixture_.stride, n_}, base.data());
+    pass.gain = std::ldexp(1, unit_bits_);
+    pass.columns = task_.points.points;
+    pass.stride = task_.points.stride;
+    pass.num_columns = m_;
+    pass.shift = shift.data();
+    pass.multiplier = multiplier.data();
+    pass.mass = mass.data();
+    pass.gradient = task_.grad_centers;
+    run_pass(pass);
+    if (!task_.grad_weights) return;
+    std::vector<int32_t> light;
+    for (int64_t j = 0; j < n_; ++j) {
+      if (weight(j) >= kLeastWeight)
+        sums_[size_t(j)] = mass[size_t(j)] / weight(j);
+      else
+        light.push_back(int32_t(j));
+    }
+    if (!light.empty()) pass_light_centers(pass, light);
+  }
+
+  // Terms without weights, of centers whose weight is zero or nearly so.
+  void pass_light_centers(const GradientPass<T>& like, const std::vector<int32_t>& light) {
+    const auto count = int64_t(light.size());
+    std::vector<T> rows;
+    for (int32_t j : light) rows.insert(rows.end(), center(j), center(j) + d_);
+    const std::vector<T> base(size_t(n_), T(0));
+    GradientPass<T> pass = like;
+    pass.rows = {rows.data(), d_, count};
+    pass.order = light.data();
+    pass.num_blocks = (count + kernel_.group - 1) / kernel_.group;
+    pass.base = base.data();
+    pass.is_light = true;
+    pass.mass = sums_.data();
+    pass.gradient = nullptr;
+    run_pass(pass);
+    parallel_for(count, num_threads_, [&](int, int64_t at) {
+      const int64_t j = light[size_t(at)];
+      if (!std::isnan(sums_[size_t(j)])) return;
+      sums_[size_t(j)] = 0;
+      for (int64_t i = 0; i < m_; ++i)
+        if (mass_[size_t(i)] != 0)
+          extra_[size_t(j)] +=
+              unit_gain(i) * in_units(exponent_ * (double(base_[size_t(i)]) - square(i, j)) -
+                                      std::log(mass_[size_t(i)]));
+    });
+  }
+
+  // -- in double, pair by pair -------------------------------------------------------------------
+
+  double difference(int64_t i, int64_t j, int64_t k) const {
+    constexpr double kMost = 1e150;  // its square is a number
+    return std::clamp(double(center(j)[k]) - double(point(i)[k]), -kMost, kMost);
+  }
+
+  double square(int64_t i, int64_t j) const {
+    double sum = 0;
+    for (int64_t k = 0; k < d_; ++k) sum += difference(i, j, k) * difference(i, j, k);
+    return sum;
+  }
+
+  double shift(int64_t j) const {
+    return task_.weights ? -2 * variance_ * std::log(double(task_.weights[j])) : 0;
+  }
+
+  // A point that is far from all centers, or whose log-density is none.
+  struct Far {
+    double nearest = std::numeric_limits<double>::infinity();  // squared distance with the shift
+    double mass = 0;  // sum of terms over that of the nearest
+  };
+
+  double term(const Far& far, int64_t i, int64_t j) const {
+    return std::exp(exponent_ * (far.nearest - square(i, j) - shift(j))) / far.mass;
+  }
+
+  void evaluate_far_points() {
+    found_.resize(far_.size());
+    parallel_for(int64_t(far_.size()), num_threads_, [&](int, int64_t at) {
+      const int64_t i = far_[size_t(at)];
+      Far& far = found_[size_t(at)];
+      for (int64_t j = 0; j < n_; ++j)
+        if (weight(j) > 0) far.nearest = std::min(far.nearest, square(i, j) + shift(j));
+      for (int64_t j = 0; j < n_; ++j)
+        if (weight(j) > 0)
+          far.mass += std::exp(exponent_ * (far.nearest - square(i, j) - shift(j)));
+      std::vector<double> sums(static_cast<size_t>(d_));
+      double squares = 0;
+      for (int64_t j = 0; j < n_; ++j) {
+        const double p = weight(j) > 0 ? term(far, i, j) : 0;
+        if (p == 0) continue;
+        squares += p * square(i, j);
+        for (int64_t k = 0; k < d_; ++k) sums[size_t(k)] += p * difference(i, j, k);
+      }
+      if (task_.grad_noise_std) squares_[size_t(i)] = squares;
+      for (int64_t k = 0; task_.grad_points && k < d_; ++k)
+        task_.grad_points[i * d_ + k] = T(saturate<T>(
+            double(task_.grad_output[i]) * saturate<double>(sums[size_t(k)] / variance_)));
+    });
+  }
+
+  void add_far_to_centers() {
+    if (far_.empty()) return;
+    parallel_for(n_, num_threads_, [&](int, int64_t j) {
+      std::vector<double> sums(static_cast<size_t>(d_));
+      for (size_t at = 0; at < far_.size(); ++at) {
+        const int64_t i = far_[at];
+        const Far& far = found_[at];
+        const double gain = unit_gain(i);
+        if (task_.grad_weights)
+          extra_[size_t(j)] +=
+              gain * in_units(exponent_ * (far.nearest - square(i, j)) - std::log(far.mass));
+        if (!(weight(j) > 0)) continue;
+        const double p = gain * term(far, i, j);
+        for (int64_t k = 0; p != 0 && k < d_; ++k) sums[size_t(k)] -= p * difference(i, j, k);
+      }
+      for (int64_t k = 0; task_.grad_centers && k < d_; ++k) {
+        T& out = task_.grad_centers[j * d_ + k];
+        const double value = std::ldexp(saturate<double>(sums[size_t(k)] / variance_), unit_bits_);
+        out = T(saturate<T>(double(out) + saturate<double>(value)));
+      }
+    });
+  }
+
+  void write_weights() {
+    for (size_t j = 0; j < size_t(n_); ++j) {
+      const double sum = sums_[j] + saturate<double>(std::ldexp(extra_[j], kUnitBits));
+      task_.grad_weights[j] = T(saturate<T>(std::ldexp(saturate<double>(sum), unit_bits_)));
+    }
+  }
+
+  void write_noise_std() {
+    double sum = 0;
+    for (int64_t i = 0; i < m_; ++i)
+      sum +=
+          unit_gain(i) * std::min(squares_[size_t(i)] / variance_ - double(d_), 1e300 / double(m_));
+    *task_.grad_noise_std =
+        saturate<double>(std::ldexp(saturate<double>(sum / mixture_.noise_std), unit_bits_));
+  }
+
+  const GradientTask<T>& task_;
+  const MixtureView<T>& mixture_;
+  int64_t m_, n_, d_;
+  double variance_, exponent_;
+  GradientKernel<T> kernel_;
+  int num_threads_;
+  int unit_bits_ = 0;
+  std::vector<T> base_;  // of each point: the squared distance that its exponents start from
+  std::vector<char> is_far_;
+  std::vector<double> mass_;     // of each point's terms; 0: among the far ones
+  std::vector<double> squares_;  // of each point: mean squared distance
+  std::vector<double> sums_;     // of each center: gradient of its weight over 2^unit_bits
+  std::vector<double> extra_;    // what is added to that, in units of 2^kUnitBits
+  std::vector<int64_t> far_;
+  std::vector<Far> found_;
+};
+
+}  // namespace
+
+template <class T>
+void run_gradient_task(const GradientTask<T>& task, const KernelTable& table, int num_threads) {
+  Gradients<T>(task, table, num_threads).run();
+}
+
+template void run_gradient_task<float>(const GradientTask<float>&, const KernelTable&, int);
+template void run_gradient_task<double>(const GradientTask<double>&, const KernelTable&, int);
+
+}  // namespace noisyflow
