@@ -1,7 +1,9 @@
 // Chooses kernels, grids and scratch, and launches them.
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <type_traits>
 
 #include "direct.cuh"
 #include "gradients.cuh"
@@ -37,14 +39,126 @@ void check_launch(const char* kernel) {
 
 cudaStream_t to_stream(const Scratch& scratch) { return static_cast<cudaStream_t>(scratch.stream); }
 
-constexpr int kThreads = 128;
-
 // log of what multiplies the sum of 2^-exponents: nats.
 template <class T>
 double log_constant(const MixtureView<T>& mixture) {
   const double two_pi_variance = 2 * M_PI * mixture.noise_std * mixture.noise_std;
   return -0.5 * double(mixture.d) * std::log(two_pi_variance) -
          (mixture.weight_shift ? 0 : std::log(double(mixture.n)));
+}
+
+template <class T>
+T minus_scale(const MixtureView<T>& mixture) {
+  return T(-1.4426950408889634074 / (2 * mixture.noise_std * mixture.noise_std));
+}
+
+template <class T>
+Nats nats(const MixtureView<T>& mixture) {
+  const double scale = 1.4426950408889634074 / (2 * mixture.noise_std * mixture.noise_std);
+  return {M_LN2 * scale / -double(minus_scale(mixture)), log_constant(mixture)};
+}
+
+unsigned blocks_of(int64_t count, int64_t size) { return unsigned((count + size - 1) / size); }
+
+// -- shapes --------------------------------------------------------------------------------------
+
+template <int N>
+using Int = std::integral_constant<int, N>;
+
+// Calls f with the number of coordinates that a row in registers has, at least d; 0: too many
+// dimensions, the tiled kernels. Padding costs what the coordinates would.
+template <class T, class F>
+auto with_registers(int64_t d, F f) {
+  if (d == 1) return f(Int<1>());
+  if (d == 2) return f(Int<2>());
+  if (d == 3) return f(Int<3>());
+  if constexpr (sizeof(T) == 4) {  // in double 2^x takes longer than the tiled kernel loses
+    if (d == 4) return f(Int<4>());
+    if (d == 5) return f(Int<5>());
+    if (d == 6) return f(Int<6>());
+    if (d <= 8) return f(Int<8>());
+    if (d <= 10) return f(Int<10>());
+    if (d <= 12) return f(Int<12>());
+    if (d <= 16) return f(Int<16>());
+    if (d <= 20) return f(Int<20>());
+  }
+  return f(Int<0>());
+}
+
+// Rows of a thread and columns side by side: what registers allow (128 at D <= 5, then 168). More
+// rows share a column's load: 3 % of the instructions at D = 3, R = 8, and 4 % at D = 20, R = 4.
+template <class T, int D>
+constexpr int kRowsEach = sizeof(T) == 8 ? 4
+                          : D <= 6       ? 8
+                                         : 4;
+template <class T, int D>
+constexpr int kUnroll = sizeof(T) == 4 && D <= 3 ? 8 : 4;
+
+// Rows in a block.
+template <class T, int D>
+constexpr int64_t kBlockRows = D > 0 ? kThreads * kRowsEach<T, D> : TileShape<T>::kRows;
+
+// Columns in parts of `each`, a multiple of a tile.
+struct Split {
+  int64_t each;
+  unsigned parts;
+};
+
+// Enough blocks to fill a device several times over: few rows are made up for by splitting the
+// columns. The same on every device, so that results are.
+Split split_columns(int64_t row_blocks, int64_t columns, int64_t least_each) {
+  constexpr int64_t kWantedBlocks = 2048;  // 132 multiprocessors, 3 or 4 blocks each, 4 times
+  int64_t parts = (kWantedBlocks + row_blocks - 1) / row_blocks;
+  parts = std::max<int64_t>(std::min(parts, columns / least_each), 1);
+  const int64_t each = ((columns + parts - 1) / parts + kTile - 1) / kTile * kTile;
+  return {each, blocks_of(columns, each)};
+}
+
+// Every split has to find its own references: a batch of 64 done twice, and some more.
+template <int D>
+constexpr int64_t kLeastColumns = D > 0 ? 2048 : 512;
+
+template <class T, int D>
+Split split_centers(int64_t m, int64_t n) {
+  return split_columns((m + kBlockRows<T, D> - 1) / kBlockRows<T, D>, n, kLeastColumns<D>);
+}
+
+// -- forward -------------------------------------------------------------------------------------
+
+// One part of the mixture's sum for every point.
+template <class T>
+void log_sums(const PointsView<T>& points, const MixtureView<T>& mixture, const PartRanges& ranges,
+              T* out, const Scratch& scratch) {
+  auto* terms = static_cast<LogTerm<T>*>(scratch.memory);
+  const unsigned parts = with_registers<T>(mixture.d, [&](auto registers) {
+    constexpr int D = registers;
+    const Split split = split_centers<T, D>(points.m, mixture.n);
+    const dim3 grid(blocks_of(points.m, kBlockRows<T, D>), split.parts);
+    if constexpr (D > 0) {
+      const auto kernel = &log_sums_kernel<T, D, kRowsEach<T, D>, kUnroll<T, D>>;
+      LAUNCH(kernel, grid, dim3(kThreads), 0, to_stream(scratch), points, mixture,
+             minus_scale(mixture), split.each, ranges, terms);
+      check_launch("log_sums_kernel");
+    } else {
+      const auto kernel = &tiled_log_sums_kernel<T>;
+      LAUNCH(kernel, grid, dim3(kThreads), 0, to_stream(scratch), points, mixture,
+             minus_scale(mixture), split.each, ranges, terms);
+      check_launch("tiled_log_sums_kernel");
+    }
+    return split.parts;
+  });
+  LAUNCH(merge_kernel<T>, dim3(blocks_of(points.m, kThreads)), dim3(kThreads), 0,
+         to_stream(scratch), terms, points.m, int(parts), nats(mixture), out);
+  check_launch("merge_kernel");
+}
+
+template <class T>
+int64_t bytes_for(Kind kind, int64_t m, int64_t n, int64_t d) {
+  (void)kind;
+  return with_registers<T>(d, [&](auto registers) {
+    constexpr int D = registers;
+    return int64_t(split_centers<T, D>(m, n).parts) * m * int64_t(sizeof(LogTerm<T>));
+  });
 }
 
 }  // namespace
@@ -93,14 +207,15 @@ DeviceInfo device_info(int index) {
 
 // -- launches ------------------------------------------------------------------------------------
 
-int64_t workspace_bytes(Kind, int, int64_t, int64_t, int64_t) { return 16; }
+int64_t workspace_bytes(Kind kind, int itemsize, int64_t m, int64_t n, int64_t d) {
+  if (m == 0) return 0;
+  return itemsize == 4 ? bytes_for<float>(kind, m, n, d) : bytes_for<double>(kind, m, n, d);
+}
 
 template <class T>
 void log_density(const PointsView<T>& points, const MixtureView<T>& mixture, T* out, Path,
                  const Scratch& scratch) {
-  LAUNCH(simple_kernel<T>, dim3(unsigned((points.m + kThreads - 1) / kThreads)), dim3(kThreads), 0,
-         to_stream(scratch), points, mixture, log_constant(mixture), nullptr, nullptr, 0, out);
-  check_launch("simple_kernel");
+  log_sums(points, mixture, PartRanges{nullptr, nullptr, kInner}, out, scratch);
 }
 
 template <class T>
@@ -112,14 +227,13 @@ void skipping_log_density(const PointsView<T>& points, const MixtureView<T>& mix
 template <class T>
 void block_log_sums(const PointsView<T>& points, const MixtureView<T>& mixture, const int64_t* own,
                     const Membership* membership, const Parts<T>& out, const Scratch& scratch) {
-  T* const outputs[kNumParts] = {out.inner, out.outer, out.rest, out.own};
-  for (int part = 0; part < kNumParts; ++part) {
-    if (!outputs[part]) continue;
-    LAUNCH(simple_kernel<T>, dim3(unsigned((points.m + kThreads - 1) / kThreads)), dim3(kThreads),
-           0, to_stream(scratch), points, mixture, log_constant(mixture), own, membership, part,
-           outputs[part]);
-    check_launch("simple_kernel");
-  }
+  LAUNCH(own_kernel<T>, dim3(blocks_of(points.m, kThreads)), dim3(kThreads), 0, to_stream(scratch),
+         points, mixture, own, nats(mixture), out.own);
+  check_launch("own_kernel");
+  log_sums(points, mixture, PartRanges{own, membership, kInner}, out.inner, scratch);
+  if (!out.rest) return;
+  log_sums(points, mixture, PartRanges{own, membership, kOuter}, out.outer, scratch);
+  log_sums(points, mixture, PartRanges{own, membership, kRest}, out.rest, scratch);
 }
 
 template <class T>
