@@ -163,7 +163,9 @@ def check_resolution(name: str, array: Floats, noise_std: float) -> None:
     32 units in the last place: rounding then adds less than 1e-4 of the noise variance.
     """
     eps = float(np.finfo(array.dtype).eps)
-    largest = float(np.abs(array).max(initial=0))
+    # Rows on a GPU know theirs: `_device_mixture.DeviceRows`.
+    known = getattr(array, "largest", None)
+    largest = float(np.abs(array).max(initial=0)) if known is None else known
     if noise_std < 32 * eps * largest:
         raise ValueError(
             f"noise_std must be at least {32 * eps * largest:.3g} for {name} as large "

@@ -12,10 +12,12 @@ are the second-order terms of the log-density (its Hessian is
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyflow._device_mixture import DeviceRows, covariances
 from noisyflow.mixture import posterior_moments
 
 Floats = NDArray[np.float64]
@@ -40,7 +42,7 @@ _RANK_TOLERANCE = 1e-9
 class Controls:
     """Values of the controls at queries; at first of |z|^2 alone."""
 
-    def __init__(self, centers: Points, noise_std: float) -> None:
+    def __init__(self, centers: Any, noise_std: float) -> None:
         self._centers = centers
         self._noise_std = noise_std
         self._level: Floats | None = None
@@ -65,14 +67,18 @@ class Controls:
     def add_forms(self, mixture_weights: Points | None) -> None:
         """Quadratic forms of every center, for a pass over all pairs each."""
         for width in _WIDTHS:
-            moments = posterior_moments(
-                self._centers,
-                self._centers,
-                width * self._noise_std,
-                weights=mixture_weights,
-            )
-            forms = np.asarray(moments.covariance, np.float64) / self._noise_std**2
+            found = self._covariances(width * self._noise_std, mixture_weights)
+            forms = np.asarray(found, np.float64) / self._noise_std**2
             self._forms.append(forms)
+
+    def _covariances(self, noise_std: float, weights: Points | None) -> Points:
+        """Of the mixture's centers as seen from each center."""
+        if isinstance(self._centers, DeviceRows):
+            return covariances(self._centers, noise_std, weights)
+        found: Points = posterior_moments(
+            self._centers, self._centers, noise_std, weights=weights
+        ).covariance
+        return found
 
     def values(self, own: Indices, noise: Floats) -> Floats:
         """Every control at queries; (queries, controls). All are even in the noise."""

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyflow._device_mixture import DeviceRows, duplicates
+
 Floats = NDArray[Any]
 Points = NDArray[np.floating]
 Indices = NDArray[np.int64]
@@ -22,11 +24,14 @@ class Merged(NamedTuple):
     center: Indices  # (n,) of every sample, among the k
 
 
-def merge_duplicates(centers: Points, blocks: Indices | None = None) -> Merged | None:
+def merge_duplicates(centers: Any, blocks: Indices | None = None) -> Merged | None:
     """Equal rows of (n, d) centers within each block; None where there are none.
 
     blocks (b + 1,): first row of every block, and n; one block by default.
     """
+    if isinstance(centers, DeviceRows):
+        found = duplicates(centers, blocks)
+        return None if found is None else Merged(*found)
     n = len(centers)
     key = _row_hash(centers)
     if blocks is not None:

@@ -8,10 +8,12 @@ everything at small noise.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyflow._device_mixture import take_rows
 from noisyflow._merge import merge_duplicates, split_own_center
 from noisyflow.mixture import mixture_block_log_sums
 from noisyflow.prepared import prepare
@@ -33,7 +35,7 @@ class Pool:
 
     def __init__(
         self,
-        centers: Points,
+        centers: Any,
         noise_std: float,
         sizes: Indices,
         group_sizes: Indices | None,
@@ -68,7 +70,7 @@ class Pool:
         self.counts: Indices | None = None
         merged = merge_duplicates(centers, apart)
         if merged is not None:
-            centers = np.ascontiguousarray(centers[merged.first])
+            centers = take_rows(centers, merged.first)
             self.counts = merged.counts
             probabilities = probabilities[merged.first] * merged.counts
             per_sample = per_sample[:, merged.first]

@@ -116,5 +116,6 @@ def shifted_grids(spacing: float, d: int) -> tuple[Floats, Floats]:
 
 def _spatial_order(centers: Points) -> Indices:
     """Neighbours in space become neighbours in the order."""
-    order: Indices = _core.kd_order(centers, _LEAF, num_threads())
+    rows = centers[:]  # on the host: of centers on a GPU this is a copy
+    order: Indices = _core.kd_order(rows, _LEAF, num_threads())
     return order

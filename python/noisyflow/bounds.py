@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyflow import _arrays
+from noisyflow import _arrays, _device
+from noisyflow._device_mixture import DeviceRows, host_weights, mixture_of
 from noisyflow.mixture import mixture_log_density
+from noisyflow.prepared import checked_max_lost_mass
 
 Floats = NDArray[np.float64]
 Points = NDArray[np.floating]
@@ -44,7 +46,7 @@ def entropy_bounds(
     Parameters
     ----------
     centers : (n, d) array
-        Component means s_j. NumPy array or CPU torch tensor, float32 or float64.
+        Component means s_j. NumPy array or torch tensor, float32 or float64.
     noise_std : float
         Standard deviation of every component, in the units of `centers`. Positive.
     weights : (n,) array, optional
@@ -84,7 +86,17 @@ def entropy_bounds(
 
     def mean_log_kernel(pair_std: float) -> float:
         """sum_i w_i log sum_j w_j exp(-|s_i - s_j|^2 / (2 pair_std^2))."""
-        log_density = mixture_log_density(centers, centers, pair_std, weights=weights)
+        if isinstance(centers, DeviceRows):
+            mixture = mixture_of(centers, pair_std, weights)
+            log_density = _device.mixture_log_density(
+                mixture,
+                centers.tensor,
+                checked_max_lost_mass(None, centers.dtype),
+            ).cpu()
+        else:
+            log_density = mixture_log_density(
+                centers, centers, pair_std, weights=weights
+            )
         log_constant = 0.5 * d * math.log(2 * math.pi) + d * math.log(pair_std)
         mean = np.dot(probabilities, np.asarray(log_density, np.float64))
         return float(mean + log_constant)
@@ -103,12 +115,18 @@ def entropy_bounds(
 
 
 def _gaussian_information(
-    centers: Points, noise_std: float, probabilities: Floats
+    centers: Any, noise_std: float, probabilities: Floats
 ) -> float:
     """1/2 log det(I + Cov S / noise_std^2), the most that S + Z can tell of S."""
-    scaled = np.asarray(centers, np.float64) / noise_std
-    scaled = scaled - probabilities @ scaled
-    covariance = (probabilities[:, None] * scaled).T @ scaled
+    if isinstance(centers, DeviceRows):
+        share = _device.upload(probabilities, centers.tensor)
+        rows = centers.tensor.double() / noise_std
+        rows = rows - share @ rows
+        covariance = ((share[:, None] * rows).T @ rows).cpu().numpy()
+    else:
+        scaled = np.asarray(centers, np.float64) / noise_std
+        scaled = scaled - probabilities @ scaled
+        covariance = (probabilities[:, None] * scaled).T @ scaled
     eigenvalues = np.linalg.eigvalsh(covariance)
     return 0.5 * float(np.log1p(np.maximum(eigenvalues, 0)).sum())
 
@@ -120,8 +138,17 @@ def noise_entropy(d: int, noise_std: float) -> float:
 
 def checked_mixture(
     centers: Any, noise_std: Any, weights: Any
-) -> tuple[Points, float, Points | None]:
-    """Centers, noise and weights at the door of a public function."""
+) -> tuple[Any, float, Points | None]:
+    """Centers, noise and weights at the door of a public function.
+
+    Centers on a GPU stay there, as `DeviceRows`; weights always come to the host.
+    """
+    if _device.is_any_on_device(centers, weights):
+        rows = DeviceRows.checked("centers", centers)
+        noise_std = _arrays.check_noise_std(noise_std, rows.dtype)
+        if weights is not None:
+            weights = host_weights(weights, rows)
+        return rows, noise_std, weights
     centers = _arrays.as_matrix("centers", centers)
     noise_std = _arrays.check_noise_std(noise_std, centers.dtype)
     if weights is not None:

@@ -80,7 +80,7 @@ def predict_seconds(
     num_points : int
         Number of points m.
     centers : (n, d) array
-        Component means. NumPy array or CPU torch tensor, float32 or float64.
+        Component means. NumPy array or torch tensor, float32 or float64.
     noise_std : float
         Standard deviation of every component. Positive.
     weights, max_lost_mass

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from noisyflow import _arrays, _core
+from noisyflow import _arrays, _core, _device
+from noisyflow._dense import covariance_log_density
 from noisyflow.runtime import num_threads
 
 _MAX_DIM = 32  # kMaxCovarianceDim in csrc/core/views.h
@@ -24,10 +25,10 @@ def gaussian_mixture_log_density(
     Parameters
     ----------
     points : (m, d) array
-        Where to evaluate, d at most 32. NumPy array or CPU torch tensor, float32 or
+        Where to evaluate, d at most 32. NumPy array or torch tensor, float32 or
         float64.
     centers : (n, d) array
-        Component means mu_j; same library and dtype as `points`.
+        Component means mu_j; same library, dtype and device as `points`.
     whitening : (n, d, d) array
         The factors A_j: lower triangular with a positive diagonal, in units of
         1 / `points`; same library and dtype as `points`.
@@ -69,17 +70,15 @@ def gaussian_mixture_log_density(
     >>> gaussian_mixture_log_density(points, centers, whitening)
     array([-1.75898733])
     """
+    if _device.is_any_on_device(points, centers, whitening, weights):
+        return _on_device(points, centers, whitening, weights)
     x, y = _arrays.as_point_pair(points, centers)
     (n, d) = y.shape
-    if d > _MAX_DIM:
-        raise ValueError(
-            f"points must have at most {_MAX_DIM} dimensions, got {d}; "
-            "project them first, or use mixture_log_density"
-        )
+    _check_dim(d)
     factors = _as_factors(whitening, n, d)
     _arrays.check_same_kind("whitening", whitening, "centers", centers)
     w = None if weights is None else _arrays.as_weights(weights, n, y.dtype)
-    _check_range(x, y, factors)
+    _check_range(_largest(x) + _largest(y), _largest(factors), d, y.dtype)
     result = _core.covariance_log_density(
         *(x, y, factors),
         None if w is None else np.ascontiguousarray(w),
@@ -89,20 +88,49 @@ def gaussian_mixture_log_density(
     return _arrays.same_library(result, points)
 
 
+def _on_device(points: Any, centers: Any, whitening: Any, weights: Any) -> Any:
+    """The log-density of tensors on one GPU, by torch operations there.
+
+    The factors are checked on the host, once for every call.
+    """
+    _device.refuse_gradients(
+        points=points, centers=centers, whitening=whitening, weights=weights
+    )
+    mixture = _device.Mixture.of(centers, 1.0, weights)
+    (x, (n, d)) = (mixture.points(points), mixture.centers.shape)
+    _check_dim(d)
+    _device.require_alike("whitening", whitening, mixture.centers)
+    factors = _as_factors(_device.on_host(whitening), n, d)
+    largest = mixture.check(x, {})
+    _check_range(sum(largest), _largest(factors), d, factors.dtype)
+    with _device.memory_hint("fewer points or centers in a call need less"):
+        result = covariance_log_density(x, mixture.centers, whitening, mixture.weights)
+    mixture.check(x, {"the log-density": result})
+    return result
+
+
+def _check_dim(d: int) -> None:
+    if d > _MAX_DIM:
+        raise ValueError(
+            f"points must have at most {_MAX_DIM} dimensions, got {d}; "
+            "project them first, or use mixture_log_density"
+        )
+
+
 def whitening_from_covariances(covariances: Any) -> Any:
     """Lower-triangular A_j with A_j Sigma_j A_j' = I, inverses of Cholesky factors.
 
     Parameters
     ----------
     covariances : (n, d, d) array
-        Symmetric positive definite Sigma_j. NumPy array or CPU torch tensor, float32
-        or float64.
+        Symmetric positive definite Sigma_j. NumPy array or torch tensor, float32 or
+        float64.
 
     Returns
     -------
     (n, d, d) array
-        Positive diagonals, zeros above them; same library and dtype. Computed in
-        float64.
+        Positive diagonals, zeros above them; same library, dtype and device. Computed
+        in float64, on the host.
 
     Raises
     ------
@@ -126,6 +154,9 @@ def whitening_from_covariances(covariances: Any) -> Any:
     array([[[ 0.5,  0. ],
             [-0.5,  1. ]]])
     """
+    if _device.is_on_device(covariances):  # on the host: they are few, and small
+        factors = whitening_from_covariances(covariances.cpu())
+        return factors.to(covariances.device)
     given = _as_matrices("covariances", covariances)
     _check_finite("covariances", given)
     sigma = given.astype(np.float64)
@@ -211,16 +242,15 @@ def _index(at: tuple[Any, ...]) -> str:
     return str([int(i) for i in at])
 
 
-def _check_range(x: Any, y: Any, factors: Any) -> None:
+def _check_range(reach: float, factor: float, d: int, dtype: Any) -> None:
     """Raises ValueError where a product of factor and difference could overflow.
 
     Sums of infinities of both signs would be NaN. Squares may overflow: such a
     component is infinitely far away.
     """
-    reach = _largest(x) + _largest(y)
-    if max(1.0, x.shape[1] * _largest(factors)) * reach > np.finfo(x.dtype).max:
+    if max(1.0, d * factor) * reach > np.finfo(dtype).max:
         raise ValueError(
-            f"whitening times points - centers overflows {x.dtype}; "
+            f"whitening times points - centers overflows {dtype}; "
             "use float64 or rescale the data"
         )
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyflow import _arrays, _checks, _core
+from noisyflow._device import on_host
 from noisyflow.runtime import num_threads
 
 Doubles = NDArray[np.float64]
@@ -63,7 +64,7 @@ class NoisyLayers:
     Parameters
     ----------
     weights : sequence of (d_l, d_{l-1}) arrays
-        float32 or float64, NumPy arrays or CPU torch tensors; kept in float64.
+        float32 or float64, NumPy arrays or torch tensors; kept in float64.
     biases : sequence of (d_l,) arrays
     activation : {"linear", "tanh", "sigmoid", "relu", "leaky_relu"}
         Applied in every layer; leaky_relu has slope 0.01 below zero.
@@ -94,12 +95,12 @@ class NoisyLayers:
                 f"got {len(self.weights)} and {len(self.biases)}"
             )
         weights = [
-            _as_doubles(_arrays.as_matrix(f"weights[{i}]", w))
+            _as_doubles(_arrays.as_matrix(f"weights[{i}]", on_host(w)))
             for i, w in enumerate(self.weights)
         ]
         biases = []
         for i, (w, b) in enumerate(zip(weights, self.biases, strict=True)):
-            bias = _arrays.to_numpy(f"biases[{i}]", b)
+            bias = _arrays.to_numpy(f"biases[{i}]", on_host(b))
             if bias.shape != (len(w),):
                 raise ValueError(
                     f"biases[{i}] must have shape ({len(w)},), as weights[{i}] has "
@@ -405,9 +406,9 @@ def _checked(
             f"layer must be between 2 and the number of layers, {len(widths)}, "
             f"got {layer}"
         )
-    inputs = _as_doubles(_arrays.as_matrix("inputs", inputs))
-    points = _as_doubles(_arrays.as_matrix("points", points, allow_empty=True))
-    path = _as_doubles(_arrays.as_matrix("path", path, allow_empty=True))
+    inputs = _as_doubles(_arrays.as_matrix("inputs", on_host(inputs)))
+    points = _as_doubles(_arrays.as_matrix("points", on_host(points), allow_empty=True))
+    path = _as_doubles(_arrays.as_matrix("path", on_host(path), allow_empty=True))
     own, groups = np.asarray(own), np.asarray(groups)
     for name, array in (("own", own), ("groups", groups)):
         if not np.issubdtype(array.dtype, np.integer):

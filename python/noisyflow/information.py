@@ -17,6 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from noisyflow import _arrays, _checks
+from noisyflow._device import is_any_on_device
+from noisyflow._device_mixture import checked_samples, take_rows
 from noisyflow._merge import merge_duplicates, split_own_center
 from noisyflow._pool import Pool, block_offsets, is_isolated
 from noisyflow._streamed import StreamedMixture, is_streamed
@@ -52,9 +54,9 @@ def entropy(
     Parameters
     ----------
     centers : (n, d) array
-        Independent samples s_j of S. NumPy array or CPU torch tensor, float32 or
-        float64. A memory-mapped array of more than 64 MiB is read in blocks and never
-        held whole.
+        Independent samples s_j of S. NumPy array or torch tensor, float32 or float64;
+        on a GPU they stay there, and pairs are evaluated there. A memory-mapped array
+        of more than 64 MiB is read in blocks and never held whole.
     noise_std : float
         Standard deviation of Z, in the units of `centers`. Positive.
         (beta in Goldfeld et al. 2019.)
@@ -127,7 +129,8 @@ def entropy(
     centers, noise_std, weights = checked_mixture(centers, noise_std, weights)
     _arrays.check_resolution("centers", centers, noise_std)
     if weights is not None:
-        centers, weights = centers[weights > 0], weights[weights > 0]
+        centers = take_rows(centers, weights > 0)
+        weights = weights[weights > 0]
     num_samples = len(centers)
     probabilities: Any = None if weights is None else as_probabilities(weights)
     _check_others(num_samples, probabilities, population)
@@ -139,7 +142,7 @@ def entropy(
     merged = merge_duplicates(centers) if weights is None or population else None
     counts: Indices | None = None
     if merged is not None:
-        centers = np.ascontiguousarray(centers[merged.first])
+        centers = take_rows(centers, merged.first)
         if probabilities is None:
             probabilities = merged.counts / num_samples
         else:
@@ -294,8 +297,8 @@ def conditional_entropy(
     ----------
     samples : (inputs, draws, d) array, or sequence of (draws_i, d) arrays
         Independent samples of S given each input; X is uniform over the inputs. NumPy
-        arrays or CPU torch tensors, float32 or float64. One draw for every input means
-        that S is a function of X.
+        arrays or torch tensors on one device, float32 or float64. One draw for every
+        input means that S is a function of X.
     noise_std : float
         Standard deviation of the noise, in the units of `samples`. Positive.
     standard_error : float, optional
@@ -367,7 +370,7 @@ def conditional_entropy(
     merged = merge_duplicates(centers, blocks)
     if merged is not None:
         (counts, size_of_center) = (merged.counts, size_of_center[merged.first])
-        centers = np.ascontiguousarray(centers[merged.first])
+        centers = take_rows(centers, merged.first)
         probabilities = probabilities[merged.first] * counts
         blocks = np.searchsorted(merged.first, blocks)
     log_sizes, log_others = np.log(size_of_center), np.log(size_of_center - 1)
@@ -447,8 +450,8 @@ def mutual_information(
     ----------
     samples : (inputs, draws, d) array, or sequence of (draws_i, d) arrays
         Independent samples of S given each input; X is uniform over the inputs. NumPy
-        arrays or CPU torch tensors, float32 or float64. One draw for every input means
-        that S is a function of X.
+        arrays or torch tensors on one device, float32 or float64. One draw for every
+        input means that S is a function of X.
     noise_std : float
         Standard deviation of the noise, in the units of `samples`. Positive.
     labels : (inputs,) array of integers, booleans or strings, optional
@@ -527,7 +530,8 @@ def mutual_information(
     if labels is not None:
         order, group_sizes = _arrays.group_by_label(labels, len(sizes))
         draws_of_input = np.split(np.arange(len(centers)), block_offsets(sizes)[1:-1])
-        centers = centers[np.concatenate([draws_of_input[i] for i in order])]
+        rows = np.concatenate([draws_of_input[i] for i in order])
+        centers = take_rows(centers, rows)
         sizes = sizes[order]
     pool = Pool(centers, noise_std, sizes, group_sizes, inputs)
     (n, d) = centers.shape
@@ -646,8 +650,12 @@ def _sizes_in_words(sizes: Indices) -> str:
     return f"{low if low == high else f'{low} to {high}'} draws per input"
 
 
-def _checked_samples(samples: Any) -> tuple[Points, Indices]:
+def _checked_samples(samples: Any) -> tuple[Any, Indices]:
     """All samples as centers (n, d), input after input, and the draws of each input."""
+    if is_any_on_device(*(samples if isinstance(samples, list | tuple) else [samples])):
+        rows, sizes = checked_samples(samples)
+        _check_draws(sizes)
+        return rows, sizes
     if isinstance(samples, list | tuple):
         if len(samples) == 0:
             raise ValueError("samples must hold at least one block, got an empty list")
@@ -675,10 +683,14 @@ def _checked_samples(samples: Any) -> tuple[Points, Indices]:
         (num_inputs, num_draws, d) = array.shape
         centers = _arrays.as_matrix(f"samples.reshape(-1, {d})", array.reshape(-1, d))
         sizes = np.full(num_inputs, num_draws)
+    _check_draws(sizes)
+    return centers, sizes
+
+
+def _check_draws(sizes: Indices) -> None:
     if sizes.min() == 1 and sizes.max() > 1:
         raise ValueError(
             "samples must hold at least 2 draws of every input, or 1 of every input (S"
             f" a function of X), got 1 in samples[{sizes.argmin()}] and"
             f" {sizes.max()} in samples[{sizes.argmax()}]"
         )
-    return centers, sizes

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from noisyflow import _arrays, _core
+from noisyflow import _arrays, _core, _device
+from noisyflow._device_mixture import DeviceRows
+from noisyflow._device_mixture import block_log_sums as sums_of_queries
 from noisyflow.prepared import (
     SMALLEST_WORK,
     Plan,
     PreparedMixture,
     checked_max_lost_mass,
     pair_work,
+    prepare,
 )
 from noisyflow.runtime import num_threads
 
@@ -66,7 +69,7 @@ def mixture_log_density(
     Parameters
     ----------
     points : (m, d) array
-        Where to evaluate. NumPy array or CPU torch tensor, float32 or float64.
+        Where to evaluate. NumPy array or torch tensor, float32 or float64.
     centers : (n, d) array
         Component means; same library and dtype as `points`.
     noise_std : float
@@ -161,6 +164,11 @@ def explain(
     >>> explain(np.zeros((2, 1)), np.zeros((3, 1)), noise_std=1.0).path
     'every pair'
     """
+    if _device.is_any_on_device(points, centers, weights):
+        mixture = prepare(
+            centers, noise_std, weights=weights, max_lost_mass=max_lost_mass
+        )
+        return mixture.explain(points)
     x, y, beta, w = _checked(points, centers, noise_std, weights)
     lost = checked_max_lost_mass(max_lost_mass, y.dtype)
     return PreparedMixture(y, beta, w, lost)._evaluate(x)[1]
@@ -185,7 +193,7 @@ def mixture_block_log_sums(
     Parameters
     ----------
     points : (m, d) array
-        Where to evaluate. NumPy array or CPU torch tensor, float32 or float64. Fastest
+        Where to evaluate. NumPy array or torch tensor, float32 or float64. Fastest
         if neighbouring points have neighbouring own centers.
     centers : (n, d) array
         Component means, block after block; same library and dtype as `points`.
@@ -221,8 +229,23 @@ def mixture_block_log_sums(
     -----
     Cost O(m n d), or O(m block d) without the rest; O(m + n) memory beyond the arrays.
     """
-    x, y, beta, w = _checked(points, centers, noise_std, weights)
     include_rest = _arrays.check_flag("include_rest", include_rest)
+    if isinstance(centers, DeviceRows):  # from an estimator, whose queries are here
+        return BlockLogSums(
+            *sums_of_queries(
+                *(points, centers, noise_std, own, offsets, outer_offsets),
+                *(weights, include_rest),
+            )
+        )
+    if _device.is_any_on_device(points, centers, weights):
+        inner, outer = _block_offsets(offsets, outer_offsets, len(centers))
+        return BlockLogSums(
+            *_device.block_log_sums(
+                *(points, centers, noise_std, own, inner, outer),
+                *(weights, include_rest),
+            )
+        )
+    x, y, beta, w = _checked(points, centers, noise_std, weights)
     members = _indices("own", own)
     if members.shape != (len(x),):
         raise ValueError(
@@ -235,15 +258,7 @@ def mixture_block_log_sums(
             f"own must index the {len(y)} centers, "
             f"got values from {members.min()} to {members.max()}"
         )
-    inner = _offsets("offsets", offsets, len(y))
-    outer = inner
-    if outer_offsets is not None:
-        outer = _offsets("outer_offsets", outer_offsets, len(y))
-        if not np.isin(outer, inner).all():
-            raise ValueError(
-                "outer_offsets must be a subset of offsets, so that an outer block "
-                f"is a union of blocks, got {outer[~np.isin(outer, inner)][0]}"
-            )
+    inner, outer = _block_offsets(offsets, outer_offsets, len(y))
     parts = _core.block_log_sums(
         x, y, beta, members, inner, outer, w, include_rest, num_threads()
     )
@@ -269,7 +284,7 @@ def posterior_moments(
     Parameters
     ----------
     points : (m, d) array
-        Where to evaluate, d at most 32. NumPy array or CPU torch tensor, float32 or
+        Where to evaluate, d at most 32. NumPy array or torch tensor, float32 or
         float64.
     centers : (n, d) array
         Component means; same library and dtype as `points`.
@@ -312,20 +327,45 @@ def posterior_moments(
     >>> moments.mean, moments.covariance
     (array([[0.]]), array([[[1.]]]))
     """
-    x, y, beta, w = _checked(points, centers, noise_std, weights)
-    d = x.shape[1]
-    if d > _MAX_MOMENT_DIM:
-        raise ValueError(
-            f"points must have at most {_MAX_MOMENT_DIM} dimensions, got {d}; "
-            "project them first"
+    in_noise_units = _arrays.check_flag("in_noise_units", in_noise_units)
+    if _device.is_any_on_device(points, centers, weights):
+        beta = _arrays.check_noise_std(noise_std)
+        _check_moment_dim(np.shape(points))
+        unit = beta if in_noise_units else 1.0
+        return PosteriorMoments(
+            *_device.posterior_moments(points, centers, beta, weights, unit)
         )
-    unit = beta if _arrays.check_flag("in_noise_units", in_noise_units) else 1.0
+    x, y, beta, w = _checked(points, centers, noise_std, weights)
+    _check_moment_dim(x.shape)
+    unit = beta if in_noise_units else 1.0
     moments = _core.posterior_moments(x, y, beta, w, unit, num_threads())
     names = ("log-density", "mean", "covariance")
     for name, part in zip(names, moments, strict=True):
         of_point = np.abs(part).reshape(len(x), math.prod(part.shape[1:])).max(axis=1)
         _arrays.check_representable(f"the {name}", of_point, allow_minus_inf=False)
     return PosteriorMoments(*(_arrays.same_library(part, points) for part in moments))
+
+
+def _check_moment_dim(shape: tuple[int, ...]) -> None:
+    if len(shape) == 2 and shape[1] > _MAX_MOMENT_DIM:
+        raise ValueError(
+            f"points must have at most {_MAX_MOMENT_DIM} dimensions, got {shape[1]}; "
+            "project them first"
+        )
+
+
+def _block_offsets(offsets: Any, outer_offsets: Any, num_centers: int) -> Any:
+    """Checked offsets of blocks and of outer blocks, on the host."""
+    inner = _offsets("offsets", _device.on_host(offsets), num_centers)
+    outer = inner
+    if outer_offsets is not None:
+        outer = _offsets("outer_offsets", _device.on_host(outer_offsets), num_centers)
+        if not np.isin(outer, inner).all():
+            raise ValueError(
+                "outer_offsets must be a subset of offsets, so that an outer block "
+                f"is a union of blocks, got {outer[~np.isin(outer, inner)][0]}"
+            )
+    return inner, outer
 
 
 def _indices(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.int64]]:

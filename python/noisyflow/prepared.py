@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyflow import _arrays, _checks, _core
+from noisyflow import _arrays, _checks, _core, _device
 from noisyflow.runtime import num_threads
 
 Floats = NDArray[Any]
@@ -369,7 +369,8 @@ def prepare(
     Parameters
     ----------
     centers : (n, d) array
-        Component means. NumPy array or CPU torch tensor, float32 or float64.
+        Component means. NumPy array or torch tensor, float32 or float64. On a GPU, so
+        are the points: all is evaluated there, without a tree.
     noise_std : float
         Standard deviation of every component, in the units of `centers`. Positive.
     weights : (n,) array, optional
@@ -401,6 +402,17 @@ def prepare(
     >>> mixture.log_density(np.array([[0.0], [1.0]]))
     array([-1.41893853, -1.4851577 ])
     """
+    from noisyflow import _device_mixture as device  # which builds on this module
+
+    if isinstance(centers, device.DeviceRows):  # from an estimator, checked
+        lost = checked_max_lost_mass(max_lost_mass, centers.dtype)
+        return device.DeviceMixture(centers, noise_std, weights, lost)
+    if _device.is_any_on_device(centers, weights):
+        rows = device.DeviceRows.checked("centers", centers)
+        beta = _arrays.check_noise_std(noise_std, rows.dtype)
+        w = None if weights is None else device.host_weights(weights, rows)
+        lost = checked_max_lost_mass(max_lost_mass, rows.dtype)
+        return device.DeviceMixture(rows, beta, w, lost)
     y = _arrays.as_matrix("centers", centers)
     beta = _arrays.check_noise_std(noise_std, y.dtype)
     w = None if weights is None else _arrays.as_weights(weights, len(y), y.dtype)

@@ -222,7 +222,7 @@ def _means_at_nodes(problem: Problem, nodes: Floats, node_weights: Floats) -> Fl
         shift = (problem.noise_std * nodes[grid]).astype(problem.centers.dtype)
         for start in range(0, n, step):
             part = np.arange(start, min(start + step, n))
-            points = problem.centers[part, None, :] + shift
+            points = problem.centers[part][:, None, :] + shift
             own = np.repeat(part, num_nodes)
             columns = _columns(problem.evaluate(points.reshape(-1, d), own), len(own))
             psi[grid, part] = np.einsum(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyflow import _arrays, _checks
+from noisyflow._device import on_host
 
 Floats = NDArray[np.floating]
 Indices = NDArray[np.int64]
@@ -42,7 +43,7 @@ def checked_num_resamples(value: Any) -> int:
 
 def as_samples(samples: Any) -> NDArray[np.float64]:
     """(n, d) finite samples in float64."""
-    return np.asarray(_arrays.as_matrix("samples", samples), np.float64)
+    return np.asarray(_arrays.as_matrix("samples", on_host(samples)), np.float64)
 
 
 def groups_of(about: Any, num_samples: int) -> list[Indices]:

@@ -87,7 +87,7 @@ class Binning:
         Parameters
         ----------
         samples : (n, d) array
-            NumPy array or CPU torch tensor, float32 or float64.
+            NumPy array or torch tensor, float32 or float64.
         seed : int
             Of the bootstrap.
 
@@ -112,7 +112,7 @@ class Binning:
         Parameters
         ----------
         samples : (n, d) array
-            NumPy array or CPU torch tensor, float32 or float64.
+            NumPy array or torch tensor, float32 or float64.
         about : (n,) array
             Labels Y: integers, booleans or strings. A label for every input, repeated
             where a noisy network was fed the same input again, gives I(X; Bin(S)).

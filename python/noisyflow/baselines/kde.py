@@ -113,7 +113,7 @@ class KernelDensity:
         Parameters
         ----------
         samples : (n, d) array
-            At least 2 samples of T, noise included. NumPy array or CPU torch tensor,
+            At least 2 samples of T, noise included. NumPy array or torch tensor,
             float32 or float64. May repeat where the bandwidth is given.
         seed : int
             Of the queries and of the subsampling.
@@ -140,7 +140,7 @@ class KernelDensity:
         Parameters
         ----------
         samples : (n, d) array
-            Samples of T, noise included. NumPy array or CPU torch tensor, float32 or
+            Samples of T, noise included. NumPy array or torch tensor, float32 or
             float64.
         about : (n,) array
             Labels Y: integers, booleans or strings; at least 2 samples of each. Every

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from noisyflow import _arrays, _checks
+from noisyflow._device import on_host
 from noisyflow.baselines._resampling import (
     Floats,
     Indices,
@@ -92,7 +93,7 @@ class NearestNeighbor:
         ----------
         samples : (n, d) array
             Samples of T, noise included; more than `num_neighbors`, and none that
-            repeats. NumPy array or CPU torch tensor, float32 or float64.
+            repeats. NumPy array or torch tensor, float32 or float64.
         seed : int
             Of the queries and of the subsampling.
 
@@ -122,7 +123,7 @@ class NearestNeighbor:
         Parameters
         ----------
         samples : (n, d) array
-            Samples of T, noise included, none that repeats. NumPy array or CPU torch
+            Samples of T, noise included, none that repeats. NumPy array or torch
             tensor, float32 or float64.
         about : (n,) or (n, c) array
             Y: labels (integers, booleans or strings), more than `num_neighbors` samples
@@ -145,7 +146,7 @@ class NearestNeighbor:
         """
         points = as_samples(samples)
         if np.ndim(about) == 2:
-            others = np.asarray(_arrays.as_matrix("about", about), np.float64)
+            others = np.asarray(_arrays.as_matrix("about", on_host(about)), np.float64)
             if len(others) != len(points):
                 raise ValueError(
                     f"about must have a row for every sample, {len(points)}, got "

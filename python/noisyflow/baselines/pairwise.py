@@ -80,7 +80,7 @@ class PairwiseDistance:
         Parameters
         ----------
         samples : (n, d) array
-            Samples of S, without the noise. NumPy array or CPU torch tensor, float32 or
+            Samples of S, without the noise. NumPy array or torch tensor, float32 or
             float64.
         seed : int
             Of the subsampling.
@@ -120,7 +120,7 @@ class PairwiseDistance:
         Parameters
         ----------
         samples : (n, d) array
-            Samples of S, without the noise. NumPy array or CPU torch tensor, float32 or
+            Samples of S, without the noise. NumPy array or torch tensor, float32 or
             float64.
         about : (n,) array
             Labels Y: integers, booleans or strings. A label of its own for every sample
