@@ -38,7 +38,7 @@ def bounds_hold_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def check(problem: Problem, averages: Averages) -> None:
     """Raises AssertionError unless the plug-in lies between its bounds."""
     (low, high) = entropy_bounds(
-        problem.centers, problem.noise_std, weights=problem.mixture_weights
+        problem.centers[:], problem.noise_std, weights=problem.mixture_weights
     )
     rounding = 1e3 * float(np.finfo(problem.centers.dtype).eps)  # exponents up to 700
     margin = NUM_ERRORS * averages.monte_carlo_error + rounding * (1 + abs(low))

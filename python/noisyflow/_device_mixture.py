@@ -64,6 +64,9 @@ class DeviceRows:
         found: Floats = self.tensor[rows].cpu().numpy()
         return found
 
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("rows on a GPU are not an array; index them, rows[:] for all")
+
     def take(self, rows: NDArray[Any]) -> DeviceRows:
         """Some of the rows, on the GPU: indices or a mask."""
         return DeviceRows(self.tensor[self._index(rows)], self.largest)

@@ -154,10 +154,7 @@ def whitening_from_covariances(covariances: Any) -> Any:
     array([[[ 0.5,  0. ],
             [-0.5,  1. ]]])
     """
-    if _device.is_on_device(covariances):  # on the host: they are few, and small
-        factors = whitening_from_covariances(covariances.cpu())
-        return factors.to(covariances.device)
-    given = _as_matrices("covariances", covariances)
+    given = _as_matrices("covariances", _device.on_host(covariances))
     _check_finite("covariances", given)
     sigma = given.astype(np.float64)
     asymmetry = np.abs(sigma - sigma.swapaxes(1, 2)).max(axis=(1, 2), initial=0)
@@ -169,9 +166,10 @@ def whitening_from_covariances(covariances: Any) -> Any:
             f"covariances must be symmetric, got covariances[{at}] with entries that "
             f"differ from their mirror images by up to {asymmetry[at]:.3g}"
         )
-    return _arrays.same_library(
-        _inverses(_cholesky_factors(sigma)).astype(given.dtype), covariances
-    )
+    factors = _inverses(_cholesky_factors(sigma)).astype(given.dtype)
+    if _device.is_on_device(covariances):
+        return _device.upload(factors, covariances)
+    return _arrays.same_library(factors, covariances)
 
 
 def _cholesky_factors(sigma: Any) -> Any:
