@@ -269,6 +269,8 @@ def close(found: Any, expected: Any) -> None:
         (ours, theirs) = (getattr(found, name), getattr(expected, name))
         if isinstance(ours, str):
             assert ours == theirs, name
+        elif name == "isolated":  # a few of 4096 queries or more are at the threshold
+            assert ours == pytest.approx(theirs, abs=4 / 4096)
         else:
             assert ours == pytest.approx(theirs, rel=1e-4, abs=2e-5), name
 
@@ -326,6 +328,7 @@ def test_conditional_entropy_and_information_are_those_of_the_cpu(
         close(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore::noisyflow.UndersampledWarning")
 def test_information_of_a_function_of_the_input_is_that_of_the_cpu(
     fake: FakeCuda, rng: np.random.Generator
 ) -> None:
