@@ -216,7 +216,13 @@ struct GradientPass {
   double gain;
   const T* columns;  // `stride` apart
   int64_t stride, num_columns;
-  // Of each column, and as many more as make whole blocks, which are never and zero.
+  // Squares of `step` dimensions in a row, for rows (rows.m, number of steps) and columns, which
+  // are both relative to an origin then; 0 and null: differences.
+  int64_t step;
+  const T* row_norms;
+  const T* column_norms;
+  // Of each column, and, like the norms, of as many more as make whole blocks, which are at kNever
+  // and zero.
   const T* shift;
   const T* multiplier;  // null: 1
   // Rows whose terms without their weight may be larger than any number: such a mass is NaN.

@@ -87,8 +87,9 @@ struct GradientKernel {
   void (*evaluate)(const GradientPass<T>& pass, int64_t first, int64_t last, void* scratch);
   int64_t (*scratch_bytes)(int64_t d);  // per thread, 64-byte aligned
   int64_t (*most_blocks)(int64_t d);
-  int group;     // rows that share vectors
-  int together;  // columns of a block
+  int group;          // rows that share vectors
+  int together;       // columns of a block
+  double most_error;  // of an exponent in expanded form, nats: see log_density-inl.h
 };
 
 struct KernelTable {

@@ -8,9 +8,9 @@
 // Both passes compute a pair's term by the same operations: what a point is pulled by is what its
 // centers are pulled by. Differences are of the coordinates as given, and a term is multiplied by
 // them, never by coordinates: a sum of w y less x times a sum of w cancels at little noise.
-// Squared distances in many dimensions are sums of kChunk, added up with what each addition loses.
-// Terms are summed in T over kMaxTile columns, and in double beyond. Rules of target files:
-// log_density-inl.h.
+// Squared distances in more than kFewDims dimensions are sums of kChunk, added up with what each
+// addition loses. Terms are summed in T over kMaxTile columns, and in double beyond. Rules of
+// target files: log_density-inl.h.
 
 #pragma once
 #include <math.h>
@@ -29,7 +29,9 @@ inline namespace NOISYFLOW_TARGET {
 constexpr double kMassBits = 30;
 constexpr double kClampBits = 60;            // exponents beyond are out of range
 constexpr int64_t kGradientBytes = 1 << 20;  // of all blocks of rows of a task: they stay in L2
-constexpr int64_t kLeastGradientTile = 48;   // columns for which the rows are read again
+// Up to here a plain sum of squares is exact enough: of exponents of 20, it loses 1e-6 of a term.
+constexpr int64_t kFewDims = 32;
+constexpr int64_t kLeastGradientTile = 48;  // columns for which the rows are read again
 
 // What a block of rows has met so far.
 template <class T, int Q>
@@ -38,7 +40,8 @@ struct RowSums {
   double mass[kGroup], squares[kGroup];  // of terms, and of terms times exponents
   T base[kGroup];
   T nearest[kGroup];           // smallest exponent over the scale, if the pass is light
-  T* rows;                     // d x Q vectors
+  T* rows;                     // d x Q vectors: coordinates, or -2 times those from the origin
+  T* norms;                    // num_steps() x Q vectors
   T* gradient;                 // d x Q vectors: not yet in the sums
   double* sums;                // d x Q x kLanes
   int64_t begin, end, folded;  // rows; columns in `gradient`
@@ -59,9 +62,18 @@ struct ColumnRange {
   int64_t stride, count;  // count: whole blocks
   const T* shift;
   const T* multiplier;
+  const T* norms;  // `steps` apart
+  int64_t step, steps;
 };
 
-enum GradientFlags { kGradient = 1, kSquares = 2, kScaled = 4, kLight = 8, kManyDims = 16 };
+enum GradientFlags {
+  kGradient = 1,
+  kSquares = 2,
+  kScaled = 4,
+  kLight = 8,
+  kManyDims = 16,
+  kExpanded = 32
+};
 
 // Squared distances in many dimensions, added to s. What an addition to s loses is kept; where the
 // part is larger than s, it is right but for the rounding of a part.
@@ -88,6 +100,50 @@ inline __attribute__((always_inline)) void add_squares_chunked(const T* rows, co
   for (int i = 0; i < C * Q; ++i) s[i] += lost[i];
 }
 
+// The same as |x|^2 + |y|^2 - 2 x.y of `step` dimensions at a time, for coordinates from an origin.
+template <class T, int Q, int C>
+inline __attribute__((always_inline)) void add_squares_expanded(const RowSums<T, Q>& sums,
+                                                                const ColumnRange<T>& range,
+                                                                const T* columns, const T* norms,
+                                                                int d, Vec<T>* s) {
+  const int step = int(range.step);
+  const T* x = sums.rows;
+  const T* row_norms = sums.norms;
+  Vec<T> lost[C * Q], part[C * Q];
+#pragma GCC unroll 16
+  for (int i = 0; i < C * Q; ++i) lost[i] = Vec<T>{};
+  for (int k = 0; k < d; row_norms += Q * kLanes<T>, ++norms) {
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q)
+        part[c * Q + q] = load<T>(row_norms + q * kLanes<T>) + norms[c * range.steps];
+    const int end = k + step < d ? k + step : d;
+#pragma GCC unroll 1
+    for (; k < end; ++k, x += Q * kLanes<T>) {
+      Vec<T> v[Q];
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        v[q] = load<T>(x + q * kLanes<T>);
+        __builtin_prefetch(x + (kChunk * Q + q) * kLanes<T>);
+      }
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) part[c * Q + q] += v[q] * columns[c * range.stride + k];
+    }
+    if (range.steps == 1) break;
+#pragma GCC unroll 16
+    for (int i = 0; i < C * Q; ++i) {
+      const Vec<T> sum = s[i] + part[i];
+      lost[i] += part[i] - (sum - s[i]);
+      s[i] = sum;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < C * Q; ++i) s[i] += range.steps == 1 ? part[i] : lost[i];
+}
+
 // At most kMaxTile columns.
 template <class T, int Q, int C, int Flags>
 __attribute__((noinline)) void add_columns(const ColumnRange<T>& range, int64_t dims, T scale,
@@ -104,7 +160,9 @@ __attribute__((noinline)) void add_columns(const ColumnRange<T>& range, int64_t 
     const T* columns = range.columns + j * range.stride;
     Vec<T> s[C * Q], t[C * Q];
     start<T, Q, C, true>(range.shift + j, base, s);
-    if constexpr (Flags & kManyDims)
+    if constexpr (Flags & kExpanded)
+      add_squares_expanded<T, Q, C>(sums, range, columns, range.norms + j * range.steps, d, s);
+    else if constexpr (Flags & kManyDims)
       add_squares_chunked<T, Q, C>(sums.rows, columns, range.stride, d, s);
     else
       add_squares<T, Q, C>(sums.rows, columns, range.stride, 0, d, s);
@@ -137,7 +195,7 @@ __attribute__((noinline)) void add_columns(const ColumnRange<T>& range, int64_t 
         Vec<T> x[Q], g[Q];
 #pragma GCC unroll 4
         for (int q = 0; q < Q; ++q) {
-          x[q] = load<T>(rows + q * kLanes<T>);
+          if constexpr (!(Flags & kExpanded)) x[q] = load<T>(rows + q * kLanes<T>);
           g[q] = load<T>(gradient + q * kLanes<T>);
         }
 #pragma GCC unroll 16
@@ -145,8 +203,12 @@ __attribute__((noinline)) void add_columns(const ColumnRange<T>& range, int64_t 
           const T y = columns[c * range.stride + k];
 #pragma GCC unroll 4
           for (int q = 0; q < Q; ++q) {
-            const Vec<T> diff = y - x[q];
-            g[q] += t[c * Q + q] * diff;
+            if constexpr (Flags & kExpanded) {
+              g[q] += t[c * Q + q] * y;
+            } else {
+              const Vec<T> diff = y - x[q];
+              g[q] += t[c * Q + q] * diff;
+            }
           }
         }
 #pragma GCC unroll 4
@@ -168,25 +230,26 @@ __attribute__((noinline)) void add_columns(const ColumnRange<T>& range, int64_t 
   }
 }
 
-template <class T, int Q, int C, int Flags>
-auto choose_add_columns(int64_t d) {
-  return d > kChunk ? &add_columns<T, Q, C, Flags | kManyDims> : &add_columns<T, Q, C, Flags>;
-}
-
 template <class T, int Q>
 using AddColumns = void (*)(const ColumnRange<T>&, int64_t, T, RowSums<T, Q>&);
 
+template <class T, int Q, int C, int Flags>
+AddColumns<T, Q> choose_form(const GradientPass<T>& pass) {
+  if (pass.step) return &add_columns<T, Q, C, Flags | kExpanded>;
+  return pass.d > kFewDims ? &add_columns<T, Q, C, Flags | kManyDims>
+                           : &add_columns<T, Q, C, Flags>;
+}
+
 template <class T, int Q, int C>
 AddColumns<T, Q> choose_add_columns(const GradientPass<T>& pass) {
-  if (pass.is_light) return choose_add_columns<T, Q, C, kLight | kScaled>(pass.d);
+  if (pass.is_light) return choose_form<T, Q, C, kLight | kScaled>(pass);
   if (pass.multiplier)
-    return pass.gradient ? choose_add_columns<T, Q, C, kScaled | kGradient>(pass.d)
-                         : choose_add_columns<T, Q, C, kScaled>(pass.d);
+    return pass.gradient ? choose_form<T, Q, C, kScaled | kGradient>(pass)
+                         : choose_form<T, Q, C, kScaled>(pass);
   if (pass.squares)
-    return pass.gradient ? choose_add_columns<T, Q, C, kSquares | kGradient>(pass.d)
-                         : choose_add_columns<T, Q, C, kSquares>(pass.d);
-  return pass.gradient ? choose_add_columns<T, Q, C, kGradient>(pass.d)
-                       : choose_add_columns<T, Q, C, 0>(pass.d);
+    return pass.gradient ? choose_form<T, Q, C, kSquares | kGradient>(pass)
+                         : choose_form<T, Q, C, kSquares>(pass);
+  return pass.gradient ? choose_form<T, Q, C, kGradient>(pass) : choose_form<T, Q, C, 0>(pass);
 }
 
 // The nearest number that T holds; NaN stays.
@@ -217,8 +280,11 @@ void write_rows(const GradientPass<T>& pass, RowSums<T, Q>& sums, T scale) {
     if (!pass.gradient) continue;
     const double gain = pass.gains ? double(pass.gains[i]) / mass : pass.gain;
     T* out = pass.gradient + i * pass.d;
-    for (int64_t k = 0; k < pass.d; ++k)
-      out[k] = T(saturated<T>(gain * saturated<double>(sums.sums[k * kGroup + l] * per_variance)));
+    for (int64_t k = 0; k < pass.d; ++k) {
+      double sum = sums.sums[k * kGroup + l];
+      if (pass.step) sum += 0.5 * double(sums.rows[k * kGroup + l]) * sums.mass[l];
+      out[k] = T(saturated<T>(gain * saturated<double>(sum * per_variance)));
+    }
   }
 }
 
@@ -226,7 +292,8 @@ void write_rows(const GradientPass<T>& pass, RowSums<T, Q>& sums, T scale) {
 template <class T, int Q>
 int64_t row_bytes(int64_t d) {
   constexpr int kGroup = Q * kLanes<T>;
-  return int64_t(sizeof(RowSums<T, Q>)) + kGroup * d * int64_t(2 * sizeof(T) + sizeof(double));
+  return int64_t(sizeof(RowSums<T, Q>)) + kGroup * d * int64_t(2 * sizeof(T) + sizeof(double)) +
+         kGroup * num_steps(d, kLeastStep) * int64_t(sizeof(T));
 }
 
 template <class T, int Q>
@@ -254,7 +321,9 @@ void evaluate_gradients(const GradientPass<T>& pass, int64_t first, int64_t last
   // ------------------------------------------------------------------------------------
   double* doubles = static_cast<double*>(scratch);
   T* numbers = reinterpret_cast<T*>(doubles + num_blocks * kGroup * d);
-  T* rest = numbers + num_blocks * 2 * kGroup * d;
+  const int64_t steps = pass.step ? num_steps(d, pass.step) : 0;
+  const int64_t block_size = kGroup * (2 * d + steps);
+  T* rest = numbers + num_blocks * block_size;
   auto* blocks =
       reinterpret_cast<RowSums<T, Q>*>(rest + (C * d + kLanes<T> - 1) / kLanes<T> * kLanes<T>);
   for (int b = 0; b < num_blocks; ++b) {
@@ -263,11 +332,17 @@ void evaluate_gradients(const GradientPass<T>& pass, int64_t first, int64_t last
     sums.begin = pass.blocks ? pass.blocks[at] : at * kGroup;
     sums.end = pass.blocks ? pass.blocks[at + 1] : sums.begin + kGroup;
     if (sums.end > pass.rows.m) sums.end = pass.rows.m;
-    sums.rows = numbers + b * 2 * kGroup * d;
+    sums.rows = numbers + b * block_size;
     sums.gradient = sums.rows + kGroup * d;
+    sums.norms = sums.gradient + kGroup * d;
     sums.sums = doubles + b * kGroup * d;
     sums.folded = 0;
     pack_points<T, Q>(pass.rows, sums.begin, sums.end, d, sums.rows);
+    if (pass.step) {
+      for (int64_t i = 0; i < kGroup * d; ++i) sums.rows[i] *= T(-2);
+      pack_points<T, Q>({pass.row_norms, steps, pass.rows.m}, sums.begin, sums.end, steps,
+                        sums.norms);
+    }
     for (int64_t i = 0; pass.gradient && i < d * kGroup; ++i)
       sums.gradient[i] = T(sums.sums[i] = 0);
     for (int l = 0; l < kGroup; ++l) {
@@ -284,8 +359,14 @@ void evaluate_gradients(const GradientPass<T>& pass, int64_t first, int64_t last
   tile = tile > kMaxTile ? kMaxTile : tile < kLeastGradientTile ? kLeastGradientTile : tile;
   tile = tile / C * C;
   auto add_all = [&](const T* columns, int64_t stride, int64_t begin, int64_t count) {
-    const ColumnRange<T> range{columns, stride, count, pass.shift + begin,
-                               pass.multiplier ? pass.multiplier + begin : nullptr};
+    const ColumnRange<T> range{columns,
+                               stride,
+                               count,
+                               pass.shift + begin,
+                               pass.multiplier ? pass.multiplier + begin : nullptr,
+                               pass.step ? pass.column_norms + begin * steps : nullptr,
+                               pass.step,
+                               steps};
     for (int b = 0; b < num_blocks; ++b) add(range, d, scale, blocks[b]);
   };
   for (int64_t begin = 0; begin < whole; begin += tile)
@@ -304,8 +385,12 @@ void evaluate_gradients(const GradientPass<T>& pass, int64_t first, int64_t last
 template <class T>
 GradientKernel<T> gradient_kernel() {
   constexpr int Q = 2, C = kVectorBytes == 64 ? 6 : 3;
-  return {&evaluate_gradients<T, Q, C>, &gradient_scratch_bytes<T, Q, C>, &most_row_blocks<T, Q>,
-          Q * kLanes<T>, C};
+  return {&evaluate_gradients<T, Q, C>,
+          &gradient_scratch_bytes<T, Q, C>,
+          &most_row_blocks<T, Q>,
+          Q * kLanes<T>,
+          C,
+          kExpansionError<T>};
 }
 
 }  // namespace NOISYFLOW_TARGET

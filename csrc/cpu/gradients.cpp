@@ -37,6 +37,15 @@ double in_units(double log_value) {
   return std::ldexp(std::exp(std::min(log_value - 64 * M_LN2, 700.0)), 64 - kUnitBits);
 }
 
+// Rows of one of the two kinds, as they are given or relative to an origin and with norms: see
+// GradientPass.
+template <class T>
+struct Side {
+  const T* rows;
+  int64_t stride, count;
+  std::vector<T> moved, norms;
+};
+
 template <class T>
 class Gradients {
  public:
@@ -55,6 +64,8 @@ class Gradients {
             return table.gradient_f64;
         }()),
         num_threads_(worthwhile_threads(double(m_) * double(n_) * double(2 * d_ + 4), num_threads)),
+        points_{task.points.points, task.points.stride, m_, {}, {}},
+        centers_{mixture_.centers, mixture_.stride, n_, {}, {}},
         base_(size_t(m_)),
         mass_(size_t(m_)) {}
 
@@ -71,6 +82,7 @@ class Gradients {
       extra_.resize(size_t(n_));
     }
     const bool is_passed = !is_huge();
+    if (is_passed) expand();
     if (is_passed) pass_points();
     for (int64_t i = 0; i < m_; ++i) {
       if (is_far_[size_t(i)] || !is_passed) mass_[size_t(i)] = 0;
@@ -128,11 +140,95 @@ class Gradients {
            double(largest) > kMostCoordinateOverNoise<T> * mixture_.noise_std;
   }
 
-  // `count` numbers, and as many as make whole blocks.
-  std::vector<T> padded(int64_t count, T value, T padding) const {
-    std::vector<T> out(size_t(count), value);
+  // -- |x|^2 + |y|^2 - 2 x.y where it is exact enough
+  // -----------------------------------------------
+
+  // The middle of the centers, or 0 where that is as good: then coordinates are not rounded.
+  std::vector<T> find_origin() const {
+    std::vector<double> mean(static_cast<size_t>(d_)), square(static_cast<size_t>(d_));
+    for (int64_t j = 0; j < n_; ++j)
+      for (int64_t k = 0; k < d_; ++k) {
+        const double y = double(center(j)[k]) / double(n_);
+        mean[size_t(k)] += y;
+        square[size_t(k)] += y * double(center(j)[k]);
+      }
+    std::vector<T> origin(static_cast<size_t>(d_));
+    for (size_t k = 0; k < origin.size(); ++k)
+      if (4 * mean[k] * mean[k] > square[k]) origin[k] = T(mean[k]);
+    return origin;
+  }
+
+  // Squares of `least` dimensions in a row, in double. Moves the rows to the origin.
+  std::vector<double> move(Side<T>& side, const std::vector<T>& origin, int64_t least) const {
+    const int64_t parts = (d_ + least - 1) / least;
+    std::vector<double> squares(static_cast<size_t>(side.count * parts));
+    side.moved.resize(size_t(side.count * d_));
+    constexpr int64_t kTogether = 256;
+    parallel_for((side.count + kTogether - 1) / kTogether, num_threads_, [&](int, int64_t index) {
+      const int64_t last = std::min(side.count, (index + 1) * kTogether);
+      for (int64_t i = index * kTogether; i < last; ++i)
+        for (int64_t k = 0; k < d_; ++k) {
+          const T value = side.rows[i * side.stride + k] - origin[size_t(k)];
+          side.moved[size_t(i * d_ + k)] = value;
+          squares[size_t(i * parts + k / least)] += double(value) * double(value);
+        }
+    });
+    return squares;
+  }
+
+  // Norms of steps, from those of `least` dimensions; returns the largest spread
+  // (log_density-inl.h) of a row.
+  double set_norms(Side<T>& side, const std::vector<double>& squares, int64_t least,
+                   int64_t step) const {
+    const int64_t parts = (d_ + least - 1) / least, steps = (d_ + step - 1) / step;
+    side.norms = padded(side.count, T(0), T(0), steps);
+    double largest = 0;
+    for (int64_t i = 0; i < side.count; ++i) {
+      double spread = 0;
+      for (int64_t c = 0; c < steps; ++c) {
+        double norm = 0;
+        for (int64_t at = c * step / least; at < std::min((c + 1) * step / least, parts); ++at)
+          norm += squares[size_t(i * parts + at)];
+        side.norms[size_t(i * steps + c)] = T(norm);
+        spread += norm * norm;
+      }
+      largest = std::max(largest, spread);
+    }
+    return std::sqrt(largest);
+  }
+
+  // As the log-density does, but for all pairs or none: the bound of an exponent's error is the
+  // same, and the differences' of a sum of w y less x times one of w far below it.
+  void expand() {
+    constexpr int64_t kLeastDims = 17, kLeastStep = 8;
+    if (d_ < kLeastDims) return;
+    const std::vector<T> origin = find_origin();
+    const std::vector<double> of_points = move(points_, origin, kLeastStep);
+    const std::vector<double> of_centers = move(centers_, origin, kLeastStep);
+    for (const int64_t step : {32, 16, 8}) {
+      const double spread = set_norms(points_, of_points, kLeastStep, step) +
+                            set_norms(centers_, of_centers, kLeastStep, step);
+      const double error =
+          double(kEpsilon<T>) / 2 * std::sqrt(double(step) + 6) * spread / (2 * variance_);
+      if (!(error <= kernel_.most_error)) continue;
+      step_ = step;
+      for (Side<T>* side : {&points_, &centers_}) {
+        side->rows = side->moved.data();
+        side->stride = d_;
+      }
+      return;
+    }
+    for (Side<T>* side : {&points_, &centers_}) {
+      std::vector<T>().swap(side->moved);
+      std::vector<T>().swap(side->norms);
+    }
+  }
+
+  // `count` times `width` numbers, and as many as make whole blocks.
+  std::vector<T> padded(int64_t count, T value, T padding, int64_t width = 1) const {
+    std::vector<T> out(size_t(count * width), value);
     const int64_t together = kernel_.together;
-    out.resize(size_t((count + together - 1) / together * together), padding);
+    out.resize(size_t((count + together - 1) / together * together * width), padding);
     return out;
   }
 
@@ -149,10 +245,16 @@ class Gradients {
     });
   }
 
-  GradientPass<T> new_pass(const PointsView<T>& rows, const T* base) const {
+  GradientPass<T> new_pass(const Side<T>& rows, const Side<T>& columns, const T* base) const {
     GradientPass<T> pass{};
-    pass.rows = rows;
-    pass.num_blocks = (rows.m + kernel_.group - 1) / kernel_.group;
+    pass.rows = {rows.rows, rows.stride, rows.count};
+    pass.row_norms = rows.norms.data();
+    pass.columns = columns.rows;
+    pass.stride = columns.stride;
+    pass.num_columns = columns.count;
+    pass.column_norms = columns.norms.data();
+    pass.step = step_;
+    pass.num_blocks = (rows.count + kernel_.group - 1) / kernel_.group;
     pass.d = d_;
     pass.noise_std = mixture_.noise_std;
     pass.base = base;
@@ -162,11 +264,8 @@ class Gradients {
   void pass_points() {
     std::vector<T> shift = padded(n_, T(0), kNever<T>);
     if (mixture_.weight_shift) std::copy_n(mixture_.weight_shift, n_, shift.begin());
-    GradientPass<T> pass = new_pass(task_.points, base_.data());
+    GradientPass<T> pass = new_pass(points_, centers_, base_.data());
     pass.gains = task_.grad_output;
-    pass.columns = mixture_.centers;
-    pass.stride = mixture_.stride;
-    pass.num_columns = n_;
     pass.shift = shift.data();
     pass.mass = mass_.data();
     pass.gradient = task_.grad_points;
@@ -186,11 +285,8 @@ class Gradients {
     if (mixture_.weight_shift)
       for (size_t j = 0; j < size_t(n_); ++j) base[j] = -mixture_.weight_shift[j];
     std::vector<double> mass(static_cast<size_t>(n_));
-    GradientPass<T> pass = new_pass({mixture_.centers, mixture_.stride, n_}, base.data());
+    GradientPass<T> pass = new_pass(centers_, points_, base.data());
     pass.gain = std::ldexp(1, unit_bits_);
-    pass.columns = task_.points.points;
-    pass.stride = task_.points.stride;
-    pass.num_columns = m_;
     pass.shift = shift.data();
     pass.multiplier = multiplier.data();
     pass.mass = mass.data();
@@ -210,11 +306,18 @@ class Gradients {
   // Terms without weights, of centers whose weight is zero or nearly so.
   void pass_light_centers(const GradientPass<T>& like, const std::vector<int32_t>& light) {
     const auto count = int64_t(light.size());
-    std::vector<T> rows;
-    for (int32_t j : light) rows.insert(rows.end(), center(j), center(j) + d_);
+    std::vector<T> rows, norms;
+    const int64_t steps = step_ ? (d_ + step_ - 1) / step_ : 0;
+    for (int32_t j : light) {
+      const T* row = centers_.rows + j * centers_.stride;
+      rows.insert(rows.end(), row, row + d_);
+      const T* norm = centers_.norms.data() + j * steps;
+      norms.insert(norms.end(), norm, norm + steps);
+    }
     const std::vector<T> base(size_t(n_), T(0));
     GradientPass<T> pass = like;
     pass.rows = {rows.data(), d_, count};
+    pass.row_norms = norms.data();
     pass.order = light.data();
     pass.num_blocks = (count + kernel_.group - 1) / kernel_.group;
     pass.base = base.data();
@@ -331,6 +434,8 @@ class Gradients {
   double variance_, exponent_;
   GradientKernel<T> kernel_;
   int num_threads_;
+  Side<T> points_, centers_;
+  int64_t step_ = 0;  // 0: both as given
   int unit_bits_ = 0;
   std::vector<T> base_;  // of each point: the squared distance that its exponents start from
   std::vector<char> is_far_;
