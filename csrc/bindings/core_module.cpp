@@ -278,14 +278,14 @@ py::tuple posterior_moments(const py::array_t<T>& points, const py::array_t<T>& 
 }
 
 // Gradients with respect to points (m, d), centers (n, d), weights (n,) and noise_std, None where
-// not wanted: see GradientTask.
-template <class T>
-py::tuple log_density_gradients(const py::array_t<T>& points, const py::array_t<T>& centers,
-                                double noise_std, const std::optional<py::array_t<T>>& weights,
-                                const py::array_t<T>& log_density,
-                                const py::array_t<T>& grad_output, bool want_points,
-                                bool want_centers, bool want_weights, bool want_noise_std,
-                                double max_lost_mass, int num_threads) {
+// not wanted: see GradientTask. CountsPairs: how many pairs they took instead.
+template <class T, bool CountsPairs>
+py::object log_density_gradients(const py::array_t<T>& points, const py::array_t<T>& centers,
+                                 double noise_std, const std::optional<py::array_t<T>>& weights,
+                                 const py::array_t<T>& log_density,
+                                 const py::array_t<T>& grad_output, bool want_points,
+                                 bool want_centers, bool want_weights, bool want_noise_std,
+                                 double max_lost_mass, int num_threads) {
   const Problem<T> problem(points, centers, noise_std, weights);
   const PointsView<T>& x = problem.task.points;
   const MixtureView<T>& mixture = problem.task.mixture;
@@ -320,6 +320,7 @@ py::tuple log_density_gradients(const py::array_t<T>& points, const py::array_t<
     return data;
   };
   double of_noise_std = 0;
+  int64_t pairs = 0;
   if (want_points) task.grad_points = make(of_points, {x.m, mixture.d});
   if (want_centers) task.grad_centers = make(of_centers, {mixture.n, mixture.d});
   if (want_weights) task.grad_weights = make(of_weights, {mixture.n});
@@ -327,8 +328,9 @@ py::tuple log_density_gradients(const py::array_t<T>& points, const py::array_t<
   const KernelTable& table = active_target();  // reads the environment: needs the GIL
   {
     py::gil_scoped_release release;
-    run_gradient_task(task, table, num_threads);
+    pairs = run_gradient_task(task, table, num_threads);
   }
+  if (CountsPairs) return py::int_(pairs);
   const py::object noise = want_noise_std ? py::object(py::float_(of_noise_std)) : py::none();
   return py::make_tuple(of_points, of_centers, of_weights, noise);
 }
@@ -576,7 +578,13 @@ void define(py::module_& m) {
   m.def("posterior_moments", &posterior_moments<T>, py::arg("points").noconvert(),
         py::arg("centers").noconvert(), py::arg("noise_std"),
         py::arg("weights").noconvert().none(true), py::arg("unit"), py::arg("num_threads"));
-  m.def("log_density_gradients", &log_density_gradients<T>, py::arg("points").noconvert(),
+  m.def("log_density_gradients", &log_density_gradients<T, false>, py::arg("points").noconvert(),
+        py::arg("centers").noconvert(), py::arg("noise_std"),
+        py::arg("weights").noconvert().none(true), py::arg("log_density").noconvert(),
+        py::arg("grad_output").noconvert(), py::arg("want_points"), py::arg("want_centers"),
+        py::arg("want_weights"), py::arg("want_noise_std"), py::arg("max_lost_mass"),
+        py::arg("num_threads"));
+  m.def("gradient_pairs", &log_density_gradients<T, true>, py::arg("points").noconvert(),
         py::arg("centers").noconvert(), py::arg("noise_std"),
         py::arg("weights").noconvert().none(true), py::arg("log_density").noconvert(),
         py::arg("grad_output").noconvert(), py::arg("want_points"), py::arg("want_centers"),

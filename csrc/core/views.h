@@ -141,6 +141,68 @@ struct TreeCounts {
   int64_t boxes = 0;       // comparisons of a point or block with a box
 };
 
+// Gradients of sum_i grad_output[i] log sum_j w_j N(x_i; y_j, noise_std^2 I). Outputs are null
+// where they are not wanted. A gradient too large for T is the largest number of T.
+template <class T>
+struct GradientTask {
+  PointsView<T> points;
+  MixtureView<T> mixture;
+  const T* weights;      // (n,), those of mixture.weight_shift; null: uniform
+  const T* log_density;  // (m,): as saved; a wrong one costs time, not digits
+  const T* grad_output;  // (m,)
+  double max_lost_mass;  // 0: every pair
+  T* grad_points;        // (m, d)
+  T* grad_centers;       // (n, d)
+  T* grad_weights;       // (n,)
+  double* grad_noise_std;
+};
+
+// Columns in the leaves of a tree, and which of them a row needs: those whose squared distance is
+// below the limits of both.
+template <class T>
+struct GradientTree {
+  TreeView<T> tree;
+  const int64_t* begins;  // (num_leaves + 1,): of the columns of a leaf, in whole blocks
+  const T* row_limits;    // (rows.m,); null: none
+  const T* leaf_limits;   // (num_leaves,): the largest of the columns'; null: none
+  const T* node_limits;   // (num_nodes, kFanout), of the children; null: none
+};
+
+// One direction of these: rows in the lanes of vectors, columns broadcast. With
+// q_rc = 2^(-scale (|row_r - column_c|^2 + shift_c - base_r)) multiplier_c,
+//
+//   mass[r] = sum_c q_rc,   gradient[r] = gain_r sum_c q_rc (column_c - row_r) / noise_std^2.
+template <class T>
+struct GradientPass {
+  PointsView<T> rows;
+  const int32_t* order;  // (rows.m,): where a row's numbers and results are; null: at its index
+  const int64_t*
+      blocks;  // begins of blocks of rows that share vectors, and rows.m; null: full ones
+  int64_t num_blocks;
+  int64_t d;
+  double noise_std;
+  const T* base;   // (rows.m,)
+  const T* gains;  // (rows.m,), further divided by mass[r]; null: `gain` for all, not divided
+  double gain;
+  const T* columns;  // `stride` apart
+  int64_t stride, num_columns;
+  // Squares of `step` dimensions in a row, for rows (rows.m, number of steps) and columns, which
+  // are both relative to an origin then; 0 and null: differences.
+  int64_t step;
+  const T* row_norms;
+  const T* column_norms;
+  // Of each column, and, like the norms, of as many more as make whole blocks, which are at kNever
+  // and zero.
+  const T* shift;
+  const T* multiplier;          // null: 1
+  const GradientTree<T>* tree;  // over the columns; null: every pair
+  // Rows whose terms without their weight may be larger than any number: such a mass is NaN.
+  bool is_light;
+  double* mass;     // (rows.m,); 0 if it is out of range, and then the others are not set
+  T* gradient;      // (rows.m, d); null: not wanted
+  double* squares;  // (rows.m,): sum_c q_rc |row_r - column_c|^2 / mass[r]; null: not wanted
+};
+
 // A log-density that may leave out far centers and let polynomials stand for near ones.
 template <class T>
 struct TreeTask {
@@ -180,56 +242,6 @@ struct PosteriorTask {
   T* log_density;          // (m,): log sum_j w_j N(x_i; y_j, noise_std^2 I), nats
   T* mean;                 // (m, d): sum_j p_ij (y_j - x_i)
   T* covariance;           // (m, d, d)
-};
-
-// Gradients of sum_i grad_output[i] log sum_j w_j N(x_i; y_j, noise_std^2 I). Outputs are null
-// where they are not wanted. A gradient too large for T is the largest number of T.
-template <class T>
-struct GradientTask {
-  PointsView<T> points;
-  MixtureView<T> mixture;
-  const T* weights;      // (n,), those of mixture.weight_shift; null: uniform
-  const T* log_density;  // (m,): as saved; a wrong one costs time, not digits
-  const T* grad_output;  // (m,)
-  double max_lost_mass;  // 0: every pair
-  T* grad_points;        // (m, d)
-  T* grad_centers;       // (n, d)
-  T* grad_weights;       // (n,)
-  double* grad_noise_std;
-};
-
-// One direction of these: rows in the lanes of vectors, columns broadcast. With
-// q_rc = 2^(-scale (|row_r - column_c|^2 + shift_c - base_r)) multiplier_c,
-//
-//   mass[r] = sum_c q_rc,   gradient[r] = gain_r sum_c q_rc (column_c - row_r) / noise_std^2.
-template <class T>
-struct GradientPass {
-  PointsView<T> rows;
-  const int32_t* order;  // (rows.m,): where a row's numbers and results are; null: at its index
-  const int64_t*
-      blocks;  // begins of blocks of rows that share vectors, and rows.m; null: full ones
-  int64_t num_blocks;
-  int64_t d;
-  double noise_std;
-  const T* base;   // (rows.m,)
-  const T* gains;  // (rows.m,), further divided by mass[r]; null: `gain` for all, not divided
-  double gain;
-  const T* columns;  // `stride` apart
-  int64_t stride, num_columns;
-  // Squares of `step` dimensions in a row, for rows (rows.m, number of steps) and columns, which
-  // are both relative to an origin then; 0 and null: differences.
-  int64_t step;
-  const T* row_norms;
-  const T* column_norms;
-  // Of each column, and, like the norms, of as many more as make whole blocks, which are at kNever
-  // and zero.
-  const T* shift;
-  const T* multiplier;  // null: 1
-  // Rows whose terms without their weight may be larger than any number: such a mass is NaN.
-  bool is_light;
-  double* mass;     // (rows.m,); 0 if it is out of range, and then the others are not set
-  T* gradient;      // (rows.m, d); null: not wanted
-  double* squares;  // (rows.m,): sum_c q_rc |row_r - column_c|^2 / mass[r]; null: not wanted
 };
 
 // What a hidden layer applies to its pre-activation.

@@ -83,9 +83,11 @@ struct PosteriorKernel {
 // One direction of gradients on one target.
 template <class T>
 struct GradientKernel {
-  // Blocks [first, last) of rows, at most `most_blocks(d)`.
-  void (*evaluate)(const GradientPass<T>& pass, int64_t first, int64_t last, void* scratch);
-  int64_t (*scratch_bytes)(int64_t d);  // per thread, 64-byte aligned
+  // Blocks [first, last) of rows, at most `most_blocks(d)`. Returns how many pairs that took.
+  int64_t (*evaluate)(const GradientPass<T>& pass, int64_t first, int64_t last, void* scratch);
+  // The columns of a tree that a block of rows needs.
+  int64_t (*count_columns)(const GradientPass<T>& pass, int64_t block, void* scratch);
+  int64_t (*scratch_bytes)(const GradientPass<T>& pass);  // per thread, 64-byte aligned
   int64_t (*most_blocks)(int64_t d);
   int group;          // rows that share vectors
   int together;       // columns of a block
@@ -164,8 +166,9 @@ void run_covariance_task(const CovarianceTask<T>& task, const KernelTable& table
 template <class T>
 void run_posterior_task(const PosteriorTask<T>& task, const KernelTable& table, int num_threads);
 
+// Returns how many pairs it took, both passes together.
 template <class T>
-void run_gradient_task(const GradientTask<T>& task, const KernelTable& table, int num_threads);
+int64_t run_gradient_task(const GradientTask<T>& task, const KernelTable& table, int num_threads);
 
 void run_path_task(const PathTask& task, const KernelTable& table, int num_threads);
 void run_replica_task(const ReplicaTask& task, const KernelTable& table, int num_threads);

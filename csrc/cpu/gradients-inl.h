@@ -20,6 +20,7 @@
 #include "dispatch.h"
 #include "log_density-inl.h"
 #include "simd.h"
+#include "tree_log_density-inl.h"
 
 namespace noisyflow {
 inline namespace NOISYFLOW_TARGET {
@@ -39,6 +40,7 @@ struct RowSums {
   static constexpr int kGroup = Q * kLanes<T>;
   double mass[kGroup], squares[kGroup];  // of terms, and of terms times exponents
   T base[kGroup];
+  T limits[kGroup];            // squared distances
   T nearest[kGroup];           // smallest exponent over the scale, if the pass is light
   T* rows;                     // d x Q vectors: coordinates, or -2 times those from the origin
   T* norms;                    // num_steps() x Q vectors
@@ -303,39 +305,51 @@ int64_t most_row_blocks(int64_t d) {
 }
 
 template <class T, int Q, int C>
-int64_t gradient_scratch_bytes(int64_t d) {
-  return most_row_blocks<T, Q>(d) * row_bytes<T, Q>(d) + C * d * int64_t(sizeof(T)) + 64;
+int64_t gradient_scratch_bytes(const GradientPass<T>& pass) {
+  const int64_t d = pass.d;
+  const int64_t stack = pass.tree ? (kFanout - 1) * pass.tree->tree.depth + 1 : 0;
+  return most_row_blocks<T, Q>(d) * row_bytes<T, Q>(d) + (C + 2) * d * int64_t(sizeof(T)) +
+         stack * int64_t(sizeof(int32_t)) + 256;
 }
 
-// Blocks [first, last) of rows, at most most_row_blocks(d). scratch: gradient_scratch_bytes(d).
+// Blocks of rows in one thread's memory.
 template <class T, int Q, int C>
-void evaluate_gradients(const GradientPass<T>& pass, int64_t first, int64_t last, void* scratch) {
-  constexpr int kGroup = Q * kLanes<T>;
-  const FlushDenormals flush;
-  const int64_t d = pass.d;
-  const int num_blocks = int(last - first);
-  const T scale = T(0.5 * M_LOG2E / (pass.noise_std * pass.noise_std));
-  const AddColumns<T, Q> add = choose_add_columns<T, Q, C>(pass);
+struct RowBlocks {
+  static constexpr int kGroup = Q * kLanes<T>;
 
-  // -- the rows
-  // ------------------------------------------------------------------------------------
-  double* doubles = static_cast<double*>(scratch);
-  T* numbers = reinterpret_cast<T*>(doubles + num_blocks * kGroup * d);
-  const int64_t steps = pass.step ? num_steps(d, pass.step) : 0;
-  const int64_t block_size = kGroup * (2 * d + steps);
-  T* rest = numbers + num_blocks * block_size;
-  auto* blocks =
-      reinterpret_cast<RowSums<T, Q>*>(rest + (C * d + kLanes<T> - 1) / kLanes<T> * kLanes<T>);
-  for (int b = 0; b < num_blocks; ++b) {
-    RowSums<T, Q>& sums = blocks[b];
-    const int64_t at = first + b;
-    sums.begin = pass.blocks ? pass.blocks[at] : at * kGroup;
-    sums.end = pass.blocks ? pass.blocks[at + 1] : sums.begin + kGroup;
-    if (sums.end > pass.rows.m) sums.end = pass.rows.m;
-    sums.rows = numbers + b * block_size;
-    sums.gradient = sums.rows + kGroup * d;
-    sums.norms = sums.gradient + kGroup * d;
-    sums.sums = doubles + b * kGroup * d;
+  const GradientPass<T>& pass;
+  RowSums<T, Q>* blocks;
+  int num_blocks;
+  T* rest;     // (C, d)
+  T* corners;  // (2, d)
+  int32_t* stack;
+
+  RowBlocks(const GradientPass<T>& for_pass, int64_t first, int64_t last, void* scratch)
+      : pass(for_pass), num_blocks(int(last - first)) {
+    const int64_t d = pass.d, steps = pass.step ? num_steps(d, pass.step) : 0;
+    double* doubles = static_cast<double*>(scratch);
+    T* numbers = reinterpret_cast<T*>(doubles + num_blocks * kGroup * d);
+    const int64_t block_size = kGroup * (2 * d + steps);
+    blocks = reinterpret_cast<RowSums<T, Q>*>(numbers + num_blocks * block_size);
+    rest = reinterpret_cast<T*>(blocks + num_blocks);
+    corners = rest + C * d;
+    stack = reinterpret_cast<int32_t*>(corners + 2 * d);
+    for (int b = 0; b < num_blocks; ++b) {
+      RowSums<T, Q>& sums = blocks[b];
+      const int64_t at = first + b;
+      sums.begin = pass.blocks ? pass.blocks[at] : at * kGroup;
+      sums.end = pass.blocks ? pass.blocks[at + 1] : sums.begin + kGroup;
+      if (sums.end > pass.rows.m) sums.end = pass.rows.m;
+      sums.rows = numbers + b * block_size;
+      sums.gradient = sums.rows + kGroup * d;
+      sums.norms = sums.gradient + kGroup * d;
+      sums.sums = doubles + b * kGroup * d;
+      start(sums);
+    }
+  }
+
+  void start(RowSums<T, Q>& sums) {
+    const int64_t d = pass.d, steps = pass.step ? num_steps(d, pass.step) : 0;
     sums.folded = 0;
     pack_points<T, Q>(pass.rows, sums.begin, sums.end, d, sums.rows);
     if (pass.step) {
@@ -347,45 +361,135 @@ void evaluate_gradients(const GradientPass<T>& pass, int64_t first, int64_t last
       sums.gradient[i] = T(sums.sums[i] = 0);
     for (int l = 0; l < kGroup; ++l) {
       const int64_t row = sums.begin + l < sums.end ? sums.begin + l : sums.end - 1;
-      sums.base[l] = pass.base[pass.order ? pass.order[row] : row];
+      const int64_t i = pass.order ? pass.order[row] : row;
+      sums.base[l] = pass.base[i];
+      sums.limits[l] = pass.tree && pass.tree->row_limits ? pass.tree->row_limits[i] : T(INFINITY);
       sums.mass[l] = sums.squares[l] = 0;
       sums.nearest[l] = T(0);
     }
   }
 
+  // Calls visit(begin, end) for the runs of columns that some row of a block needs, in order.
+  template <class Visit>
+  void visit_columns(const RowSums<T, Q>& sums, Visit visit) {
+    const GradientTree<T>& tree = *pass.tree;
+    const int64_t d = pass.d;
+    T *low = corners, *high = corners + d;
+    for (int64_t k = 0; k < d; ++k) {
+      const T* x = sums.rows + k * kGroup;
+      low[k] = high[k] = x[0];
+      for (int l = 1; l < kGroup; ++l) {
+        low[k] = x[l] < low[k] ? x[l] : low[k];
+        high[k] = x[l] > high[k] ? x[l] : high[k];
+      }
+    }
+    T most = sums.limits[0];
+    for (int l = 1; l < kGroup; ++l) most = sums.limits[l] > most ? sums.limits[l] : most;
+    int64_t size = 0, begin = 0, end = 0;
+    stack[size++] = 0;
+    while (size > 0) {
+      const int32_t node = stack[--size];
+      if (node >= 0) {
+        T distances[kFanout];
+        child_distances<T>(low, high, tree.tree.node_boxes + int64_t(node) * 2 * d * kFanout, d,
+                           distances);
+        const int32_t* children = tree.tree.children + int64_t(node) * kFanout;
+        const T* limits = tree.node_limits ? tree.node_limits + int64_t(node) * kFanout : nullptr;
+        for (int c = kFanout - 1; c >= 0; --c)
+          if (distances[c] < most && (!limits || distances[c] < limits[c]))
+            stack[size++] = children[c];
+        continue;
+      }
+      const int32_t leaf = ~node;
+      T of_leaf[kGroup];
+      if (tree.leaf_limits)
+        for (T& limit : of_leaf) limit = tree.leaf_limits[leaf];
+      if (!is_needed<T, Q>(sums.rows, tree.tree.leaf_boxes + int64_t(leaf) * 2 * d, d,
+                           tree.leaf_limits ? of_leaf : sums.limits))
+        continue;
+      if (tree.begins[leaf] != end || tree.begins[leaf + 1] - begin > kMaxTile) {
+        if (begin < end) visit(begin, end);
+        begin = tree.begins[leaf];
+      }
+      end = tree.begins[leaf + 1];
+    }
+    if (begin < end) visit(begin, end);
+  }
+};
+
+// Blocks [first, last) of rows, at most most_row_blocks(d). scratch: gradient_scratch_bytes().
+template <class T, int Q, int C>
+int64_t evaluate_gradients(const GradientPass<T>& pass, int64_t first, int64_t last,
+                           void* scratch) {
+  const FlushDenormals flush;
+  const int64_t d = pass.d, n = pass.num_columns;
+  const int64_t steps = pass.step ? num_steps(d, pass.step) : 0;
+  const T scale = T(0.5 * M_LOG2E / (pass.noise_std * pass.noise_std));
+  const AddColumns<T, Q> add = choose_add_columns<T, Q, C>(pass);
+  RowBlocks<T, Q, C> rows(pass, first, last, scratch);
+  int64_t pairs = 0;
+  auto range = [&](const T* columns, int64_t stride, int64_t begin, int64_t count) {
+    return ColumnRange<T>{columns,
+                          stride,
+                          count,
+                          pass.shift + begin,
+                          pass.multiplier ? pass.multiplier + begin : nullptr,
+                          pass.step ? pass.column_norms + begin * steps : nullptr,
+                          pass.step,
+                          steps};
+  };
+
+  if (pass.tree) {
+    for (int b = 0; b < rows.num_blocks; ++b) {
+      RowSums<T, Q>& sums = rows.blocks[b];
+      rows.visit_columns(sums, [&](int64_t begin, int64_t end) {
+        add(range(pass.columns + begin * pass.stride, pass.stride, begin, end - begin), d, scale,
+            sums);
+        pairs += (end - begin) * (sums.end - sums.begin);
+      });
+      write_rows<T, Q>(pass, sums, scale);
+    }
+    return pairs;
+  }
+
   // -- tiles of columns outside, blocks of rows inside --------------------------------------------
-  const int64_t n = pass.num_columns, whole = n / C * C;
+  const int64_t whole = n / C * C;
   int64_t tile = kTileBytes / (int64_t(sizeof(T)) * d);
   tile = tile > kMaxTile ? kMaxTile : tile < kLeastGradientTile ? kLeastGradientTile : tile;
   tile = tile / C * C;
-  auto add_all = [&](const T* columns, int64_t stride, int64_t begin, int64_t count) {
-    const ColumnRange<T> range{columns,
-                               stride,
-                               count,
-                               pass.shift + begin,
-                               pass.multiplier ? pass.multiplier + begin : nullptr,
-                               pass.step ? pass.column_norms + begin * steps : nullptr,
-                               pass.step,
-                               steps};
-    for (int b = 0; b < num_blocks; ++b) add(range, d, scale, blocks[b]);
+  auto add_all = [&](const ColumnRange<T>& columns) {
+    for (int b = 0; b < rows.num_blocks; ++b) add(columns, d, scale, rows.blocks[b]);
   };
   for (int64_t begin = 0; begin < whole; begin += tile)
-    add_all(pass.columns + begin * pass.stride, pass.stride, begin,
-            begin + tile < whole ? tile : whole - begin);
+    add_all(range(pass.columns + begin * pass.stride, pass.stride, begin,
+                  begin + tile < whole ? tile : whole - begin));
   if (whole < n) {  // the last columns, and copies of the very last that count for nothing
     for (int64_t c = 0; c < C; ++c) {
       const int64_t j = whole + c < n ? whole + c : n - 1;
-      for (int64_t k = 0; k < d; ++k) rest[c * d + k] = pass.columns[j * pass.stride + k];
+      for (int64_t k = 0; k < d; ++k) rows.rest[c * d + k] = pass.columns[j * pass.stride + k];
     }
-    add_all(rest, d, whole, C);
+    add_all(range(rows.rest, d, whole, C));
   }
-  for (int b = 0; b < num_blocks; ++b) write_rows<T, Q>(pass, blocks[b], scale);
+  for (int b = 0; b < rows.num_blocks; ++b) {
+    write_rows<T, Q>(pass, rows.blocks[b], scale);
+    pairs += n * (rows.blocks[b].end - rows.blocks[b].begin);
+  }
+  return pairs;
+}
+
+template <class T, int Q, int C>
+int64_t count_columns(const GradientPass<T>& pass, int64_t block, void* scratch) {
+  RowBlocks<T, Q, C> rows(pass, block, block + 1, scratch);
+  int64_t count = 0;
+  rows.visit_columns(rows.blocks[0], [&](int64_t begin, int64_t end) { count += end - begin; });
+  return count;
 }
 
 template <class T>
 GradientKernel<T> gradient_kernel() {
   constexpr int Q = 2, C = kVectorBytes == 64 ? 6 : 3;
   return {&evaluate_gradients<T, Q, C>,
+          &count_columns<T, Q, C>,
           &gradient_scratch_bytes<T, Q, C>,
           &most_row_blocks<T, Q>,
           Q * kLanes<T>,

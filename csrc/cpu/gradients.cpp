@@ -4,8 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <vector>
 
+#include "../spatial/center_tree.h"
+#include "../spatial/kd_order.h"
 #include "dispatch.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -46,12 +49,81 @@ struct Side {
   std::vector<T> moved, norms;
 };
 
+// Columns in a tree's leaves, each filled up to whole blocks.
+template <class T>
+struct Leaves {
+  CenterTree<T> tree;
+  std::vector<T> rows;
+  std::vector<int64_t> begins;
+  std::vector<T> leaf_limits, node_limits;
+
+  Leaves(const Side<T>& side, int64_t d, double noise_std, int64_t together,
+         const KernelTable& table, int num_threads)
+      : tree({side.rows, side.stride, side.count, d, noise_std, nullptr}, {false, 0}, table,
+             num_threads) {
+    const TreeView<T> view = tree.view();
+    begins.push_back(0);
+    for (int64_t leaf = 0; leaf < view.num_leaves; ++leaf) {
+      const int64_t count = view.begins[leaf + 1] - view.begins[leaf];
+      begins.push_back(begins.back() + (count + together - 1) / together * together);
+      const T* first = view.rows + view.begins[leaf] * d;
+      rows.insert(rows.end(), first, first + count * d);
+      for (int64_t j = count; j < begins.back() - begins[size_t(leaf)]; ++j)
+        rows.insert(rows.end(), first + (count - 1) * d, first + count * d);
+    }
+  }
+
+  // Numbers of the columns, where the columns are.
+  std::vector<T> in_leaves(const std::vector<T>& values, T padding) const {
+    const TreeView<T> view = tree.view();
+    std::vector<T> out(size_t(begins.back()), padding);
+    for (int64_t leaf = 0; leaf < view.num_leaves; ++leaf)
+      for (int64_t j = view.begins[leaf]; j < view.begins[leaf + 1]; ++j)
+        out[size_t(begins[size_t(leaf)] + j - view.begins[leaf])] = values[size_t(view.order[j])];
+    return out;
+  }
+
+  // The largest limits of leaves and nodes.
+  void set_limits(const std::vector<T>& limits) {
+    const TreeView<T> view = tree.view();
+    for (int64_t leaf = 0; leaf < view.num_leaves; ++leaf) {
+      T most = T(-1);
+      for (int64_t j = view.begins[leaf]; j < view.begins[leaf + 1]; ++j)
+        most = std::max(most, limits[size_t(view.order[j])]);
+      leaf_limits.push_back(most);
+    }
+    int64_t num_nodes = 1;
+    for (int64_t node = 0; node < num_nodes; ++node)
+      for (int c = 0; c < kFanout; ++c)
+        num_nodes = std::max(num_nodes, int64_t(view.children[node * kFanout + c]) + 1);
+    node_limits.assign(size_t(num_nodes * kFanout), T(-1));
+    for (int64_t at = num_nodes * kFanout - 1; at >= 0; --at) {  // children after their parents
+      const int32_t child = view.children[at];
+      if (child == kNoChild) continue;
+      const T* of_child = node_limits.data() + int64_t(child) * kFanout;
+      node_limits[size_t(at)] =
+          child < 0 ? leaf_limits[size_t(~child)] : *std::max_element(of_child, of_child + kFanout);
+    }
+  }
+};
+
+// A pass over a tree, and what it points to.
+template <class T>
+struct TreePass {
+  KdOrder<T> order;
+  std::vector<int64_t> blocks;
+  Leaves<T> leaves;
+  GradientTree<T> tree;
+  GradientPass<T> pass;
+};
+
 template <class T>
 class Gradients {
  public:
   Gradients(const GradientTask<T>& task, const KernelTable& table, int num_threads)
       : task_(task),
         mixture_(task.mixture),
+        table_(table),
         m_(task.points.m),
         n_(task.mixture.n),
         d_(task.mixture.d),
@@ -64,16 +136,19 @@ class Gradients {
             return table.gradient_f64;
         }()),
         num_threads_(worthwhile_threads(double(m_) * double(n_) * double(2 * d_ + 4), num_threads)),
-        points_{task.points.points, task.points.stride, m_, {}, {}},
-        centers_{mixture_.centers, mixture_.stride, n_, {}, {}},
+        points_(given_points()),
+        centers_(given_centers()),
         base_(size_t(m_)),
         mass_(size_t(m_)) {}
 
-  void run() {
+  int64_t run() {
     double largest = 0;
     for (int64_t i = 0; i < m_; ++i)
       largest = std::max(largest, std::abs(double(task_.grad_output[i])));
-    if (largest == 0) return write_zeros();
+    if (largest == 0) {
+      write_zeros();
+      return 0;
+    }
     std::frexp(largest, &unit_bits_);
     start_from_log_density();
     if (task_.grad_noise_std) squares_.resize(size_t(m_));
@@ -82,8 +157,11 @@ class Gradients {
       extra_.resize(size_t(n_));
     }
     const bool is_passed = !is_huge();
-    if (is_passed) expand();
-    if (is_passed) pass_points();
+    if (is_passed) {
+      expand();
+      find_limits();
+      pass_points();
+    }
     for (int64_t i = 0; i < m_; ++i) {
       if (is_far_[size_t(i)] || !is_passed) mass_[size_t(i)] = 0;
       if (mass_[size_t(i)] == 0) far_.push_back(i);
@@ -98,9 +176,12 @@ class Gradients {
     }
     if (task_.grad_weights) write_weights();
     if (task_.grad_noise_std) write_noise_std();
+    return pairs_;
   }
 
  private:
+  Side<T> given_points() const { return {task_.points.points, task_.points.stride, m_, {}, {}}; }
+  Side<T> given_centers() const { return {mixture_.centers, mixture_.stride, n_, {}, {}}; }
   const T* point(int64_t i) const { return task_.points.points + i * task_.points.stride; }
   const T* center(int64_t j) const { return mixture_.centers + j * mixture_.stride; }
   double weight(int64_t j) const {
@@ -232,17 +313,102 @@ class Gradients {
     return out;
   }
 
-  void run_pass(const GradientPass<T>& pass) const {
+  void run_pass(const GradientPass<T>& pass) {
     const int64_t most = kernel_.most_blocks(d_);
     const int64_t step =
         std::clamp<int64_t>(pass.num_blocks / (4 * int64_t(num_threads_)), 1, most);
     std::vector<Scratch> scratch;
     for (int thread = 0; thread < num_threads_; ++thread)
-      scratch.push_back(allocate(kernel_.scratch_bytes(d_)));
+      scratch.push_back(allocate(kernel_.scratch_bytes(pass)));
+    std::vector<int64_t> pairs(size_t(num_threads_), 0);
     parallel_for((pass.num_blocks + step - 1) / step, num_threads_, [&](int thread, int64_t index) {
       const int64_t last = std::min(pass.num_blocks, (index + 1) * step);
-      kernel_.evaluate(pass, index * step, last, scratch[size_t(thread)].get());
+      pairs[size_t(thread)] +=
+          kernel_.evaluate(pass, index * step, last, scratch[size_t(thread)].get());
     });
+    for (int64_t of_thread : pairs) pairs_ += of_thread;
+  }
+
+  // -- leaving out far pairs ---------------------------------------------------------------------
+
+  // The squared distances beyond which a point needs no center, docs/numerics.md: u variances with
+  // exp(-u / 2) max(1, u) <= max_lost_mass / 2 times the point's density over that of a center at
+  // it. Newton's method from above stays above.
+  void find_limits() {
+    if (task_.max_lost_mass == 0) return;
+    limits_.resize(size_t(m_));
+    const double log_n = task_.weights ? 0 : std::log(double(n_));
+    for (size_t i = 0; i < size_t(m_); ++i) {
+      const double nats = double(base_[i]) * exponent_;
+      const double log_mass = -nats - log_n;
+      // The saved log-density's own rounding, and what its sum may lack.
+      const double doubt =
+          4 * double(kEpsilon<T>) *
+              (std::abs(double(task_.log_density[i])) + std::abs(nats) + double(d_)) -
+          std::log1p(-task_.max_lost_mass);
+      const double least = 2 * (doubt - log_mass - std::log(task_.max_lost_mass / 2));
+      const double b = std::max(least, 2 - 2 * M_LN2);
+      double u = b + 2 * std::log(b + 2) + 2;
+      for (int step = 0; step < 2; ++step)
+        u = std::max(2.01, u - (u - 2 * std::log(u) - b) / (1 - 2 / u));
+      const bool is_needed = !is_far_[i] && task_.grad_output[i] != 0;
+      limits_[i] = T(is_needed ? u * variance_ * (1 + 4 * double(kEpsilon<T>)) : -1.0);
+    }
+  }
+
+  // Whether few enough of a sample of pairs are within the limits for a tree to be worth building.
+  bool is_promising() const {
+    constexpr int64_t kSampledPoints = 64, kSampledCenters = 256, kLeastPairs = 1 << 20;
+    if (limits_.empty() || double(m_) * double(n_) < double(kLeastPairs)) return false;
+    const int64_t num_x = std::min(m_, kSampledPoints), num_y = std::min(n_, kSampledCenters);
+    int64_t needed = 0;
+    for (int64_t a = 0; a < num_x; ++a)
+      for (int64_t b = 0; b < num_y; ++b)
+        needed += square(a * m_ / num_x, b * n_ / num_y) < double(limits_[size_t(a * m_ / num_x)]);
+    return double(needed) < most_share() * double(num_x * num_y);
+  }
+
+  // Of pairs that a tree may leave, with its boxes and without the expanded form.
+  double most_share() const { return step_ ? 0.35 : 0.7; }
+
+  // The pass over a tree of its columns; null where that is no less work.
+  std::unique_ptr<TreePass<T>> plant(const GradientPass<T>& like, const Side<T>& rows,
+                                     const Side<T>& columns, bool rows_have_limits) const {
+    constexpr int64_t kSampledBlocks = 24;
+    if (!is_promising_) return nullptr;
+    const double noise_std = mixture_.noise_std;
+    auto planted = std::unique_ptr<TreePass<T>>(new TreePass<T>{
+        KdOrder<T>(rows.rows, rows.stride, rows.count, d_, kernel_.group, num_threads_),
+        {},
+        Leaves<T>(columns, d_, noise_std, kernel_.together, table_, num_threads_),
+        {},
+        like});
+    Leaves<T>& leaves = planted->leaves;
+    if (!rows_have_limits) leaves.set_limits(limits_);
+    planted->blocks = planted->order.leaf_begins();
+    planted->tree = {leaves.tree.view(), leaves.begins.data(),
+                     rows_have_limits ? limits_.data() : nullptr,
+                     rows_have_limits ? nullptr : leaves.leaf_limits.data(),
+                     rows_have_limits ? nullptr : leaves.node_limits.data()};
+    GradientPass<T>& pass = planted->pass;
+    pass.rows = {planted->order.rows.data(), d_, rows.count};
+    pass.order = planted->order.order.data();
+    pass.blocks = planted->blocks.data();
+    pass.num_blocks = int64_t(planted->blocks.size()) - 1;
+    pass.columns = leaves.rows.data();
+    pass.stride = d_;
+    pass.num_columns = leaves.begins.back();
+    pass.step = 0;
+    pass.tree = &planted->tree;
+
+    const Scratch scratch = allocate(kernel_.scratch_bytes(pass));
+    const int64_t sampled = std::min(kSampledBlocks, pass.num_blocks);
+    int64_t needed = 0;
+    for (int64_t b = 0; b < sampled; ++b)
+      needed += kernel_.count_columns(pass, b * pass.num_blocks / sampled, scratch.get());
+    const double share = double(needed) * double(pass.num_blocks * kernel_.group) /
+                         (double(sampled) * double(rows.count) * double(columns.count));
+    return share < most_share() ? std::move(planted) : nullptr;
   }
 
   GradientPass<T> new_pass(const Side<T>& rows, const Side<T>& columns, const T* base) const {
@@ -262,6 +428,7 @@ class Gradients {
   }
 
   void pass_points() {
+    is_promising_ = is_promising();
     std::vector<T> shift = padded(n_, T(0), kNever<T>);
     if (mixture_.weight_shift) std::copy_n(mixture_.weight_shift, n_, shift.begin());
     GradientPass<T> pass = new_pass(points_, centers_, base_.data());
@@ -270,7 +437,14 @@ class Gradients {
     pass.mass = mass_.data();
     pass.gradient = task_.grad_points;
     pass.squares = task_.grad_noise_std ? squares_.data() : nullptr;
-    run_pass(pass);
+    const auto planted = plant(pass, given_points(), given_centers(), true);
+    if (!planted) {
+      is_promising_ = false;
+      return run_pass(pass);
+    }
+    shift = planted->leaves.in_leaves(shift, kNever<T>);
+    planted->pass.shift = shift.data();
+    run_pass(planted->pass);
   }
 
   void pass_centers() {
@@ -291,10 +465,19 @@ class Gradients {
     pass.multiplier = multiplier.data();
     pass.mass = mass.data();
     pass.gradient = task_.grad_centers;
+    const auto planted = plant(pass, given_centers(), given_points(), false);
+    if (planted) {
+      shift = planted->leaves.in_leaves(shift, kNever<T>);
+      multiplier = planted->leaves.in_leaves(multiplier, T(0));
+      pass = planted->pass;
+      pass.shift = shift.data();
+      pass.multiplier = multiplier.data();
+    }
     run_pass(pass);
     if (!task_.grad_weights) return;
     std::vector<int32_t> light;
-    for (int64_t j = 0; j < n_; ++j) {
+    for (int64_t row = 0; row < n_; ++row) {
+      const int64_t j = pass.order ? pass.order[row] : row;  // neighbours side by side
       if (weight(j) >= kLeastWeight)
         sums_[size_t(j)] = mass[size_t(j)] / weight(j);
       else
@@ -307,9 +490,9 @@ class Gradients {
   void pass_light_centers(const GradientPass<T>& like, const std::vector<int32_t>& light) {
     const auto count = int64_t(light.size());
     std::vector<T> rows, norms;
-    const int64_t steps = step_ ? (d_ + step_ - 1) / step_ : 0;
+    const int64_t steps = like.step ? (d_ + like.step - 1) / like.step : 0;
     for (int32_t j : light) {
-      const T* row = centers_.rows + j * centers_.stride;
+      const T* row = like.step ? centers_.rows + j * centers_.stride : center(j);
       rows.insert(rows.end(), row, row + d_);
       const T* norm = centers_.norms.data() + j * steps;
       norms.insert(norms.end(), norm, norm + steps);
@@ -319,6 +502,7 @@ class Gradients {
     pass.rows = {rows.data(), d_, count};
     pass.row_norms = norms.data();
     pass.order = light.data();
+    pass.blocks = nullptr;
     pass.num_blocks = (count + kernel_.group - 1) / kernel_.group;
     pass.base = base.data();
     pass.is_light = true;
@@ -430,6 +614,7 @@ class Gradients {
 
   const GradientTask<T>& task_;
   const MixtureView<T>& mixture_;
+  const KernelTable& table_;
   int64_t m_, n_, d_;
   double variance_, exponent_;
   GradientKernel<T> kernel_;
@@ -437,7 +622,10 @@ class Gradients {
   Side<T> points_, centers_;
   int64_t step_ = 0;  // 0: both as given
   int unit_bits_ = 0;
-  std::vector<T> base_;  // of each point: the squared distance that its exponents start from
+  bool is_promising_ = false;
+  int64_t pairs_ = 0;
+  std::vector<T> limits_;  // of each point: see find_limits(); empty: none
+  std::vector<T> base_;    // of each point: the squared distance that its exponents start from
   std::vector<char> is_far_;
   std::vector<double> mass_;     // of each point's terms; 0: among the far ones
   std::vector<double> squares_;  // of each point: mean squared distance
@@ -450,11 +638,11 @@ class Gradients {
 }  // namespace
 
 template <class T>
-void run_gradient_task(const GradientTask<T>& task, const KernelTable& table, int num_threads) {
-  Gradients<T>(task, table, num_threads).run();
+int64_t run_gradient_task(const GradientTask<T>& task, const KernelTable& table, int num_threads) {
+  return Gradients<T>(task, table, num_threads).run();
 }
 
-template void run_gradient_task<float>(const GradientTask<float>&, const KernelTable&, int);
-template void run_gradient_task<double>(const GradientTask<double>&, const KernelTable&, int);
+template int64_t run_gradient_task<float>(const GradientTask<float>&, const KernelTable&, int);
+template int64_t run_gradient_task<double>(const GradientTask<double>&, const KernelTable&, int);
 
 }  // namespace noisyflow

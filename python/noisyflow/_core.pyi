@@ -75,6 +75,20 @@ def log_density_gradients(
     max_lost_mass: float,
     num_threads: int,
 ) -> tuple[Floats | None, Floats | None, Floats | None, float | None]: ...
+def gradient_pairs(
+    points: Floats,
+    centers: Floats,
+    noise_std: float,
+    weights: Floats | None,
+    log_density: Floats,
+    grad_output: Floats,
+    want_points: bool,
+    want_centers: bool,
+    want_weights: bool,
+    want_noise_std: bool,
+    max_lost_mass: float,
+    num_threads: int,
+) -> int: ...
 def kd_order(centers: Floats, leaf: int, num_threads: int) -> Indices: ...
 def first_unfit_factor(whitening: Floats) -> int: ...
 def sampled_squares(
