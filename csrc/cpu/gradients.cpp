@@ -34,11 +34,24 @@ double saturate(double x) {
   return std::min(std::max(x, -kMost), kMost);
 }
 
-// A sum of numbers as large as e^750 in units of 2^kUnitBits.
-constexpr int kUnitBits = 104;
-double in_units(double log_value) {
-  return std::ldexp(std::exp(std::min(log_value - 64 * M_LN2, 700.0)), 64 - kUnitBits);
-}
+// A sum of numbers that may each be larger than any of double.
+class LargeSum {
+ public:
+  void add(double factor, double log_value) {
+    if (factor == 0) return;
+    if (log_value > unit_) {
+      sum_ *= std::exp(unit_ - log_value);
+      unit_ = log_value;
+    }
+    sum_ += factor * std::exp(log_value - unit_);
+  }
+
+  // The nearest number.
+  double value() const { return sum_ == 0 ? 0 : saturate<double>(sum_ * std::exp(unit_)); }
+
+ private:
+  double sum_ = 0, unit_ = -std::numeric_limits<double>::infinity();  // sum_ e^unit_
+};
 
 // Rows of one of the two kinds, as they are given or relative to an origin and with norms: see
 // GradientPass.
@@ -149,7 +162,7 @@ class Gradients {
       write_zeros();
       return 0;
     }
-    std::frexp(largest, &unit_bits_);
+    unit_bits_ = std::ilogb(largest);
     start_from_log_density();
     if (task_.grad_noise_std) squares_.resize(size_t(m_));
     if (task_.grad_weights) {
@@ -187,7 +200,7 @@ class Gradients {
   double weight(int64_t j) const {
     return task_.weights ? double(task_.weights[j]) : 1 / double(n_);
   }
-  // The gradient that comes in, over 2^unit_bits: at most 1.
+  // The gradient that comes in, over 2^unit_bits: less than 2.
   double unit_gain(int64_t i) const {
     return std::ldexp(double(task_.grad_output[i]), -unit_bits_);
   }
@@ -474,6 +487,9 @@ class Gradients {
       pass.multiplier = multiplier.data();
     }
     run_pass(pass);
+    // On some targets no term is zero.
+    for (int64_t j = 0; task_.grad_centers && task_.weights && j < n_; ++j)
+      if (task_.weights[j] == 0) std::fill_n(task_.grad_centers + j * d_, d_, T(0));
     if (!task_.grad_weights) return;
     std::vector<int32_t> light;
     for (int64_t row = 0; row < n_; ++row) {
@@ -515,9 +531,9 @@ class Gradients {
       sums_[size_t(j)] = 0;
       for (int64_t i = 0; i < m_; ++i)
         if (mass_[size_t(i)] != 0)
-          extra_[size_t(j)] +=
-              unit_gain(i) * in_units(exponent_ * (double(base_[size_t(i)]) - square(i, j)) -
-                                      std::log(mass_[size_t(i)]));
+          extra_[size_t(j)].add(
+              unit_gain(i),
+              exponent_ * (double(base_[size_t(i)]) - square(i, j)) - std::log(mass_[size_t(i)]));
     });
   }
 
@@ -582,8 +598,8 @@ class Gradients {
         const Far& far = found_[at];
         const double gain = unit_gain(i);
         if (task_.grad_weights)
-          extra_[size_t(j)] +=
-              gain * in_units(exponent_ * (far.nearest - square(i, j)) - std::log(far.mass));
+          extra_[size_t(j)].add(gain,
+                                exponent_ * (far.nearest - square(i, j)) - std::log(far.mass));
         if (!(weight(j) > 0)) continue;
         const double p = gain * term(far, i, j);
         for (int64_t k = 0; p != 0 && k < d_; ++k) sums[size_t(k)] -= p * difference(i, j, k);
@@ -598,8 +614,8 @@ class Gradients {
 
   void write_weights() {
     for (size_t j = 0; j < size_t(n_); ++j) {
-      const double sum = sums_[j] + saturate<double>(std::ldexp(extra_[j], kUnitBits));
-      task_.grad_weights[j] = T(saturate<T>(std::ldexp(saturate<double>(sum), unit_bits_)));
+      const double sum = saturate<double>(sums_[j] + extra_[j].value());
+      task_.grad_weights[j] = T(saturate<T>(std::ldexp(sum, unit_bits_)));
     }
   }
 
@@ -630,7 +646,7 @@ class Gradients {
   std::vector<double> mass_;     // of each point's terms; 0: among the far ones
   std::vector<double> squares_;  // of each point: mean squared distance
   std::vector<double> sums_;     // of each center: gradient of its weight over 2^unit_bits
-  std::vector<double> extra_;    // what is added to that, in units of 2^kUnitBits
+  std::vector<LargeSum> extra_;  // what is added to that
   std::vector<int64_t> far_;
   std::vector<Far> found_;
 };

@@ -131,8 +131,7 @@ def log_density_gradients(
     variance = float(noise_std) ** 2
     log_normaliser = 0.5 * d * np.log(2 * np.pi * variance)
     grad_points, grad_centers = np.zeros((m, d)), np.zeros((n, d))
-    grad_weights, grad_noise_std = np.zeros(n, np.longdouble), 0.0
-    most = np.finfo(np.float64).max
+    grad_weights, units, grad_noise_std = np.zeros(n), np.full(n, -np.inf), 0.0
     step = max(1, 2**21 // (n * d))
     for begin in range(0, m, step):
         x, g = points[begin : begin + step], grad_output[begin : begin + step]
@@ -146,14 +145,18 @@ def log_density_gradients(
         grad_centers -= along.sum(axis=0) / variance
         grad_noise_std += float((posterior * (squares / variance - d)).sum())
         kernels = -squares / (2 * variance) - log_normaliser - found[:, None]
-        with np.errstate(over="ignore", invalid="ignore"):
-            ratios = np.minimum(np.exp(kernels), most)
-            # 0 of the largest is 0; sums of the largest are within a long double.
-            grad_weights += (g[:, None].astype(np.longdouble) * ratios).sum(axis=0)
+        # In units of the largest term, which may be larger than any number.
+        top = np.maximum(units, kernels.max(axis=0))
+        grad_weights = grad_weights * np.exp(units - top) + g @ np.exp(kernels - top)
+        units = top
+    most = np.finfo(np.float64).max
+    with np.errstate(over="ignore", invalid="ignore"):
+        grad_weights = np.clip(grad_weights * np.exp(units), -most, most)
+    grad_weights[np.isnan(grad_weights)] = 0  # none at all of what would be infinite
     return (
         grad_points if want_points else None,
         grad_centers if want_centers else None,
-        np.clip(grad_weights, -most, most).astype(float) if want_weights else None,
+        grad_weights if want_weights else None,
         grad_noise_std / float(noise_std) if want_noise_std else None,
     )
 
