@@ -47,9 +47,10 @@ class PosteriorMoments(NamedTuple):
     covariance: Any
 
 
-def _checked(
+def checked(
     points: Any, centers: Any, noise_std: Any, weights: Any
 ) -> tuple[Any, Any, float, Any]:
+    """Points, centers, noise_std and weights, as the kernels take them."""
     x, y = _arrays.as_point_pair(points, centers)
     beta = _arrays.check_noise_std(noise_std, y.dtype)
     w = None if weights is None else _arrays.as_weights(weights, len(y), y.dtype)
@@ -122,14 +123,27 @@ def mixture_log_density(
     >>> mixture_log_density(points, centers, noise_std=1.0)
     array([-1.41893853, -1.4851577 ])
     """
-    x, y, beta, w = _checked(points, centers, noise_std, weights)
+    if _arrays.is_tensor(points) and _arrays.is_tensor(centers):
+        from noisyflow import operators  # imports torch
+
+        return operators.mixture_log_density(
+            points, centers, noise_std, weights, max_lost_mass
+        )
+    x, y, beta, w = checked(points, centers, noise_std, weights)
     lost = checked_max_lost_mass(max_lost_mass, y.dtype)
-    if lost == 0 or pair_work(len(x), len(y), y.shape[1], y.itemsize) < SMALLEST_WORK:
-        result = _core.log_density(x, y, beta, w, num_threads())
-        _arrays.check_representable("the log-density", result, allow_minus_inf=False)
-    else:
-        result, _ = PreparedMixture(y, beta, w, lost)._evaluate(x)
-    return _arrays.same_library(result, points)
+    return log_density_of_arrays(x, y, beta, w, lost)
+
+
+def log_density_of_arrays(
+    x: Any, y: Any, noise_std: float, weights: Any, max_lost_mass: float
+) -> Any:
+    """The log-density, (m,), by the path that suits it; everything `checked`."""
+    is_small = pair_work(len(x), len(y), y.shape[1], y.itemsize) < SMALLEST_WORK
+    if max_lost_mass > 0 and not is_small:
+        return PreparedMixture(y, noise_std, weights, max_lost_mass)._evaluate(x)[0]
+    result = _core.log_density(x, y, noise_std, weights, num_threads())
+    _arrays.check_representable("the log-density", result, allow_minus_inf=False)
+    return result
 
 
 def explain(
@@ -169,7 +183,7 @@ def explain(
             centers, noise_std, weights=weights, max_lost_mass=max_lost_mass
         )
         return mixture.explain(points)
-    x, y, beta, w = _checked(points, centers, noise_std, weights)
+    x, y, beta, w = checked(points, centers, noise_std, weights)
     lost = checked_max_lost_mass(max_lost_mass, y.dtype)
     return PreparedMixture(y, beta, w, lost)._evaluate(x)[1]
 
@@ -245,7 +259,7 @@ def mixture_block_log_sums(
                 *(weights, include_rest),
             )
         )
-    x, y, beta, w = _checked(points, centers, noise_std, weights)
+    x, y, beta, w = checked(points, centers, noise_std, weights)
     members = _indices("own", own)
     if members.shape != (len(x),):
         raise ValueError(
@@ -335,7 +349,7 @@ def posterior_moments(
         return PosteriorMoments(
             *_device.posterior_moments(points, centers, beta, weights, unit)
         )
-    x, y, beta, w = _checked(points, centers, noise_std, weights)
+    x, y, beta, w = checked(points, centers, noise_std, weights)
     _check_moment_dim(x.shape)
     unit = beta if in_noise_units else 1.0
     moments = _core.posterior_moments(x, y, beta, w, unit, num_threads())
