@@ -25,6 +25,7 @@ _NOISE_RANGE = {
     np.dtype(np.float32): (1e-15, 1e15),
     np.dtype(np.float64): (1e-140, 1e140),
 }
+_MOST_CENTERS = 2**31 - 2  # the kernels count them in int32
 _WEIGHT_SUM_TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-9}
 
 
@@ -37,24 +38,7 @@ def is_tensor(value: object) -> bool:
 def to_numpy(name: str, value: Any) -> NDArray[Any]:
     """A NumPy view of a float32 or float64 array or CPU tensor of any shape."""
     if is_tensor(value):
-        if value.device.type != "cpu":
-            raise ValueError(
-                f"{name} must be on the CPU, got a tensor on {value.device}; "
-                f"pass {name}.cpu()"
-            )
-        if value.requires_grad:
-            raise ValueError(
-                f"{name} requires gradients, which this function does not compute; "
-                f"pass {name}.detach()"
-            )
-        if str(value.dtype) not in ("torch.float32", "torch.float64"):
-            raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
-        if str(value.layout) != "torch.strided":
-            raise TypeError(
-                f"{name} must be a dense tensor, got layout {value.layout}; pass "
-                f"{name}.to_dense()"
-            )
-        array: NDArray[Any] = value.resolve_neg().numpy()
+        array = _tensor_to_numpy(name, value)
     else:
         if isinstance(value, np.ma.MaskedArray):
             raise TypeError(
@@ -70,6 +54,36 @@ def to_numpy(name: str, value: Any) -> NDArray[Any]:
     return array
 
 
+def _tensor_to_numpy(name: str, value: Any) -> NDArray[Any]:
+    # Nearly every tensor is one that NumPy can view; what is wrong with others is asked
+    # only then, for a question costs as much as a small evaluation.
+    try:
+        array: NDArray[Any] = value.numpy()
+    except (TypeError, RuntimeError):
+        pass
+    else:
+        return array
+    if value.device.type != "cpu":
+        raise ValueError(
+            f"{name} must be on the CPU, got a tensor on {value.device}; "
+            f"pass {name}.cpu()"
+        )
+    if value.requires_grad:
+        raise ValueError(
+            f"{name} requires gradients, which this function does not compute; pass "
+            f"{name}.detach(). mixture_log_density computes them, and entropy and "
+            "mutual_information do"
+        )
+    if str(value.dtype) not in ("torch.float32", "torch.float64"):
+        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
+    if str(value.layout) != "torch.strided":
+        raise TypeError(
+            f"{name} must be a dense tensor, got layout {value.layout}; pass "
+            f"{name}.to_dense()"
+        )
+    return value.resolve_conj().resolve_neg().numpy()  # type: ignore[no-any-return]
+
+
 def check_finite(name: str, array: Floats) -> None:
     """Raises ValueError at the first NaN or infinity; (n, d), contiguous rows."""
     index = _core.first_nonfinite(array)
@@ -80,23 +94,33 @@ def check_finite(name: str, array: Floats) -> None:
         )
 
 
-def check_matrix_shape(
-    name: str, array: NDArray[Any], *, allow_empty: bool = False
-) -> None:
-    """Raises ValueError unless the array is (n, d) and holds something."""
-    if array.ndim != 2:
-        raise ValueError(f"{name} must have shape (n, d), got shape {array.shape}")
-    if array.shape[1] == 0 or (array.shape[0] == 0 and not allow_empty):
-        raise ValueError(f"{name} must not be empty, got shape {array.shape}")
+def check_matrix_shape(name: str, array: Any, *, allow_empty: bool = False) -> None:
+    """Raises ValueError unless the array or tensor is (n, d) and holds something."""
+    shape = tuple(array.shape)
+    if len(shape) != 2:
+        raise ValueError(f"{name} must have shape (n, d), got shape {shape}")
+    if shape[1] == 0 or (shape[0] == 0 and not allow_empty):
+        raise ValueError(f"{name} must not be empty, got shape {shape}")
 
 
-def as_matrix(name: str, value: Any, *, allow_empty: bool = False) -> Floats:
+def as_matrix(
+    name: str,
+    value: Any,
+    *,
+    allow_empty: bool = False,
+    most_rows: int | None = None,
+) -> Floats:
     """A finite (n, d) array with contiguous rows, copied only if it must be."""
     array = to_numpy(name, value)
     check_matrix_shape(name, array, allow_empty=allow_empty)
-    itemsize = array.itemsize
-    contiguous_rows = array.shape[1] == 1 or array.strides[1] == itemsize
-    if not contiguous_rows or array.strides[0] % itemsize or not array.flags.aligned:
+    (n, d), (row_stride, stride), itemsize = array.shape, array.strides, array.itemsize
+    if most_rows is not None and n > most_rows:
+        raise ValueError(
+            f"{name} must have at most {most_rows} rows, got {n}; evaluate them in "
+            "parts, and add up the densities"
+        )
+    contiguous_rows = d == 1 or stride == itemsize
+    if not contiguous_rows or row_stride % itemsize or not array.flags.aligned:
         array = np.ascontiguousarray(array)
     check_finite(name, array)
     return array
@@ -123,8 +147,9 @@ def check_same_kind(name: str, value: Any, other_name: str, other: Any) -> None:
 def as_point_pair(points: Any, centers: Any) -> tuple[Floats, Floats]:
     """Points, maybe none, and centers: of one library, dtype and dimension."""
     x = as_matrix("points", points, allow_empty=True)
-    y = as_matrix("centers", centers)
-    check_same_kind("points", points, "centers", centers)
+    y = as_matrix("centers", centers, most_rows=_MOST_CENTERS)
+    if x.dtype != y.dtype or is_tensor(points) != is_tensor(centers):
+        check_same_kind("points", points, "centers", centers)
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             "points and centers must have the same dimension, "
@@ -135,6 +160,9 @@ def as_point_pair(points: Any, centers: Any) -> tuple[Floats, Floats]:
 
 def check_noise_std(noise_std: Any, dtype: np.dtype[Any] | None = None) -> float:
     """noise_std as a float: positive, finite and within the range of the dtype."""
+    low, high = _NOISE_RANGE[np.dtype(dtype or np.float64)]
+    if type(noise_std) is float and low <= noise_std <= high:
+        return noise_std
     if isinstance(noise_std, bool) or not isinstance(noise_std, numbers.Real):
         raise TypeError(
             f"noise_std must be a real number, got {type(noise_std).__name__}"
@@ -148,7 +176,6 @@ def check_noise_std(noise_std: Any, dtype: np.dtype[Any] | None = None) -> float
             f"noise_std must be positive and finite, got {value}; "
             "it is a standard deviation, in the units of the data"
         )
-    low, high = _NOISE_RANGE[np.dtype(dtype or np.float64)]
     if not low <= value <= high:
         raise ValueError(
             f"noise_std must be between {low} and {high} for {np.dtype(dtype)}, "
@@ -227,11 +254,13 @@ def as_weights(weights: Any, num_centers: int, dtype: np.dtype[Any]) -> Floats:
 
 
 def check_representable(name: str, result: Floats, allow_minus_inf: bool) -> None:
-    """Raises ValueError where finite input was too far apart for the dtype."""
-    finite = np.isfinite(result)
-    if finite.all():
+    """Raises ValueError where finite input was too far apart for the dtype.
+
+    result: (m,), contiguous.
+    """
+    if _core.first_nonfinite(result[None, :]) < 0:
         return
-    bad = ~finite
+    bad = ~np.isfinite(result)
     if allow_minus_inf:
         bad &= ~np.isneginf(result)
     if bad.any():

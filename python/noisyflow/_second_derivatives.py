@@ -1,16 +1,16 @@
 """Second derivatives of the mixture's log-density, in plain torch: chunks of points.
 
-With p_ij = w_j N(x_i; y_j, s^2 I) / exp(L_i), l_ij the logarithm of that term of the sum,
-v a direction (a tangent of points, centers, noise_std and weights), and e_ij the
+With p_ij = w_j N(x_i; y_j, s^2 I) / exp(L_i), l_ij the logarithm of that term of the
+sum, v a direction (a tangent of points, centers, noise_std and weights), and e_ij the
 derivative of l_ij along v,
 
     E_i := derivative of L_i along v = sum_j p_ij e_ij,
     d/dtheta of sum_i g_i E_i = sum_ij g_i p_ij [(e_ij - E_i) dl_ij/dtheta
                                                  + de_ij/dtheta].
 
-That is all of forward mode, of reverse over reverse, and of forward over reverse. torch
-can differentiate it again. All in float64, by direct differences: second derivatives are
-the differences of numbers that grow like the square of a distance in units of the noise.
+That is all of forward mode, of reverse over reverse, and of forward over reverse; and
+torch can differentiate it again. All in float64, by direct differences: these are
+differences of numbers that grow like the square of a distance in units of the noise.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class Mixture(NamedTuple):
 class _Chunk(NamedTuple):
     """Some of the points, with every center.
 
-    differences x_i - y_j (c, n, d) and the same of the direction; squares |x_i - y_j|^2;
-    ratios p_ij / w_j; slopes, e_ij without what the direction's weights add; mean, E_i.
+    differences x_i - y_j (c, n, d) and moves, those of the direction; squares
+    |x_i - y_j|^2; ratios p_ij / w_j; slopes, e_ij without what the direction's weights
+    add; mean, E_i.
     """
 
     rows: slice

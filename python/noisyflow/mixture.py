@@ -47,7 +47,7 @@ class PosteriorMoments(NamedTuple):
     covariance: Any
 
 
-def checked(
+def _checked(
     points: Any, centers: Any, noise_std: Any, weights: Any
 ) -> tuple[Any, Any, float, Any]:
     """Points, centers, noise_std and weights, as the kernels take them."""
@@ -60,7 +60,7 @@ def checked(
 def mixture_log_density(
     points: Any,
     centers: Any,
-    noise_std: float,
+    noise_std: Any,
     *,
     weights: Any = None,
     max_lost_mass: float | None = None,
@@ -74,8 +74,8 @@ def mixture_log_density(
     centers : (n, d) array
         Component means; same library and dtype as `points`.
     noise_std : float
-        Standard deviation of every component, in the units of `points`. Positive.
-        (beta in Goldfeld et al. 2019.)
+        Standard deviation of every component, in the units of `points`. Positive. With
+        tensors it may be one, of shape (). (beta in Goldfeld et al. 2019.)
     weights : (n,) array, optional
         Component weights, not negative, summing to 1. Uniform by default.
     max_lost_mass : float, optional
@@ -95,7 +95,8 @@ def mixture_log_density(
     Raises
     ------
     TypeError
-        If an array is not float32 or float64, or library or dtype differ.
+        If an array is not float32 or float64 (under torch.autocast a layer's output may
+        not be), or library or dtype differ.
     ValueError
         If shapes disagree, a value is not finite, `noise_std` is not positive,
         `weights` do not sum to 1, `max_lost_mass` is not in [0, 1), or distances
@@ -113,8 +114,19 @@ def mixture_log_density(
     max(1, |result|) up to d = 4096 (docs/numerics.md). Deterministic; the number of
     threads does not change the result.
 
+    Tensors: differentiable any number of times, in reverse and forward mode, with
+    respect to points, centers, noise_std and weights; the latter as free parameters,
+    each on its own, whatever keeps their sum at 1. Works inside torch.func, torch.vmap
+    (batched points in one call, a batch of anything else in one call each),
+    torch.compile and torch.export. A gradient is a second pass of every pair that
+    matters, in O((m + n) d) memory; what max_lost_mass leaves out of the density is
+    left out of it too. Second derivatives, and forward mode, are torch operations in
+    float64, a chunk of points at a time; only what torch records of them, for further
+    derivatives, takes memory for every pair.
+
     Source: Goldfeld et al. (2019), "Estimating Information Flow in Deep Neural
-    Networks".
+    Networks". The gradient with respect to a point is Tweedie's formula, see
+    `posterior_moments`.
 
     Examples
     --------
@@ -129,7 +141,7 @@ def mixture_log_density(
         return operators.mixture_log_density(
             points, centers, noise_std, weights, max_lost_mass
         )
-    x, y, beta, w = checked(points, centers, noise_std, weights)
+    x, y, beta, w = _checked(points, centers, noise_std, weights)
     lost = checked_max_lost_mass(max_lost_mass, y.dtype)
     return log_density_of_arrays(x, y, beta, w, lost)
 
@@ -183,7 +195,7 @@ def explain(
             centers, noise_std, weights=weights, max_lost_mass=max_lost_mass
         )
         return mixture.explain(points)
-    x, y, beta, w = checked(points, centers, noise_std, weights)
+    x, y, beta, w = _checked(points, centers, noise_std, weights)
     lost = checked_max_lost_mass(max_lost_mass, y.dtype)
     return PreparedMixture(y, beta, w, lost)._evaluate(x)[1]
 
@@ -259,7 +271,7 @@ def mixture_block_log_sums(
                 *(weights, include_rest),
             )
         )
-    x, y, beta, w = checked(points, centers, noise_std, weights)
+    x, y, beta, w = _checked(points, centers, noise_std, weights)
     members = _indices("own", own)
     if members.shape != (len(x),):
         raise ValueError(
@@ -349,7 +361,7 @@ def posterior_moments(
         return PosteriorMoments(
             *_device.posterior_moments(points, centers, beta, weights, unit)
         )
-    x, y, beta, w = checked(points, centers, noise_std, weights)
+    x, y, beta, w = _checked(points, centers, noise_std, weights)
     _check_moment_dim(x.shape)
     unit = beta if in_noise_units else 1.0
     moments = _core.posterior_moments(x, y, beta, w, unit, num_threads())

@@ -2,11 +2,11 @@
 
 Two operators hand tensors to the compiled kernels: noisyflow::mixture_log_density and
 noisyflow::mixture_log_density_backward, each with an overload for a noise_std that is a
-tensor. The gradient of the first is the second; that of the second is a formula in torch
-(_second_derivatives.py). Everything else that torch wants to know of an operator is
-registered beside them: what fake tensors give (torch.compile, torch.export), a batching
-rule (torch.vmap), and an autograd.Function (reverse and forward mode).
-`noisyflow.mixture_log_density` comes here with tensors.
+tensor. The gradient of the first is the second; that of the second is a formula in
+torch (_second_derivatives.py). What else torch wants to know of an operator is
+registered with it: what fake tensors give (torch.compile, torch.export), a rule for
+batches (torch.vmap), and an autograd.Function (reverse and forward mode), which the
+dispatcher calls. So all transforms meet at one place, in any order.
 
 The one rule: only the kernels look at values, and only they use NumPy; what surrounds
 them is traced. Importing this module imports torch; noisyflow itself does so only once
@@ -33,7 +33,20 @@ from noisyflow._second_derivatives import (
 from noisyflow.prepared import checked_max_lost_mass
 from noisyflow.runtime import num_threads
 
+try:
+    from noisyflow import _device  # type: ignore[attr-defined]
+except ImportError:  # until tensors on a GPU are landed
+
+    class _device:  # type: ignore[no-redef]
+        @staticmethod
+        def is_on_device(value: Any) -> bool:
+            return False
+
+
 Tensor = torch.Tensor
+
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_KEYS_BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 
 
 def mixture_log_density(
@@ -43,7 +56,7 @@ def mixture_log_density(
     weights: Any = None,
     max_lost_mass: float | None = None,
 ) -> Tensor:
-    """`noisyflow.mixture_log_density` of tensors: arguments as the operator has them."""
+    """`noisyflow.mixture_log_density` of tensors."""
     op = _log_density
     if isinstance(noise_std, torch.Tensor):
         op = _log_density_tensor
@@ -70,6 +83,10 @@ def _evaluate(
     max_lost_mass: float | None,
 ) -> Tensor:
     """The log-density, (m,)."""
+    if _device.is_on_device(points):
+        at = _as_plain(points, centers, noise_std, weights)
+        on_device: Tensor = _device.log_density(*at, _lost(max_lost_mass, points))
+        return on_device
     x, y, beta, w = _as_arrays(points, centers, noise_std, weights)
     lost = checked_max_lost_mass(max_lost_mass, y.dtype)
     return torch.from_numpy(mixture.log_density_of_arrays(x, y, beta, w, lost))
@@ -89,19 +106,22 @@ def _evaluate_backward(
 
     Of sum_i grad_output[i] log_density[i]; (0,) where output_mask is False.
     """
-    x, y, beta, w = _as_arrays(points, centers, noise_std, weights)
-    lost = checked_max_lost_mass(max_lost_mass, y.dtype)
-    grad = _per_point("grad_output", grad_output, x)
-    found = _per_point("log_density", log_density, x)
     want_points, want_centers, want_noise_std, want_weights = output_mask
     wanted = (want_points, want_centers, want_weights, want_noise_std)
-    grad_points, grad_centers, grad_weights, grad_noise_std = _gradients(
-        x, y, beta, w, found, grad, *wanted, lost, num_threads()
-    )
-    if grad_noise_std is not None:
-        grad_noise_std = np.array(grad_noise_std)
+    if _device.is_on_device(points):
+        at = _as_plain(points, centers, noise_std, weights)
+        known = (_plain(log_density), _plain(grad_output))
+        found = _device.gradients(*at, *known, *wanted, _lost(max_lost_mass, points))
+    else:
+        x, y, beta, w = _as_arrays(points, centers, noise_std, weights)
+        lost = checked_max_lost_mass(max_lost_mass, y.dtype)
+        grad = _per_point("grad_output", grad_output, x)
+        known = (_per_point("log_density", log_density, x), grad)
+        arrays = _gradients(x, y, beta, w, *known, *wanted, lost, num_threads())
+        found = [g if g is None else torch.from_numpy(np.asarray(g)) for g in arrays]
+    grad_points, grad_centers, grad_weights, grad_noise_std = found
     return tuple(
-        points.new_empty(0) if grad is None else torch.from_numpy(grad)
+        points.new_empty(0) if grad is None else grad
         for grad in (grad_points, grad_centers, grad_noise_std, grad_weights)
     )
 
@@ -117,18 +137,27 @@ def _gradients(x: Any, *args: Any) -> Any:
     )
 
 
-def _as_arrays(
+def _as_plain(
     points: Tensor, centers: Tensor, noise_std: float | Tensor, weights: Tensor | None
 ) -> tuple[Any, Any, float, Any]:
+    """Without gradients: kernels are below autograd, which has seen to them."""
     if isinstance(noise_std, torch.Tensor):
         _check_scalar(noise_std)
         noise_std = float(_plain(noise_std))
-    return mixture.checked(_plain(points), _plain(centers), noise_std, _plain(weights))
+    return _plain(points), _plain(centers), noise_std, _plain(weights)
 
 
 def _plain(tensor: Any) -> Any:
-    """Without its gradient: kernels are below autograd, which has seen to it."""
     return tensor.detach() if tensor is not None and tensor.requires_grad else tensor
+
+
+def _as_arrays(*args: Any) -> tuple[Any, Any, float, Any]:
+    return mixture._checked(*_as_plain(*args))
+
+
+def _lost(max_lost_mass: float | None, points: Tensor) -> float:
+    is_single = points.dtype == torch.float32
+    return checked_max_lost_mass(max_lost_mass, np.float32 if is_single else np.float64)
 
 
 def _check_scalar(noise_std: Tensor) -> None:
@@ -370,7 +399,7 @@ def _save_noise_std(ctx: Any, index: int, inputs: list[Any]) -> list[Any]:
 
 
 def _noise_std(ctx: Any, saved: Tensor | None) -> float | Tensor:
-    return ctx.noise_std if saved is None else saved  # type: ignore[no-any-return]
+    return ctx.noise_std if saved is None else saved
 
 
 def _primals(ctx: Any) -> list[Any]:
@@ -380,46 +409,47 @@ def _primals(ctx: Any) -> list[Any]:
     an outer forward mode would silently be lost. Switched on again, only those of the
     inner one must go.
     """
+    unpack_dual: Any = forward_ad.unpack_dual
     return [
-        None if value is None else forward_ad.unpack_dual(value, level=0).primal
+        None if value is None else unpack_dual(value, level=0).primal
         for value in ctx.saved_tensors
     ]
 
 
 def _in_function(*args: Any) -> Any:
-    # A Function switches both modes off; transforms that are further out want them.
-    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-        return _below_autograd(*args)
-
-
-def _below_autograd(*args: Any) -> Any:
     *args, op, keys = args  # type: ignore[assignment]
-    with torch._C._AutoDispatchBelowAutograd():
-        return op.redispatch(keys & torch._C._after_autograd_keyset, *args)
+    # A Function switches both modes off; transforms that are further out want them.
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _BelowAutograd():
+        return op.redispatch(keys & _KEYS_BELOW_AUTOGRAD, *args)
 
 
 def _autograd_kernel(function: Any, op: Any) -> Any:
     # Not Function.apply: it would start anew with the transforms of torch.func, but the
     # dispatcher has come here through them already and is inside the innermost one.
-    apply = super(torch.autograd.Function, function).apply
+    apply, redispatch = super(torch.autograd.Function, function).apply, op.redispatch
 
     def kernel(keys: Any, *args: Any) -> Any:
         if (
             forward_ad._current_level >= 0
             or torch._C._are_functorch_transforms_active()
-            or torch.is_grad_enabled()
-            and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+            or (torch.is_grad_enabled() and _requires_grad(args))
         ):
             with enable_single_level_autograd_function():
                 return apply(*args, op, keys)
-        return _below_autograd(*args, op, keys)
+        with _BelowAutograd():
+            return redispatch(keys & _KEYS_BELOW_AUTOGRAD, *args)
 
     return kernel
 
 
+def _requires_grad(args: Any) -> bool:
+    return any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+
+
 # -- registration --------------------------------------------------------------
 
-_library = torch.library.Library("noisyflow", "DEF")
+_Library: Any = torch.library.Library
+_library = _Library("noisyflow", "DEF")
 
 
 def _define(
