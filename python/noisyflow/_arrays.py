@@ -35,6 +35,14 @@ def is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def has_tensor(*values: object) -> bool:
+    """Whether one of the values is a torch tensor, or a list that begins with one."""
+    return "torch" in sys.modules and any(
+        is_tensor(value[0] if isinstance(value, list | tuple) and value else value)
+        for value in values
+    )
+
+
 def to_numpy(name: str, value: Any) -> NDArray[Any]:
     """A NumPy view of a float32 or float64 array or CPU tensor of any shape."""
     if is_tensor(value):

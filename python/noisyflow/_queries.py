@@ -37,7 +37,10 @@ _SHIFTS = {
 
 
 class Queries(NamedTuple):
-    """Centers (replicates, steps) and standard normal noise (replicates, steps, d)."""
+    """Centers (replicates, steps) and standard normal noise (replicates, steps, d).
+
+    Of `visit`: without replicates.
+    """
 
     own: Indices
     noise: Floats
@@ -85,6 +88,21 @@ class QuerySource:
         rows = np.minimum(rows, self._n - 1)
         own = rows if self._order is None else self._order[rows]
         return Queries(own, np.stack([self._net(steps) for _ in range(NUM_REPLICATES)]))
+
+    def visit(self, num_visits: int) -> Queries:
+        """Every center equally often; own (v,), noise (v, d) of one net.
+
+        Fewer visits than centers: an even part of them, each as likely as any other.
+        Neighbours in space have neighbouring noise of the net, and so has each center.
+        """
+        n = self._n
+        if num_visits >= n:
+            rows = np.repeat(np.arange(n), num_visits // n)
+        else:
+            position = (np.arange(num_visits) + self._generator.random()) / num_visits
+            rows = np.minimum((position * n).astype(np.int64), n - 1)
+        own = rows if self._order is None else self._order[rows]
+        return Queries(own, self._net(len(own)))
 
     def _net(self, steps: int) -> Floats:
         if self._d > _MOST_NET_DIMS:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
+from typing import Any
 
 from noisyflow import _checks
 
@@ -24,8 +25,10 @@ class Estimate:
     Attributes
     ----------
     value : float
-        From samples: the plug-in estimate (sample propagation, "SP", in Goldfeld et al.
-        2019). From a known network (path importance): the middle of the bracket.
+        A tensor without dimensions, with a gradient, where an estimator was given
+        tensors that require gradients. From samples: the plug-in estimate (sample
+        propagation, "SP", in Goldfeld et al. 2019). From a known network (path
+        importance): the middle of the bracket.
     standard_error : float
         One standard deviation of `value` over repetitions: random samples and random
         noise draws together. Enlarged where few samples or randomisations show it, so
@@ -98,6 +101,23 @@ class Estimate:
         """
         return 0.5 * (self.lower + self.upper)
 
+    def detached(self) -> Estimate:
+        """The same with a float for a value, also where that is a tensor."""
+        value: Any = self.value
+        if not hasattr(value, "detach"):
+            return self
+        return replace(self, value=float(value.detach()))
+
+    def to_dict(self) -> dict[str, float | int | str]:
+        """All fields by name, as plain numbers and words: what a file can hold.
+
+        Examples
+        --------
+        >>> Estimate(2.0, 0.01, 2.0, 2.1, 0.0, 100).to_dict()["standard_error"]
+        0.01
+        """
+        return asdict(self.detached())
+
     def lower_confidence_bound(self, confidence: float = 0.95) -> float:
         """What an entropy exceeds with at least this probability, whatever the density.
 
@@ -146,7 +166,7 @@ class Estimate:
         from_samples = 0.0
         if self.bounded_difference > 0:
             from_samples = self.bounded_difference * math.sqrt(-0.5 * math.log(failing))
-        return self.value - from_samples - deviate * self.monte_carlo_error
+        return self.detached().value - from_samples - deviate * self.monte_carlo_error
 
     def __str__(self) -> str:
         digits = 4
@@ -157,7 +177,7 @@ class Estimate:
             return f"{x:.{digits}f}" if abs(x) < 1e6 else f"{x:.6g}"
 
         return (
-            f"{number(self.value)} nats"
+            f"{number(self.detached().value)} nats"
             f" +- {number(self.standard_error)} (standard error),"
             f" bias bracket [{number(self.lower)}, {number(self.upper)}],"
             f" {100 * self.isolated:.0f} % isolated"

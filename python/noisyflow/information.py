@@ -5,14 +5,17 @@ The samples of S are the centers of a Gaussian mixture, the plug-in estimate of 
 density of T. A query is a center plus a noise draw; it knows its own center and block,
 so one pass of the kernel gives every plug-in quantity and, by leaving the own part out,
 the other end of its bias bracket. Random draws and standard errors: `sampling.py`; what
-is left out for the mutual information: `_pool.py`.
+is left out for the mutual information: `_pool.py`; gradients: `_differentiable.py`.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import warnings
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec
 
 import numpy as np
 
@@ -37,7 +40,35 @@ from noisyflow.sampling import (
     average_over_noise,
 )
 
+_Arguments = ParamSpec("_Arguments")
 
+
+def _with_gradients(
+    estimator: Callable[_Arguments, Estimate],
+) -> Callable[_Arguments, Estimate]:
+    """The estimator, whose value has gradients where its arguments require them."""
+    signature = inspect.signature(estimator)
+    name = estimator.__name__
+
+    @functools.wraps(estimator)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Estimate:
+        if not _arrays.has_tensor(*args, *kwargs.values()):
+            return estimator(*args, **kwargs)
+        from noisyflow import _differentiable
+
+        if _differentiable.is_traced():
+            untraced: Callable[_Arguments, Estimate] = _differentiable.untraced(call)
+            return untraced(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        this = _differentiable.Call(name, bound.arguments)
+        plain: dict[str, Any] = this.arguments
+        return this.attach(estimator(**plain))  # type: ignore[call-arg]
+
+    return call
+
+
+@_with_gradients
 def entropy(
     centers: Any,
     noise_std: float,
@@ -57,7 +88,7 @@ def entropy(
         Independent samples s_j of S. NumPy array or torch tensor, float32 or float64;
         on a GPU they stay there, and pairs are evaluated there. A memory-mapped array
         of more than 64 MiB is read in blocks and never held whole.
-    noise_std : float
+    noise_std : float or tensor without dimensions
         Standard deviation of Z, in the units of `centers`. Positive.
         (beta in Goldfeld et al. 2019.)
     weights : (n,) array, optional
@@ -86,6 +117,9 @@ def entropy(
         `population` there is no bias and the bracket closes on the value.
         `standard_error` holds sampling and Monte-Carlo error together, with
         `population` Monte-Carlo error only. `lower_confidence_bound()` is rigorous.
+        Where `centers`, `noise_std` or `weights` are tensors that require gradients,
+        `value` is a tensor that has them, as in `mutual_information`; those of the
+        weights take them as free parameters, whose sum need not stay 1.
 
     Raises
     ------
@@ -242,7 +276,7 @@ def _entropy_estimate(
             "about log(n) + (d/2) log(2 pi e noise_std^2)",
             "More samples, a larger noise_std or fewer dimensions help; if the centers"
             " are all the values that S can take, pass population=True.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return estimate
 
@@ -282,6 +316,7 @@ def _binary_entropy(p: Any) -> Any:
     return -p * np.log(p) - (1 - p) * np.log1p(-p)
 
 
+@_with_gradients
 def conditional_entropy(
     samples: Any,
     noise_std: float,
@@ -299,7 +334,7 @@ def conditional_entropy(
         Independent samples of S given each input; X is uniform over the inputs. NumPy
         arrays or torch tensors on one device, float32 or float64. One draw for every
         input means that S is a function of X.
-    noise_std : float
+    noise_std : float or tensor without dimensions
         Standard deviation of the noise, in the units of `samples`. Positive.
     standard_error : float, optional
         The standard error wanted, in nats; queries are added until it is met, or until
@@ -321,6 +356,8 @@ def conditional_entropy(
         `standard_error` holds the error of the draws and of the noise (fewer than 10
         draws of an input: an error that is too large, from the spread between inputs).
         One draw per input: exactly (d/2) log(2 pi e noise_std^2), without error.
+        `value` is a tensor with gradients where tensors require them, as in
+        `mutual_information`.
 
     Raises
     ------
@@ -429,6 +466,7 @@ def conditional_entropy(
     return estimate
 
 
+@_with_gradients
 def mutual_information(
     samples: Any,
     noise_std: float,
@@ -452,7 +490,7 @@ def mutual_information(
         Independent samples of S given each input; X is uniform over the inputs. NumPy
         arrays or torch tensors on one device, float32 or float64. One draw for every
         input means that S is a function of X.
-    noise_std : float
+    noise_std : float or tensor without dimensions
         Standard deviation of the noise, in the units of `samples`. Positive.
     labels : (inputs,) array of integers, booleans or strings, optional
         The label Y of each input; the result is then I(Y; T), Y distributed as in
@@ -486,6 +524,9 @@ def mutual_information(
         `conditional_entropy`; sampled inputs: of the inputs as well.
         `isolated` counts the queries whose conditional mixture (for sampled inputs also
         whose pooled mixture) holds nothing near but what would be left out.
+        Where `samples` or `noise_std` are tensors that require gradients, and outside
+        torch.no_grad, `value` is a tensor without dimensions that has them; all else
+        are numbers. `detached()` and `to_dict()` make a number of it.
 
     Raises
     ------
@@ -505,6 +546,18 @@ def mutual_information(
     samples in all. With too few draws per input the plug-in is biased upwards, and
     `lower` says how far.
 
+    Gradients are those of the plug-in before it is limited to the range above, once and
+    not twice differentiable, from as many queries as the value has and at least two at
+    every sample, mirrored, and in one and two dimensions from the value's grid: unbiased
+    but for that grid's error. A query costs two passes over the pairs, counted in
+    `num_pairs`, and three to ten times the time of one of the value; of `max_seconds`
+    and `max_pairs` value and gradients have a half each. Few pairs make a random
+    gradient, no wrong one: with `max_pairs` below two queries a sample some samples have
+    gradient zero and others so much more. From call to call with other seeds, for 256
+    samples of 4 tanh units at noise 0.2, the gradients of all samples differ by 15 % of
+    their length and the part that moves all alike by less than 2 %. In training take
+    another `seed` at every step, so that these errors average out.
+
     Source: Goldfeld et al. (2019), "Estimating Information Flow in Deep Neural
     Networks".
 
@@ -514,6 +567,28 @@ def mutual_information(
     >>> far_apart = np.array([-1.0, 1.0, -1.0, 1.0]).reshape(4, 1, 1)
     >>> round(mutual_information(far_apart, noise_std=0.1).value, 6)  # log 2
     0.693147
+
+    As a penalty in a training loop, on the information that each batch leaves:
+
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> inputs = torch.randn(64, 8)
+    >>> encoder = torch.nn.Sequential(torch.nn.Linear(8, 3), torch.nn.Tanh())
+    >>> decoder = torch.nn.Linear(3, 2)
+    >>> weights = [*encoder.parameters(), *decoder.parameters()]
+    >>> optimizer = torch.optim.Adam(weights, 0.01)
+    >>> for step in range(3):
+    ...     s = encoder(inputs)
+    ...     logits = decoder(s + 0.2 * torch.randn_like(s))
+    ...     loss = torch.nn.functional.cross_entropy(logits, (inputs[:, 0] > 0).long())
+    ...     information = mutual_information(
+    ...         s[:, None], noise_std=0.2, max_pairs=1000 * len(s), seed=step
+    ...     )
+    ...     optimizer.zero_grad()
+    ...     (loss + 0.1 * information.value).backward()
+    ...     optimizer.step()
+    >>> information.value.grad_fn is not None
+    True
     """
     centers, sizes = _checked_samples(samples)
     noise_std = _arrays.check_noise_std(noise_std, centers.dtype)
@@ -622,12 +697,12 @@ def _warn_target(estimate: Estimate, budget: Budget) -> None:
         f" {budget.standard_error:.2g} asked for:"
         f" {_WHY[reason].format(how_many=how_many)}",
         TargetWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
 def _warn_undersampled(
-    estimate: Estimate, too_few: str, then: str, remedy: str, *, stacklevel: int = 3
+    estimate: Estimate, too_few: str, then: str, remedy: str, *, stacklevel: int = 4
 ) -> None:
     if estimate.isolated > 0.5:
         found = (

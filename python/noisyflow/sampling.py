@@ -44,7 +44,7 @@ _STREAM = (0x6E6F697365,)  # "noise": sets this use of a seed apart from all oth
 _FIRST_QUERIES = 4096
 _FIRST_EVERYWHERE = 8192
 _FEWEST_STEPS = 8  # of a replicate
-_LEAST_QUERIES = NUM_REPLICATES * _FEWEST_STEPS
+LEAST_QUERIES = NUM_REPLICATES * _FEWEST_STEPS
 _QUERIES_EVERYWHERE = 4  # per center, for every center to be met by two replicates
 _MOST_GROWTH = 8
 # Of the seconds left for one round: new controls may take twice what its queries take.
@@ -69,7 +69,7 @@ _COORDINATES_PER_CALL = 2**21  # the same limit for larger d
 _MOST_FORM_ENTRIES = 2**24  # 256 MiB of quadratic forms
 # Spacings of the quadrature's grids, in units of noise_std, and the most queries of it.
 # In three dimensions nets are better at any size tried.
-_SPACINGS = {1: ((1.0, 0.5, 0.25, 0.125), 2**21), 2: ((1.0, 0.5, 0.25), 2**20)}
+GRID_SPACINGS = {1: ((1.0, 0.5, 0.25, 0.125), 2**21), 2: ((1.0, 0.5, 0.25), 2**20)}
 _NEGLIGIBLE_QUADRATURE = 1e-3
 _SAFE_PAIRS_PER_SECOND = 3e8  # of one old core, in one or two dimensions
 _NORMAL_AT_TWO = 0.9772498680518208  # P(Z < 2)
@@ -184,9 +184,9 @@ def _by_quadrature(problem: Problem, budget: Budget) -> tuple[Averages | None, i
     shifted grids, larger than their mean's.
     """
     (n, d) = problem.centers.shape
-    if d not in _SPACINGS or problem.is_streamed:
+    if d not in GRID_SPACINGS or problem.is_streamed:
         return None, 0
-    (spacings, most_queries) = _SPACINGS[d]
+    (spacings, most_queries) = GRID_SPACINGS[d]
     allowed = budget.max_pairs if budget.max_pairs is not None else _MOST_PAIRS
     if budget.max_seconds is not None:
         allowed = min(allowed, int(_SAFE_PAIRS_PER_SECOND * budget.max_seconds))
@@ -194,7 +194,7 @@ def _by_quadrature(problem: Problem, budget: Budget) -> tuple[Averages | None, i
     for spacing in spacings:
         (nodes, node_weights) = shifted_grids(spacing, d)
         queries = n * node_weights.size
-        needed = num_pairs + (queries + _LEAST_QUERIES) * problem.pairs_per_query
+        needed = num_pairs + (queries + LEAST_QUERIES) * problem.pairs_per_query
         if queries > most_queries or needed > allowed:
             return None, num_pairs
         num_pairs += queries * problem.pairs_per_query
@@ -326,10 +326,10 @@ class _Rounds:
         self._num_queries = 0
         self._start = start
         self._most_pairs = min(budget.max_pairs or _MOST_PAIRS, _MOST_PAIRS)
-        least = _LEAST_QUERIES * problem.pairs_per_query
+        least = LEAST_QUERIES * problem.pairs_per_query
         if self._most_pairs < least:
             raise ValueError(
-                f"max_pairs must allow {_LEAST_QUERIES} queries of "
+                f"max_pairs must allow {LEAST_QUERIES} queries of "
                 f"{problem.pairs_per_query} centers, {least}, got {budget.max_pairs}"
             )
 
@@ -341,7 +341,7 @@ class _Rounds:
         # With a limit of seconds a small round shows how long a query takes. What is
         # rare it has not met, so that its error may be far too small: it ends nothing.
         has_pilot = self._budget.max_seconds is not None
-        queries = _LEAST_QUERIES if has_pilot else first
+        queries = LEAST_QUERIES if has_pilot else first
         is_pilot = False
         averages: Averages | None = None
         while True:
@@ -399,7 +399,7 @@ class _Rounds:
                 left = 0
             if left <= queries:
                 queries, ended = left, "seconds"
-        if queries < _LEAST_QUERIES and averages is not None:
+        if queries < LEAST_QUERIES and averages is not None:
             queries = 0
         return queries, ended
 
