@@ -547,16 +547,16 @@ def mutual_information(
     `lower` says how far.
 
     Gradients are those of the plug-in before it is limited to the range above, once and
-    not twice differentiable, from as many queries as the value has and at least two at
-    every sample, mirrored, and in one and two dimensions from the value's grid: unbiased
-    but for that grid's error. A query costs two passes over the pairs, counted in
-    `num_pairs`, and three to ten times the time of one of the value; of `max_seconds`
-    and `max_pairs` value and gradients have a half each. Few pairs make a random
-    gradient, no wrong one: with `max_pairs` below two queries a sample some samples have
-    gradient zero and others so much more. From call to call with other seeds, for 256
-    samples of 4 tanh units at noise 0.2, the gradients of all samples differ by 15 % of
-    their length and the part that moves all alike by less than 2 %. In training take
-    another `seed` at every step, so that these errors average out.
+    not twice differentiable. They come from as many queries as the value, at least two
+    at every sample, mirrored, and in one and two dimensions from the value's grid, and
+    but for that grid's error they are unbiased. A query costs two passes over the
+    pairs, counted in `num_pairs`, and some five times the time of one of the value; of
+    `max_seconds` and `max_pairs` value and gradients have a half each. Where these
+    allow less than two queries a sample, some samples have a gradient of zero and the
+    others so much more. With other seeds, for 256 samples of 4 tanh units at noise 0.2,
+    the gradients of all samples differ by 15 % of their length and their sum along one
+    direction by less than 2 %. In training take another `seed` at every step, so that
+    these errors average out.
 
     Source: Goldfeld et al. (2019), "Estimating Information Flow in Deep Neural
     Networks".
