@@ -132,7 +132,7 @@ class Trainer:
         12-10-7-5-4-3-2 on one core.
         """
         self.network.train()
-        with _one_thread(self.device):
+        with one_thread(self.device):
             order = torch.randperm(len(self.inputs), generator=self._shuffle)
             order = order.to(self.device)
             batches = zip(
@@ -380,7 +380,7 @@ def _flatten_parameters(network: torch.nn.Module) -> torch.nn.Parameter:
 
 
 @contextlib.contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
+def one_thread(device: torch.device) -> Iterator[None]:
     """Keeps torch to one thread while small layers train on the CPU.
 
     Handing a 256 x 10 product to a second thread costs more than computing it.

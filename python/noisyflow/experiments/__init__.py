@@ -18,6 +18,8 @@ EXPERIMENTS = {
     "binary patterns",
     "estimators": "error against the number of samples, beside nearest neighbours and "
     "kernel densities",
+    "bottleneck": "accuracy against information of a noisy layer with a penalty on "
+    "I(X;T)",
 }
 
 
