@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 
+from fake_cuda import FakeCuda, PosingTensor, posing
 from noisyflow import (
     Estimate,
     TargetWarning,
     UndersampledWarning,
+    _device,
     conditional_entropy,
     entropy,
     mutual_information,
@@ -444,6 +446,30 @@ def test_a_limit_of_time_holds_for_value_and_gradient_together(
     parts = _differentiable._Parts(leaf(grid), uniform(100), 1, 0, np.array([0, 100]))
     distinct = _differentiable._Distinct(parts, grid, NOISE)
     assert budget.after(spent).queries(distinct, least=200) == 8000
+
+
+# --- Tensors on a GPU, by a stand-in for its kernels
+
+
+@pytest.mark.parametrize("labels", [None, CLOUD[:, 0, 0] > 0])
+def test_gradients_of_tensors_on_a_gpu_are_those_of_the_cpu(
+    labels: np.ndarray | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = leaf(CLOUD)
+    mutual_information(found, NOISE, labels=labels).value.backward()
+    fake = FakeCuda()
+    monkeypatch.setattr(
+        _device, "is_on_device", lambda value: isinstance(value, PosingTensor)
+    )
+    monkeypatch.setattr(_device, "extension", lambda: fake)
+    _device._check_device.cache_clear()
+    posed = posing(CLOUD).requires_grad_()
+    value = mutual_information(posed, NOISE, labels=labels).value
+    assert fake.calls["gradients"] > 0
+    assert isinstance(value, PosingTensor)
+    value.backward()
+    _device._check_device.cache_clear()
+    torch.testing.assert_close(torch.Tensor(posed.grad), found.grad)
 
 
 # --- Warnings and mistakes

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from noisyflow import _arrays, mixture
+from noisyflow import _arrays, _core, _device
 from noisyflow._controls import least_squares_slopes
 from noisyflow._merge import merge_duplicates
 from noisyflow._pool import block_offsets
@@ -45,6 +45,7 @@ from noisyflow._queries import QuerySource, shifted_grids
 from noisyflow.bounds import as_probabilities
 from noisyflow.estimate import Estimate
 from noisyflow.prepared import PreparedMixture, prepare
+from noisyflow.runtime import num_threads
 from noisyflow.sampling import GRID_SPACINGS, LEAST_QUERIES, Budget
 
 Floats = NDArray[np.float64]
@@ -112,7 +113,7 @@ class Call:
             n = len(samples)
             probabilities = np.full(n, 1 / n)
             if weights is not None:
-                probabilities = as_probabilities(torch.as_tensor(weights).numpy())
+                probabilities = as_probabilities(torch.as_tensor(weights).cpu().numpy())
             return _Parts(samples, probabilities, 1, 0, np.array([0, n]))
         (samples, sizes) = _flat(self._given["samples"])
         probabilities = np.repeat(1 / (len(sizes) * sizes), sizes)
@@ -124,7 +125,7 @@ class Call:
             (inputs, group_sizes) = _arrays.group_by_label(labels, len(sizes))
             of_inputs = np.split(np.arange(len(samples)), blocks[1:-1])
             order = np.concatenate([of_inputs[i] for i in inputs])
-            samples = samples[torch.from_numpy(order)]
+            samples = samples[torch.from_numpy(order).to(samples.device)]
             probabilities = probabilities[order]
             blocks = block_offsets(sizes[inputs])[block_offsets(group_sizes)]
         return _Parts(samples, probabilities, 1, -1, blocks)
@@ -417,27 +418,51 @@ class _Distinct:
         if np.ptp(probabilities) > 0:
             weights = probabilities / probabilities.sum()
             weights = weights.astype(self.centers.dtype)
-        return _Mixture(self.centers[members], self._noise_std, weights)
+        like = self._parts.samples
+        return _Mixture(self.centers[members], self._noise_std, weights, like)
 
 
 class _Mixture:
     """Centers whose log-density and its gradient at points are wanted."""
 
     def __init__(
-        self, centers: Points, noise_std: float, weights: Points | None
+        self,
+        centers: Points,
+        noise_std: float,
+        weights: Points | None,
+        like: torch.Tensor,
     ) -> None:
-        self._centers = centers
         self._noise_std = noise_std
-        self._weights = weights
-        self._prepared: PreparedMixture = prepare(centers, noise_std, weights=weights)
+        self._on_device: torch.Tensor | None = None
+        self._centers: Any = centers
+        self._weights: Any = weights
+        if _device.is_on_device(like):
+            self._on_device = like.detach()
+            self._centers = self._on_device.new_tensor(centers)
+            if weights is not None:
+                self._weights = self._on_device.new_tensor(weights)
+        self._prepared: PreparedMixture = prepare(
+            self._centers, noise_std, weights=self._weights
+        )
 
     def score(self, points: Points) -> tuple[Floats, Floats]:
         """The gradient of log g with respect to its points (m, d), and log g (m,)."""
-        moments = mixture.posterior_moments(
-            points, self._centers, self._noise_std, weights=self._weights
-        )
-        mean = np.asarray(moments.mean, np.float64)
-        return mean / self._noise_std**2, np.asarray(moments.log_density, np.float64)
+        x: Any = points
+        if self._on_device is not None:
+            x = self._on_device.new_tensor(points)
+        log_density = self._prepared.log_density(x)
+        ones = log_density * 0 + 1
+        lost = self._prepared.max_lost_mass
+        given = (x, self._centers, self._noise_std, self._weights, log_density, ones)
+        only_points = (True, False, False, False)
+        if self._on_device is not None:
+            gradient = _device.gradients(*given, *only_points, lost)[0].cpu().numpy()
+            log_density = log_density.cpu().numpy()
+        else:
+            gradient = _core.log_density_gradients(
+                *given, *only_points, lost, num_threads()
+            )[0]
+        return np.asarray(gradient, np.float64), np.asarray(log_density, np.float64)
 
 
 def is_traced() -> bool:
