@@ -29,7 +29,7 @@ from noisyflow._morton import morton_order
 
 _MOST_ROWS = 2**31 - 1
 _CHOOSE = 0  # the path of a launch; 1: every pair directly, 2: tensor cores
-_BUILD = (
+BUILD = (
     "install NVIDIA's nvcc, 12.0 or later, and run `NOISYFLOW_CUDA=ON pip install .` "
     "in a clone of the project"
 )
@@ -87,9 +87,7 @@ def require(device: Any = None) -> Any:
     """
     module = extension()
     if module is None:
-        raise RuntimeError(
-            f"this noisyflow was built without CUDA; {_BUILD}, {_ON_CPU}"
-        )
+        raise RuntimeError(f"this noisyflow was built without CUDA; {BUILD}, {_ON_CPU}")
     index = getattr(device, "index", device)
     _check_device(module, 0 if index is None else index)
     return module

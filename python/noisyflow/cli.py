@@ -88,6 +88,8 @@ def _command(arguments: Sequence[str] | None) -> int:
         return _plan(**options)
     if command == "estimate":
         return _estimate(**options)
+    if command == "check":
+        return _check()
     return _run(**options)
 
 
@@ -102,6 +104,16 @@ def _plan(json: bool, **settings: float | None) -> int:
         return _fail(str(error), 2)
     print(answer.to_json() if json else answer)
     return 0
+
+
+def _check() -> int:
+    """Prints what can be used here."""
+    with _ends_at_once_on_interrupt():
+        from noisyflow.check import check
+
+        found = check()
+    print(found)
+    return 0 if found.is_usable else 1
 
 
 def _estimate(
@@ -121,6 +133,10 @@ def _estimate(
         return _fail(f"cannot read {error.filename or path}: {error.strerror}", 2)
     except MemoryError:
         return _fail(f"{path} needs more memory than there is", 1)
+    except RuntimeError as error:
+        if given.get("device", "cpu") == "cpu":
+            raise
+        return _fail(str(error), 1)  # out of memory, a launch that failed
     except KeyboardInterrupt:
         return _fail("stopped before the estimate was done", 130)
     for warning in report.warnings:
@@ -275,6 +291,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="show what can be run")
+    commands.add_parser(
+        "check",
+        help="show what can be used on this machine, and why not the rest",
+        description="Shows what can be used on this machine: CPU, threads, the CUDA "
+        "kernels, driver and GPUs, each with a short test; and why not the rest. Exits "
+        "with 0 where all that is there works.",
+    )
     _add_estimate(commands)
     _add_plan(commands)
     run = commands.add_parser(
@@ -320,7 +343,10 @@ def _parser() -> argparse.ArgumentParser:
         "off)",
     )
     run.add_argument(
-        "--device", metavar="D", help="szt: cpu, cuda, cuda:1, ... (default: cpu)"
+        "--device",
+        metavar="D",
+        help="where networks, data and estimates are: cpu, cuda, cuda:1, ... (default: "
+        "cpu)",
     )
     run.add_argument(
         "--out",
@@ -390,6 +416,11 @@ def _add_estimate(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     estimate.add_argument(
         "--seed", type=_count, metavar="N", help="of the noise (default: 0)"
+    )
+    estimate.add_argument(
+        "--device",
+        metavar="D",
+        help="where pairs are evaluated: cpu, cuda, cuda:1, ... (default: cpu)",
     )
     estimate.add_argument("--json", action="store_true", help="print one JSON object")
     estimate.add_argument(

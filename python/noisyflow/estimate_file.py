@@ -21,6 +21,7 @@ import scipy.stats  # noqa: F401  the queries need it: an import must not be int
 from numpy.typing import NDArray
 
 from noisyflow import __version__, _arrays, _checks, _core, runtime
+from noisyflow._device import memory_hint
 from noisyflow._streamed import is_streamed
 from noisyflow.bounds import EntropyBounds, entropy_bounds, noise_entropy
 from noisyflow.cost import predict_pair_seconds
@@ -30,6 +31,7 @@ from noisyflow.information import conditional_entropy, entropy, mutual_informati
 # Bounds look at every pair: up to here that is a second at most.
 _MOST_BOUNDED_CENTERS = 10_000
 _CONFIDENCE = 0.95
+_UPLOADED_BYTES = 2**26
 _LOGGED_QUERIES = 10_000  # about a first round
 _WHY = {
     "target": "the target is met",
@@ -108,6 +110,7 @@ def estimate_file(
     labels_path: Path | None = None,
     conditional: bool = False,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Report:
     """Entropy, or information of the input, from the samples in a .npy file.
 
@@ -126,6 +129,9 @@ def estimate_file(
         Of (inputs, draws, d): array (inputs,) of labels Y; adds I(Y; T).
     conditional : bool
         Of (inputs, draws, d): adds h(T | X), and h(T) = I(X; T) + h(T | X).
+    device : str
+        Where pairs are evaluated: cpu, cuda or cuda:N. On a GPU the file is held there
+        whole.
 
     Returns
     -------
@@ -148,6 +154,8 @@ def estimate_file(
     _check_dtype(path, samples)
     _check_budgets(standard_error, max_seconds, max_pairs)
     _checks.as_seed(seed)
+    if device != "cpu":
+        runtime.checked_device(device)
     if samples.ndim not in (2, 3):
         raise FileError(
             f"{path} must hold an array (n, d) or (inputs, draws, d), got shape "
@@ -155,10 +163,13 @@ def estimate_file(
         )
     if samples.size == 0:
         raise FileError(f"{path} must not be empty, got shape {samples.shape}")
-    if not is_streamed(samples):
+    (shape, dtype) = (samples.shape, samples.dtype)
+    if device != "cpu":
+        samples = _on_device(samples, device)
+    elif not is_streamed(samples):
         samples = np.array(samples, order="C")
         _check_finite(path, samples)
-    if _logger.isEnabledFor(logging.INFO):
+    if _logger.isEnabledFor(logging.INFO) and device == "cpu":
         _log_cost(path, samples)
     options = {
         "standard_error": standard_error,
@@ -183,16 +194,32 @@ def estimate_file(
             )
     settings = {
         "file": str(path),
-        "shape": list(samples.shape),
-        "dtype": str(samples.dtype),
+        "shape": list(shape),
+        "dtype": str(dtype),
         "noise_std": float(noise_std),
         **options,
         "population": population,
         "inputs": inputs or ("fixed" if samples.ndim == 3 else None),
         "labels": None if labels_path is None else str(labels_path),
+        "device": runtime.device_name(device),
     }
     said = dict.fromkeys(str(warning.message) for warning in caught)
     return Report(settings, quantities, list(said))
+
+
+def _on_device(samples: NDArray[Any], device: str) -> Any:
+    """The file's array on a GPU, by way of a small part of it at a time."""
+    import torch
+
+    flat = samples.reshape(-1, samples.shape[-1])
+    dtype = getattr(torch, str(samples.dtype))
+    rows = max(1, _UPLOADED_BYTES // (flat.shape[1] * flat.itemsize))
+    with memory_hint("fewer samples need less, and --device cpu reads from the file"):
+        whole = torch.empty(flat.shape, dtype=dtype, device=device)
+        for start in range(0, len(flat), rows):
+            part = np.array(flat[start : start + rows])
+            whole[start : start + rows] = torch.from_numpy(part)
+    return whole.reshape(samples.shape)
 
 
 def _log_cost(path: Path, samples: NDArray[Any]) -> None:
@@ -214,7 +241,7 @@ def _of_samples(
     bounds = None
     if n <= _MOST_BOUNDED_CENTERS:
         bounds = entropy_bounds(samples, noise_std)
-    own = noise_entropy(d, _arrays.check_noise_std(noise_std, samples.dtype))
+    own = noise_entropy(d, _arrays.check_noise_std(noise_std))
     return {
         "h(T)": Quantity(whole, not population, bounds),
         "I(S;T)": Quantity(_less(whole, own), not population, follows="h(T)"),

@@ -29,6 +29,8 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from noisyflow import runtime
+
 Row = dict[str, Any]  # numbers and words
 
 # Seconds between plain progress lines where there is no terminal to update.
@@ -292,6 +294,7 @@ class RunFolder:
             "experiment": experiment,
             "noisyflow": __version__,
             "settings": dict(settings),
+            "device": runtime.device_name(str(settings.get("device", "cpu"))),
         }
         text = json.dumps(config, indent=2) + "\n"
         write_atomically(self.path / "config.json", text.encode())
@@ -348,6 +351,14 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def check_device(name: str) -> None:
+    """Raises RunError unless networks and estimates can be on the device."""
+    try:
+        runtime.checked_device(name)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 @dataclass(frozen=True)

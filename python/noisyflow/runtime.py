@@ -1,11 +1,13 @@
-"""How many threads the kernels use, and for which CPU they were chosen."""
+"""Where the kernels run: how many threads, for which CPU, on which device."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
+from typing import Any
 
-from noisyflow import _core
+from noisyflow import _core, _device
 
 _num_threads: int | None = None
 
@@ -75,3 +77,54 @@ def set_cpu_target(name: str | None) -> None:
         If `name` is not one of `available_cpu_targets()`.
     """
     _core.force_target(name)
+
+
+def check_device_name(name: Any) -> str:
+    """The name of a device, if it is cpu, cuda or cuda:N; else a ValueError."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", str(name), re.ASCII):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {str(name)!r}")
+    return str(name)
+
+
+def checked_device(name: str) -> Any:
+    """The torch.device of this name, if tensors and kernels can be put there.
+
+    Raises
+    ------
+    ValueError
+        If the name is not cpu, cuda or cuda:N, or if the device cannot be used; the
+        message says why, and what would help.
+    """
+    name = check_device_name(name)
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"device {name!r} needs torch: pip install 'noisyflow[train]'"
+        ) from None
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    why = f"device {name!r} cannot be used: "
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        raise ValueError(
+            f"{why}this torch, {torch.__version__}, was built without CUDA; install "
+            "one with it (https://pytorch.org), or choose cpu"
+        )
+    try:
+        torch.empty(1, device=device)
+        _device.require(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(why + str(error).splitlines()[0]) from error
+    return device
+
+
+def device_name(name: str) -> str:
+    """The device as results record it: "cpu", or a GPU's index and name."""
+    if name == "cpu":
+        return name
+    import torch
+
+    device = torch.device(name)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return f"cuda:{index} ({torch.cuda.get_device_name(index)})"

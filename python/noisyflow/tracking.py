@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyflow import _arrays, _checks
+from noisyflow import _arrays, _checks, _device
 from noisyflow.enclosure import LayerEstimate, enclose
 from noisyflow.estimate import Estimate, TargetWarning
 from noisyflow.importance import NoisyLayers
@@ -141,6 +141,9 @@ class InformationTracker:
     inputs, whose choice is then part of the standard error. Layer 1 is a known mixture
     and has no bias. Values lie within [0, log m] and [0, H(Y)], where the truth is
     known to be: with m inputs nothing above log m can be seen.
+
+    Outputs of a network on a GPU stay there in sample propagation; path importance runs
+    on the CPU, from a copy of the weights, and so does a NoisyChain.
 
     A pilot on 1024 points of its own chooses for each layer how densities are enclosed
     (`importance.path_log_densities` or `importance.replica_log_densities`) and with how
@@ -307,15 +310,16 @@ class InformationTracker:
             labels = np.repeat(np.arange(len(self._label_sizes)), self._label_sizes)
         results = []
         for index, output in enumerate(outputs):
-            on_cpu = output.detach().cpu() if _arrays.is_tensor(output) else output
-            samples = _arrays.to_numpy(f"clean_outputs(...)[{index}]", on_cpu)
+            samples = output.detach() if _arrays.is_tensor(output) else output
+            if not _device.is_on_device(samples):  # on a GPU they stay there
+                samples = _arrays.to_numpy(f"clean_outputs(...)[{index}]", samples)
             expected = (len(self._inputs), self._num_draws)
-            if samples.ndim != 3 or samples.shape[:2] != expected:
+            if samples.ndim != 3 or tuple(samples.shape[:2]) != expected:
                 raise ValueError(
                     f"clean_outputs(...)[{index}] must have shape "
-                    f"({expected[0]}, {expected[1]}, d), got {samples.shape}"
+                    f"({expected[0]}, {expected[1]}, d), got {tuple(samples.shape)}"
                 )
-            if (samples == samples[:, :1]).all():  # a function of the input
+            if bool((samples == samples[:, :1]).all()):  # a function of the input
                 samples = samples[:, :1]
             num_draws = samples.shape[1]
 

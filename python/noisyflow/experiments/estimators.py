@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from noisyflow import report
@@ -42,7 +43,8 @@ from noisyflow.experiments.estimator_findings import (
 )
 from noisyflow.experiments.known_sources import Source, cube_mixture, full_code
 from noisyflow.information import entropy
-from noisyflow.runs import Interruption, RunFolder
+from noisyflow.runs import Interruption, RunFolder, check_device
+from noisyflow.runtime import check_device_name
 
 __all__ = ["Config", "claims", "configure", "plot", "run"]
 
@@ -79,6 +81,9 @@ class Config:
         in figure 2.
     seed : int
         Decides all random numbers; in [0, 2**63).
+    device : str
+        Where the spiral's network is trained and our entropies are computed: cpu, cuda,
+        cuda:1, ... The other methods run on the CPU.
 
     Raises
     ------
@@ -89,6 +94,7 @@ class Config:
     num_repetitions: int = 10
     max_samples: int = 100_000
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         whole = {
@@ -99,6 +105,7 @@ class Config:
         for name, (low, high) in whole.items():
             value = as_int(name, getattr(self, name), at_least=low, at_most=high)
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "device", check_device_name(self.device))
 
 
 @dataclass(frozen=True)
@@ -148,14 +155,15 @@ def run(config: Config, out: Path) -> bool:
     Raises
     ------
     RunError
-        If the folder cannot be used or holds a run with other settings, or if the
-        spiral network does not learn.
+        If the folder cannot be used or holds a run with other settings, if the device
+        is not there, or if the spiral network does not learn.
 
     Notes
     -----
     Full size: some minutes on two cores. Resuming gives the same numbers bit for bit as
     not having stopped, on the same machine.
     """
+    check_device(config.device)
     folder = RunFolder(out)
     table = CellTable(folder, lambda: _prepared(config))
     with folder.open("estimators", asdict(config)):
@@ -202,14 +210,17 @@ def run(config: Config, out: Path) -> bool:
 
 
 def _entropy(
-    samples: NDArray[np.float32],
+    samples: Any,
     noise_std: float,
     seed: int,
     *,
+    device: str = "cpu",
     standard_error: float = _TARGET,
     max_pairs: int = _MOST_PAIRS,
 ) -> Estimate:
     """Our estimate: the only call of it in this study."""
+    if device != "cpu":
+        samples = torch.as_tensor(samples, device=device)
     with warnings.catch_warnings():
         # Few samples, and what they leave out of reach, are what is studied here.
         warnings.simplefilter("ignore", UndersampledWarning)
@@ -273,7 +284,7 @@ def _compute(config: Config, cell: Cell) -> CellRows:
     for method in cell.methods:
         started = time.perf_counter()
         if method == OURS:
-            estimate = _entropy(clean, source.noise_std, seed)
+            estimate = _entropy(clean, source.noise_std, seed, device=config.device)
         elif method == NEIGHBORS:
             estimate = NearestNeighbor(num_queries=queries, num_resamples=0).entropy(
                 noisy, seed=seed
@@ -320,5 +331,5 @@ def _announce(cells: Sequence[Cell], num_done: int, folder: RunFolder) -> None:
 def _prepared(config: Config) -> dict[str, NDArray[Any]]:
     """What all cells need: the network whose layer is one of the sources."""
     print("estimators: training the network on the spiral", flush=True)
-    precise = partial(_entropy, max_pairs=_MOST_REFERENCE_PAIRS)
-    return spiral_layer.prepare(config.seed, precise)
+    precise = partial(_entropy, device=config.device, max_pairs=_MOST_REFERENCE_PAIRS)
+    return spiral_layer.prepare(config.seed, precise, device=config.device)

@@ -38,7 +38,10 @@ _CHECK_PROPOSALS = 64
 
 
 def prepare(
-    seed: int, estimate: Callable[[NDArray[np.float32], float, int], Estimate]
+    seed: int,
+    estimate: Callable[[Any, float, int], Estimate],
+    *,
+    device: str = "cpu",
 ) -> dict[str, NDArray[Any]]:
     """Trains the network and finds what the entropy of its third layer is.
 
@@ -47,7 +50,9 @@ def prepare(
     seed : int
         Of the spiral, the network, its training and the reference.
     estimate : callable
-        `estimate(samples, noise_std, seed)`, our entropy.
+        `estimate(samples, noise_std, seed)`, our entropy, of a tensor on the device.
+    device : str
+        Where the network is trained.
 
     Returns
     -------
@@ -70,6 +75,7 @@ def prepare(
         learning_rate=0.02,
         batch_size=50,
         seed=seed,
+        device=device,
     )
     accuracy = 0.0
     while accuracy < _ACCURACY:
@@ -82,9 +88,9 @@ def prepare(
             trainer.train_epoch()
         accuracy = evaluate(network, data.inputs, data.labels).accuracy
     outputs = network.clean_outputs(
-        torch.from_numpy(data.inputs), _REFERENCE_DRAWS, seed=seed
+        torch.as_tensor(data.inputs, device=device), _REFERENCE_DRAWS, seed=seed
     )
-    samples = outputs[2].reshape(-1, SIZES[3]).numpy()
+    samples = outputs[2].reshape(-1, SIZES[3])
     reference = estimate(samples, NOISE_STD, seed)
     return {
         "spiral.parameters": trainer.state()["parameters"].numpy(),

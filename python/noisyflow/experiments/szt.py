@@ -10,7 +10,6 @@ inputs.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,14 @@ from noisyflow.experiments import Claim
 from noisyflow.experiments.tracked_training import TrackedTraining
 from noisyflow.nn import NoisyMLP, check_activation
 from noisyflow.report import Figure, Table
-from noisyflow.runs import Interruption, Results, RunError, RunFolder, duration
+from noisyflow.runs import (
+    Interruption,
+    Results,
+    RunFolder,
+    check_device,
+    duration,
+)
+from noisyflow.runtime import check_device_name
 from noisyflow.tracking import InformationTracker
 from noisyflow.training import Trainer, set_parameters
 
@@ -85,7 +91,8 @@ class Config:
         Decides split, initial weights, order of inputs, noise and measurement; in
         [0, 2**63).
     device : str
-        Where to train: cpu, cuda, cuda:1, ...
+        Where network and data are: cpu, cuda, cuda:1, ... Path importance, which
+        measures, runs on the CPU from a copy of the weights.
 
     Raises
     ------
@@ -127,11 +134,7 @@ class Config:
             )
         for name in ("noise_std", "learning_rate", "orthonormal_rate"):
             object.__setattr__(self, name, float(getattr(self, name)))
-        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", str(self.device), re.ASCII):
-            raise ValueError(
-                f"device must be cpu, cuda or cuda:N, got {str(self.device)!r}"
-            )
-        object.__setattr__(self, "device", str(self.device))
+        object.__setattr__(self, "device", check_device_name(self.device))
 
     @property
     def is_authors_training(self) -> bool:
@@ -197,7 +200,7 @@ def run(config: Config, out: Path) -> bool:
     Full size: some minutes on two cores. Resuming gives the same numbers bit for bit as
     not having stopped, on the same machine.
     """
-    _check_device(config.device)
+    check_device(config.device)
     folder = RunFolder(out)
     train, test = datasets.split(datasets.szt(), seed=config.seed)
     work = TrackedTraining(
@@ -658,15 +661,6 @@ def _build(
         network, everything.inputs, everything.labels, seed=config.seed
     )
     return trainer, tracker
-
-
-def _check_device(device: str) -> None:
-    """Raises RunError unless tensors can be made on the device."""
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first_line = str(error).splitlines()[0]
-        raise RunError(f"device {device!r} cannot be used: {first_line}") from error
 
 
 def _summary(results: Results) -> str:
