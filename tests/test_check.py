@@ -1,0 +1,231 @@
+"""`noisyflow check`, and what becomes of `--device`, where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import noisyflow
+from noisyflow import _device, check, cli, estimate_file, runtime
+from noisyflow.runs import RunFolder
+from noisyflow.tracking import InformationTracker
+
+torch = pytest.importorskip("torch")
+
+from fake_cuda import FakeCuda, PosingTensor, posing  # noqa: E402  needs torch
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """Formulas in place of the CUDA kernels, on tensors that pose."""
+    module = FakeCuda()
+    monkeypatch.setattr(_device, "extension", lambda: module)
+    monkeypatch.setattr(
+        _device, "is_on_device", lambda value: isinstance(value, PosingTensor)
+    )
+    _device._check_device.cache_clear()
+    return module
+
+
+def checked(capsys: pytest.CaptureFixture[str], exit_code: int = 0) -> str:
+    assert cli.main(["check"]) == exit_code
+    return capsys.readouterr().out
+
+
+# -- noisyflow check ----------------------------------------------------------
+
+
+def test_check_names_what_is_there_and_imports_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from noisyflow import cli\n"
+        "code = cli.main(['check'])\n"
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    if _device.extension() is None:
+        assert result.returncode == 0, result.stderr
+    for word in (noisyflow.__version__, np.__version__, runtime.cpu_target(), "passed"):
+        assert word in result.stdout
+    assert result.stdout.endswith("usable\n")
+
+
+def test_check_says_how_to_build_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_device, "extension", lambda: None)
+    assert "not built: install NVIDIA's nvcc" in checked(capsys)
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [
+        (0, "none: no NVIDIA driver was found"),
+        (12020, "none: no GPU can be used: CUDA driver version is insufficient"),
+    ],
+)
+def test_check_says_why_there_is_no_gpu(
+    fake: FakeCuda, capsys: pytest.CaptureFixture[str], driver: int, words: str
+) -> None:
+    fake.driver = driver
+    out = checked(capsys)
+    assert words in out
+    assert "built with 13.0 for 80-real, 90-real, 90-virtual" in out
+
+
+def test_check_tries_every_gpu_that_it_can(
+    fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.devices = [(9, 0), (7, 5)]
+    monkeypatch.setattr(runtime, "checked_device", lambda name: torch.device("cpu"))
+    real = torch.as_tensor
+    monkeypatch.setattr(torch, "as_tensor", lambda *a, **k: posing(real(*a, **k)))
+    out = checked(capsys)
+    assert "GPU 0 test    passed" in out
+    assert "capability 7.5" in out
+    assert "CMAKE_CUDA_ARCHITECTURES=75" in out
+    assert fake.calls == {"log_density": 1, "gradients": 1}
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(fake, "gradients", broken)
+    out = checked(capsys, exit_code=1)
+    assert "GPU 0 test    FAILED: RuntimeError: an illegal memory access" in out
+    assert out.endswith("NOT usable: GPU 0 test\n")
+
+
+def test_check_fails_where_a_kernel_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = check._core.log_density
+    monkeypatch.setattr(
+        check._core, "log_density", lambda *given: right(*given) + np.float32(1e-3)
+    )
+    assert "NOT usable: CPU test" in checked(capsys, exit_code=1)
+
+
+def test_check_fails_at_a_setting_that_cannot_be_followed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NOISYFLOW_NUM_THREADS", "many")
+    assert "must be a positive integer, got 'many'" in checked(capsys, exit_code=1)
+
+
+# -- --device -----------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch has CUDA")
+def test_a_torch_without_cuda_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((5, 2)))
+    arguments = [str(tmp_path / "x.npy"), "--noise-std", "1", "--device", "cuda"]
+    assert cli.main(["estimate", *arguments]) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1
+    assert f"this torch, {torch.__version__}, was built without CUDA" in complaint
+    assert cli.main(["estimate", *arguments[:-1], "tpu"]) == 2
+    assert "device must be cpu, cuda or cuda:N, got 'tpu'" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::noisyflow.UndersampledWarning")
+@pytest.mark.parametrize("shape", [(200, 3), (8, 25, 3)])
+def test_estimate_on_a_gpu_is_that_on_the_cpu(
+    fake: FakeCuda,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+) -> None:
+    np.save(tmp_path / "x.npy", rng.normal(size=shape).astype(np.float32))
+    command = ["estimate", str(tmp_path / "x.npy"), "--noise-std", "0.6", "--json"]
+    assert cli.main(command) == 0
+    of_cpu = json.loads(capsys.readouterr().out)
+    upload = estimate_file._on_device
+    monkeypatch.setattr(runtime, "checked_device", torch.device)
+    monkeypatch.setattr(runtime, "device_name", lambda name: f"{name}, that poses")
+    monkeypatch.setattr(
+        estimate_file, "_on_device", lambda samples, _: posing(upload(samples, "cpu"))
+    )
+    monkeypatch.setattr(estimate_file, "_UPLOADED_BYTES", 100)
+    assert cli.main([*command, "--device", "cuda:0"]) == 0
+    of_gpu = json.loads(capsys.readouterr().out)
+    assert (of_cpu["device"], of_gpu["device"]) == ("cpu", "cuda:0, that poses")
+    assert fake.calls["block_log_sums"] > 0
+    for name, theirs in of_cpu["estimates"].items():
+        ours = of_gpu["estimates"][name]
+        for key in ("value", "lower", "upper", "standard_error"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-5), key
+
+
+def test_estimate_tells_of_a_gpu_without_enough_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    np.save(tmp_path / "x.npy", np.zeros((5, 2)))
+    monkeypatch.setattr(runtime, "checked_device", torch.device)
+    monkeypatch.setattr(torch, "empty", full)
+    command = ["estimate", str(tmp_path / "x.npy"), "--noise-std", "1"]
+    assert cli.main([*command, "--device", "cuda"]) == 1
+    assert "out of memory. fewer samples need less" in capsys.readouterr().err
+
+
+def test_a_run_records_its_device(tmp_path: Path) -> None:
+    for settings, device in (({"device": "cpu"}, "cpu"), ({}, "cpu")):
+        folder = RunFolder(tmp_path / str(len(settings)))
+        with folder.open("szt", settings):
+            assert folder.config()["device"] == device
+
+
+class _Network:
+    """Yields outputs that pose as those of a network on a GPU."""
+
+    noise_std = 0.5
+
+    def clean_outputs(
+        self, inputs: Any, num_draws: int = 1, *, seed: int | None = None
+    ) -> list[Any]:
+        generator = torch.Generator().manual_seed(seed or 0)
+        first = torch.as_tensor(inputs)[:, None].expand(-1, num_draws, -1)
+        noise = torch.randn(first.shape, generator=generator, dtype=first.dtype)
+        outputs = [first, torch.tanh(first + 0.5 * noise)]
+        return [self.place(output) for output in outputs]
+
+    def place(self, output: Any) -> Any:
+        return output
+
+
+@pytest.mark.filterwarnings("ignore::noisyflow.UndersampledWarning")
+def test_the_tracker_leaves_outputs_on_a_gpu_there(
+    fake: FakeCuda, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = rng.normal(size=(30, 2))
+    labels = rng.integers(0, 2, 30)
+
+    def measured() -> list[Any]:
+        tracker = InformationTracker(_Network(), inputs, labels, num_draws=12)
+        return tracker.measure(3)
+
+    of_cpu = measured()
+    monkeypatch.setattr(_Network, "place", lambda self, output: posing(output))
+    assert fake.calls == {}
+    of_gpu = measured()
+    assert fake.calls["block_log_sums"] > 0
+    for ours, theirs in zip(of_gpu, of_cpu, strict=True):
+        assert ours.num_proposals == theirs.num_proposals
+        for name in ("mutual_information", "label_information"):
+            (found, expected) = (getattr(part, name) for part in (ours, theirs))
+            assert found.value == pytest.approx(expected.value, rel=1e-4)
+            assert found.upper == pytest.approx(expected.upper, rel=1e-4)
