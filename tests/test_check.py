@@ -211,11 +211,11 @@ class _Network:
 def test_the_tracker_leaves_outputs_on_a_gpu_there(
     fake: FakeCuda, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = rng.normal(size=(30, 2))
-    labels = rng.integers(0, 2, 30)
+    inputs = rng.normal(size=(20, 3))
+    labels = rng.integers(0, 2, 20)
 
     def measured() -> list[Any]:
-        tracker = InformationTracker(_Network(), inputs, labels, num_draws=12)
+        tracker = InformationTracker(_Network(), inputs, labels, num_draws=8)
         return tracker.measure(3)
 
     of_cpu = measured()

@@ -7,9 +7,7 @@ which are given the same queries.
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,23 +26,24 @@ torch = pytest.importorskip("torch")
 from fake_cuda import FakeCuda, PosingTensor, posing  # noqa: E402  needs torch
 
 
-def _host_module() -> Any:
-    """The kernels compiled for the host, if they are built."""
-    try:
-        return importlib.import_module("noisyflow._cuda_host")
-    except ImportError:
-        return None
+@pytest.fixture(scope="session")
+def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The kernels' own source compiled for the host: tests/cuda_host.py."""
+    cuda_host = pytest.importorskip("cuda_host", reason="no kernels for the host")
+    why_not = cuda_host.missing()
+    if why_not:
+        pytest.skip(why_not)
+    return cuda_host.build(tmp_path_factory.mktemp("cuda_host"))
 
 
 @pytest.fixture
-def posing_counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def posing_counts(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Tensors of `posing` count as tensors on a GPU."""
     monkeypatch.setattr(
         _device, "is_on_device", lambda value: isinstance(value, PosingTensor)
     )
     _device._check_device.cache_clear()
-    yield monkeypatch
-    _device._check_device.cache_clear()
+    return monkeypatch
 
 
 @pytest.fixture
@@ -58,9 +57,11 @@ def fake(posing_counts: pytest.MonkeyPatch) -> FakeCuda:
 @pytest.fixture(params=["formulas", "kernels on the host"])
 def cuda(request: pytest.FixtureRequest, posing_counts: pytest.MonkeyPatch) -> Any:
     """Formulas, or the kernels' own source on the host, in place of the kernels."""
-    module = FakeCuda() if request.param == "formulas" else _host_module()
-    if module is None:
-        pytest.skip("the kernels are not compiled for the host (_cuda_host)")
+    if request.param == "formulas":
+        module: Any = FakeCuda()
+    else:
+        module = request.getfixturevalue("host_kernels")
+        posing_counts.setattr(_device, "_check_device", lambda *_: None)
     posing_counts.setattr(_device, "extension", lambda: module)
     return module
 
