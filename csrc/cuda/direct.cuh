@@ -34,7 +34,7 @@ constexpr T kLowest = T(-0.875) * std::numeric_limits<T>::max();
 // it is taken off instead: the largest term must be there, and no term may overflow.
 template <class T>
 __device__ __forceinline__ T below_top(T fused_exponent, T rounded_exponent, T top) {
-  constexpr T kCoarse = T(8) / std::numeric_limits<T>::epsilon();
+  constexpr T kCoarse = T(8) / kEpsilon<T>;
   const T t = top > -kCoarse ? fused_exponent : rounded_exponent - top;
   return t < 0 ? t : T(0);
 }
@@ -409,14 +409,15 @@ __device__ __forceinline__ void load_vector(const double* at, double (&out)[Coun
 template <int Rows, class T>
 __device__ __forceinline__ void load_chunk(const MatrixView<T>& matrix, int64_t first, int64_t d,
                                            int64_t from, T* chunk) {
-  constexpr int kStride = Rows + TileShape<T>::kPad;
-  const int k = threadIdx.x % kChunk;
+  constexpr int kStride = Rows + TileShape<T>::kPad, kStep = kThreads / kChunk;
+  const int k = threadIdx.x % kChunk, row = threadIdx.x / kChunk;
+  const int left = matrix.count - first < Rows ? int(matrix.count - first) : Rows;
+  const int existing = from + k < d ? left : 0;
+  const T* at = matrix.rows + (first + row) * matrix.stride + from + k;
 #pragma unroll
-  for (int s = 0; s < Rows * kChunk / kThreads; ++s) {
-    const int row = threadIdx.x / kChunk + s * (kThreads / kChunk);
-    const bool exists = first + row < matrix.count && from + k < d;
-    chunk[k * kStride + row] =
-        exists ? matrix.rows[(first + row) * matrix.stride + from + k] : T(0);
+  for (int s = 0; s < Rows; s += kStep) {
+    chunk[k * kStride + row + s] = row + s < existing ? *at : T(0);
+    at += kStep * matrix.stride;
   }
 }
 

@@ -106,9 +106,11 @@ struct Split {
 
 // Enough blocks to fill a device several times over: few rows are made up for by splitting the
 // columns. The same on every device, so that results are.
-Split split_columns(int64_t row_blocks, int64_t columns, int64_t least_each) {
-  constexpr int64_t kWantedBlocks = 2048;  // 132 multiprocessors, 3 or 4 blocks each, 4 times
-  int64_t parts = (kWantedBlocks + row_blocks - 1) / row_blocks;
+constexpr int64_t kWantedBlocks = 2048;  // 132 multiprocessors, 3 or 4 blocks each, 4 times
+
+Split split_columns(int64_t row_blocks, int64_t columns, int64_t least_each,
+                    int64_t wanted_blocks) {
+  int64_t parts = (wanted_blocks + row_blocks - 1) / row_blocks;
   parts = std::max<int64_t>(std::min(parts, columns / least_each), 1);
   const int64_t each = ((columns + parts - 1) / parts + kTile - 1) / kTile * kTile;
   return {each, blocks_of(columns, each)};
@@ -120,7 +122,8 @@ constexpr int64_t kLeastColumns = D > 0 ? 2048 : 512;
 
 template <class T, int D>
 Split split_centers(int64_t m, int64_t n) {
-  return split_columns((m + kBlockRows<T, D> - 1) / kBlockRows<T, D>, n, kLeastColumns<D>);
+  return split_columns((m + kBlockRows<T, D> - 1) / kBlockRows<T, D>, n, kLeastColumns<D>,
+                       kWantedBlocks);
 }
 
 // -- forward -------------------------------------------------------------------------------------
@@ -152,9 +155,118 @@ void log_sums(const PointsView<T>& points, const MixtureView<T>& mixture, const 
   check_launch("merge_kernel");
 }
 
+// -- gradients -----------------------------------------------------------------------------------
+
+// As with_registers, for kernels that keep a row's moments, too.
+template <class T, class F>
+auto with_moment_registers(int64_t d, F f) {
+  if (d == 1) return f(Int<1>());
+  if (d == 2) return f(Int<2>());
+  if (d == 3) return f(Int<3>());
+  if constexpr (sizeof(T) == 4) {
+    if (d == 4) return f(Int<4>());
+    if (d == 5) return f(Int<5>());
+    if (d == 6) return f(Int<6>());
+    if (d <= 8) return f(Int<8>());
+    if (d <= 10) return f(Int<10>());
+    if (d <= 12) return f(Int<12>());
+    if (d <= 16) return f(Int<16>());
+  } else {  // the tiled kernel does 64 dimensions' sums at a time, however few there are
+    if (d <= 6) return f(Int<6>());
+    if (d <= 10) return f(Int<10>());
+  }
+  if (d <= 20) return f(Int<20>());
+  return f(Int<0>());
+}
+
+template <class T, int D>
+constexpr int kMomentRows = sizeof(T) == 4 ? (D <= 3    ? 8
+                                              : D <= 8  ? 4
+                                              : D <= 12 ? 3
+                                                        : 2)
+                                           : (D <= 3   ? 4
+                                              : D <= 6 ? 2
+                                                       : 1);
+template <class T, int D>
+constexpr int kMomentUnroll = sizeof(T) == 8 ? 2
+                              : D == 1       ? 8
+                              : D <= 8       ? 4
+                                             : 2;
+
+template <class T, int D>
+Split split_moments(int64_t rows, int64_t columns) {
+  constexpr int64_t kRows = D > 0 ? kThreads * kMomentRows<T, D> : TileShape<T>::kRows;
+  return split_columns((rows + kRows - 1) / kRows, columns, kLeastColumns<D>,
+                       D > 0 ? kWantedBlocks : kWantedBlocks / 4);
+}
+
+template <class T>
+unsigned moment_splits(int64_t rows, int64_t columns, int64_t d) {
+  return with_moment_registers<T>(d, [&](auto registers) {
+    constexpr int D = registers;
+    return split_moments<T, D>(rows, columns).parts;
+  });
+}
+
+// The workspace of gradients, in one piece.
+template <class T>
+struct GradientScratch {
+  double* sums;
+  T *offsets, *factors, *tops;
+  int* is_rare;
+  int64_t bytes;
+
+  GradientScratch(int64_t m, int64_t n, int64_t d, void* memory) {
+    const int64_t for_points = moment_splits<T>(m, n, d) * m;
+    const int64_t for_centers = moment_splits<T>(n, m, d) * n;
+    sums = static_cast<double*>(memory);
+    offsets = reinterpret_cast<T*>(sums + std::max(for_points, for_centers) * num_sums(d));
+    factors = offsets + m;
+    tops = factors + m;
+    is_rare = reinterpret_cast<int*>(tops + m);
+    bytes = reinterpret_cast<char*>(is_rare + 1) - static_cast<char*>(memory);
+  }
+};
+
+// Returns the splits.
+template <class T, int What>
+unsigned launch_pass_of(const Pass<T>& pass, double* sums, cudaStream_t stream) {
+  return with_moment_registers<T>(pass.d, [&](auto registers) {
+    constexpr int D = registers;
+    const Split split = split_moments<T, D>(pass.rows.count, pass.columns.count);
+    if constexpr (D > 0) {
+      constexpr int R = kMomentRows<T, D>;
+      const dim3 grid(blocks_of(pass.rows.count, kThreads * R), split.parts);
+      const auto kernel = &moments_kernel<T, D, R, kMomentUnroll<T, D>, What>;
+      LAUNCH(kernel, grid, dim3(kThreads), 0, stream, pass, split.each, sums);
+      check_launch("moments_kernel");
+    } else {
+      const dim3 grid(blocks_of(pass.rows.count, TileShape<T>::kRows), split.parts);
+      const auto kernel = &tiled_moments_kernel<T, What>;
+      LAUNCH(kernel, grid, dim3(kThreads), 0, stream, pass, split.each, sums);
+      check_launch("tiled_moments_kernel");
+    }
+    return split.parts;
+  });
+}
+
+template <class T>
+unsigned launch_pass(const Pass<T>& pass, int what, double* sums, cudaStream_t stream) {
+  switch (what) {
+    case kMass:
+      return launch_pass_of<T, kMass>(pass, sums, stream);
+    case kMoments:
+      return launch_pass_of<T, kMoments>(pass, sums, stream);
+    case kSpread:
+      return launch_pass_of<T, kSpread>(pass, sums, stream);
+    default:
+      return launch_pass_of<T, kSwapped>(pass, sums, stream);
+  }
+}
+
 template <class T>
 int64_t bytes_for(Kind kind, int64_t m, int64_t n, int64_t d) {
-  (void)kind;
+  if (kind == Kind::kGradients) return GradientScratch<T>(m, n, d, nullptr).bytes;
   return with_registers<T>(d, [&](auto registers) {
     constexpr int D = registers;
     return int64_t(split_centers<T, D>(m, n).parts) * m * int64_t(sizeof(LogTerm<T>));
@@ -239,18 +351,47 @@ void block_log_sums(const PointsView<T>& points, const MixtureView<T>& mixture, 
 template <class T>
 void gradients(const PointsView<T>& points, const MixtureView<T>& mixture, const T* log_density,
                const T* grad_output, const Gradients<T>& out, const Scratch& scratch) {
-  if (out.points || out.noise_terms) {
-    LAUNCH(simple_points_kernel<T>, dim3(unsigned((points.m + kThreads - 1) / kThreads)),
-           dim3(kThreads), 0, to_stream(scratch), points, mixture, log_constant(mixture),
-           log_density, grad_output, out.points, out.noise_terms);
-    check_launch("simple_points_kernel");
+  const int64_t m = points.m, n = mixture.n, d = mixture.d;
+  const GradientScratch<T> at(m, n, d, scratch.memory);
+  const cudaStream_t stream = to_stream(scratch);
+  const dim3 block(kThreads);
+  const MatrixView<T> x{points.points, points.stride, m};
+  const MatrixView<T> y{mixture.centers, mixture.stride, n};
+
+  check("cudaMemsetAsync", cudaMemsetAsync(at.is_rare, 0, sizeof(int), stream));
+  LAUNCH(offsets_kernel<T>, dim3(blocks_of(m, kThreads)), block, 0, stream, log_density, m,
+         nats(mixture), at.offsets, at.is_rare);
+  check_launch("offsets_kernel");
+
+  const Pass<T> over_points{
+      x, y, d, mixture.weight_shift, at.offsets, at.factors, minus_scale(mixture)};
+  const int what = out.noise_terms ? kSpread : out.points ? kMoments : kMass;
+  unsigned splits = launch_pass(over_points, what, at.sums, stream);
+  LAUNCH(rare_points_kernel<T>, dim3(unsigned(m)), block, 0, stream, over_points, at.is_rare,
+         at.tops, at.sums);
+  check_launch("rare_points_kernel");
+  LAUNCH(finish_points_kernel<T>, dim3(blocks_of(m, kThreads)), block, 0, stream, at.sums,
+         int(splits), m, d, mixture.noise_std, grad_output, at.factors, out.points,
+         out.noise_terms);
+  check_launch("finish_points_kernel");
+  if (!out.centers && !out.weight_mass) return;
+
+  Pass<T> over_centers = over_points;
+  over_centers.rows = y;
+  over_centers.columns = x;
+  splits = launch_pass(over_centers, kSwapped, at.sums, stream);
+  LAUNCH(rare_centers_kernel<T>, dim3(unsigned(n)), block, 0, stream, over_centers, at.is_rare,
+         at.tops, at.sums);
+  check_launch("rare_centers_kernel");
+  if (out.weight_mass && mixture.weight_shift) {
+    LAUNCH(light_centers_kernel<T>, dim3(unsigned(n)), block, 0, stream, over_centers, at.tops,
+           int(splits), at.sums);
+    check_launch("light_centers_kernel");
   }
-  if (out.centers || out.weight_mass) {
-    LAUNCH(simple_centers_kernel<T>, dim3(unsigned((mixture.n + kThreads - 1) / kThreads)),
-           dim3(kThreads), 0, to_stream(scratch), points, mixture, log_constant(mixture),
-           log_density, grad_output, out.centers, out.weight_mass);
-    check_launch("simple_centers_kernel");
-  }
+  LAUNCH(finish_centers_kernel<T>, dim3(blocks_of(n, kThreads)), block, 0, stream, at.sums,
+         int(splits), n, d, mixture.noise_std, mixture.weight_shift, minus_scale(mixture),
+         out.centers, out.weight_mass);
+  check_launch("finish_centers_kernel");
 }
 
 #define NOISYFLOW_INSTANTIATE(T)                                                                 \
