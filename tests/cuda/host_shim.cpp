@@ -361,6 +361,88 @@ int count_in_block(Site site, bool claim) {
   return static_cast<int>(own.result);
 }
 
+// -- tensor cores --------------------------------------------------------------------
+
+unsigned to_half(float value) {
+  const _Float16 half = static_cast<_Float16>(value);
+  uint16_t bits;
+  memcpy(&bits, &half, sizeof(bits));
+  return bits;
+}
+
+float from_half(unsigned bits) {
+  const uint16_t low = static_cast<uint16_t>(bits);
+  _Float16 half;
+  memcpy(&half, &low, sizeof(half));
+  return static_cast<float>(half);
+}
+
+namespace {
+
+struct Fragments {
+  const unsigned* fragment;
+  float c[4];
+  float* d;
+};
+
+float half_of(unsigned word, int which) { return from_half(which == 0 ? word : word >> 16); }
+
+// The sum of eight products and c, cut off.
+double truncated_sum(const float* a, const float* b, double c) {
+  double terms[9], largest = 0;
+  for (int k = 0; k < 8; ++k) terms[k] = static_cast<double>(a[k]) * b[k];
+  terms[8] = c;
+  for (double term : terms) largest = max(largest, fabs(term));
+  if (largest == 0) return 0;
+  const double unit = ldexp(1.0, ilogb(largest) - 23);
+  double sum = 0;
+  for (double term : terms) sum += trunc(term / unit) * unit;
+  if (sum == 0) return 0;
+  const double last = ldexp(1.0, ilogb(sum) - 23);
+  return trunc(sum / last) * last;
+}
+
+// Group and place of a lane: element (r, k) of a is in the lane 4 (r % 8) + k % 8 / 2, register
+// r / 8 + 2 (k / 8), half k % 2; element (k, n) of b in the lane 4 n + k % 8 / 2, register k / 8.
+void run_multiply_add(void* const* records, unsigned) {
+  static const bool truncates = [] {
+    const char* text = getenv("NOISYFLOW_SHIM_MMA");
+    return text != nullptr && strcmp(text, "truncate") == 0;
+  }();
+  float a[16][16], b[8][16];
+  const auto lane_at = [&](int l) { return static_cast<Fragments*>(records[l]); };
+  for (int k = 0; k < 16; ++k) {
+    for (int r = 0; r < 16; ++r) {
+      const unsigned* words = lane_at(r % 8 * 4 + k % 8 / 2)->fragment;
+      a[r][k] = half_of(words[r / 8 + k / 8 * 2], k % 2);
+    }
+    for (int n = 0; n < 8; ++n) {
+      b[n][k] = half_of(lane_at(n * 4 + k % 8 / 2)->fragment[4 + k / 8], k % 2);
+    }
+  }
+  for (int l = 0; l < 32; ++l) {
+    Fragments* own = lane_at(l);
+    for (int i = 0; i < 4; ++i) {
+      const float* row = a[l / 4 + i / 2 * 8];
+      const float* column = b[l % 4 * 2 + i % 2];
+      double sum = own->c[i];
+      if (truncates) {
+        sum = truncated_sum(row + 8, column + 8, truncated_sum(row, column, sum));
+      } else {
+        for (int k = 0; k < 16; ++k) sum += static_cast<double>(row[k]) * column[k];
+      }
+      own->d[i] = static_cast<float>(sum);
+    }
+  }
+}
+
+}  // namespace
+
+void multiply_add_16x8x16(float (&d)[4], const unsigned (&fragment)[6], const float (&c)[4]) {
+  Fragments own{fragment, {c[0], c[1], c[2], c[3]}, d};
+  meet_in_warp({__FILE__, __LINE__}, ~0u, &own, run_multiply_add);
+}
+
 // -- launches ------------------------------------------------------------------------
 
 namespace {
