@@ -13,7 +13,7 @@
 // Precision (docs/numerics.md): what is left are the rounding of l, sqrt(c |x-y|^2 c N^2) 2^-23
 // sqrt(2) in an exponent, c = log2(e) / (2 noise_std^2), and that of the small terms' sum,
 // proportional to c N^2. A block of 128 rows is evaluated by x4 where the first is at most
-// kTensorTolerance for the pairs that count, else by x6 if the second is, else not at all: its
+// kTensorToleranceBits for the pairs that count, else by x6 if the second is, else not at all: its
 // flag stays 0, and that is the direct kernel's to do. Nothing of this needs the host.
 
 #pragma once
@@ -29,7 +29,7 @@ constexpr int kTensorColumns = 8 * kColumnTiles;  // of a step
 constexpr int kDepth = 4;                         // 16 dimensions each, of columns in shared memory
 constexpr int kGridBits = 11;                     // integers up to 2^11 are exact in fp16
 constexpr float kNeverUnits = 1e30f;              // squared distance of a column that is not there
-constexpr double kTensorTolerance = 2e-5;         // nats, of an exponent: as the CPU's expansion
+constexpr double kTensorToleranceBits = 2e-5 * 1.4426950408889634;  // as the CPU's expansion
 constexpr int kMostOriginRows = 4096;
 
 struct TensorScalars {
@@ -39,10 +39,10 @@ struct TensorScalars {
 
 // What the kernels share, one in device memory.
 struct TensorPlan {
-  double inverse_step;    // 1 / h
-  double scale;           // c h^2, exactly a float
-  double residual_error;  // of x4, log2 units: times sqrt(c |x - y|^2)
-  double sum_error;       // of the small terms' sum, log2 units
+  double inverse_step;   // 1 / h
+  double scale;          // c h^2, exactly a float
+  double most_exponent;  // c |x - y|^2 of the nearest center, for x4
+  double sum_error;      // of the small terms' sum, log2 units
 };
 
 // Where everything is. Points are padded to 128 rows, centers to 32, dimensions to 16.
@@ -85,21 +85,19 @@ __device__ __forceinline__ float from_half(unsigned bits) {
 #endif
 }
 
-// d = a b + c for a (16, 16) and b (16, 8) of fp16 over the warp, in float32. With g = lane / 4 and
-// q = lane % 4, the lane holds rows g and g + 8 of a and d; a: columns 2 q, 2 q + 1 of both rows,
-// then 2 q + 8, 2 q + 9; b: the same as rows, of column g; c, d: columns 2 q, 2 q + 1.
+// d += a b for a (16, 16) and b (16, 8) of fp16 over the warp, in float32. With g = lane / 4 and q
+// = lane % 4, the lane holds rows g and g + 8 of a and d; a: columns 2 q, 2 q + 1 of both rows,
+// then 2 q + 8, 2 q + 9; b: the same as rows, of column g; d: columns 2 q, 2 q + 1.
 __device__ __forceinline__ void multiply_add(float (&d)[4], const uint4& a, unsigned b0,
-                                             unsigned b1, const float (&c)[4]) {
+                                             unsigned b1) {
 #if defined(NOISYFLOW_HOST_SHIM)
   const unsigned fragment[6] = {a.x, a.y, a.z, a.w, b0, b1};
-  shim::multiply_add_16x8x16(d, fragment, c);
+  shim::multiply_add_16x8x16(d, fragment);
 #else
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]),
-        "f"(c[3]));
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 #endif
 }
 
@@ -175,10 +173,13 @@ __global__ void tensor_plan_kernel(const TensorScalars* scalars, double c, int s
   const double norm_bits = scale * kUnits;  // c N^2
   // Two coordinates' l, each off by at most 2^-13 h: Hoeffding's scale of their sum is
   // 2 c |x - y| sqrt(2) 2^-13 h, as for the CPU's expansion.
-  result.residual_error = 2 * sqrt(2.0) / 8192 * sqrt(norm_bits / kUnits);
+  const double residual_error = 2 * sqrt(2.0) / 8192 * sqrt(norm_bits / kUnits);
   result.sum_error = tensor_sum_error(steps) * norm_bits;
   // Weights are integers of the exact sum, too, unless they are so small that it is rounded.
   if (c * shift > norm_bits) result.sum_error += steps * c * shift / 8388608.0;
+  // residual_error sqrt(exponent) + sum_error is at most the tolerance up to 40 beyond the nearest.
+  const double left = (kTensorToleranceBits - result.sum_error) / residual_error;
+  result.most_exponent = left > 0 ? left * left - 40 : -1;
   *plan = result;
 }
 
@@ -320,6 +321,22 @@ struct TensorRows {
   float norm[kRowTiles][2];       // |g|^2 of the point
   float reference[kRowTiles][2];  // an integer, in units of h^2
   double sum[kRowTiles][2];
+
+  // Whether x4 serves all these rows. The exponents that count are at most 40 more than the
+  // smallest, and that is at most the smallest so far.
+  __device__ __forceinline__ bool are_good_by_four(const TensorView& view,
+                                                   int64_t first_tile) const {
+    float most = 0;
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const bool exists = (first_tile + r) * 16 + threadIdx.x % 32 / 4 + half * 8 < view.m;
+        if (exists) most = fmaxf(most, reference[r][half]);
+      }
+    }
+    return double(most) * view.plan->scale <= view.plan->most_exponent;
+  }
 };
 
 // Adds a step's columns, given squared distances less |g|^2 of the point as exact + small.
@@ -392,24 +409,24 @@ __device__ __forceinline__ void add_columns(const float (&exact)[kRowTiles][kCol
 // partial[split][row]: the sum of a row over the columns of a split. Block blockIdx.x has rows 128
 // blockIdx.x to + 127, a warp 32 of them. x4 for Parts = 2; for Parts = 3 x6, where x4 failed.
 template <int Parts>
-__global__ void __launch_bounds__(128, Parts == 2 ? 4 : 3) tensor_kernel(TensorView view) {
+__global__ void __launch_bounds__(128, 3) tensor_kernel(TensorView view) {
   __shared__ uint4 columns[kColumnTiles][kDepth][32];
   __shared__ uint2 columns_low[Parts == 3 ? kColumnTiles : 1][kDepth][32];
-  const int tid = threadIdx.x, lane = tid % 32, quad = lane % 4;
+  const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, quad = lane % 4;
   const int64_t blocks = view.padded_m / kTensorRows;
   int* const failed = view.failed + (Parts - 2) * blocks + blockIdx.x;
   if (Parts == 3 && view.failed[blockIdx.x] == 0) return;
 
   const float minus_scale = -float(view.plan->scale);
-  const double tolerance = kTensorTolerance * 1.4426950408889634;
-  const double sum_error = view.plan->sum_error;
-  if (!(sum_error <= tolerance)) {
+  if (!(view.plan->sum_error <= kTensorToleranceBits)) {
     if (tid == 0) *failed = 1;
     return;
   }
 
   const int64_t first_tile =
-      int64_t(blockIdx.x) * (kTensorRows / 16) + tid / 32 * kRowTiles;  // of this warp
+      int64_t(blockIdx.x) * (kTensorRows / 16) + warp * kRowTiles;  // of this warp
+  const int64_t tile_stride = view.steps * (3 * 32);
+  const uint4* const own_points = view.points + first_tile * tile_stride + lane;
   TensorRows rows;
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
@@ -425,6 +442,7 @@ __global__ void __launch_bounds__(128, Parts == 2 ? 4 : 3) tensor_kernel(TensorV
   const int64_t begin = column_steps * blockIdx.y / view.splits;
   const int64_t end = column_steps * (blockIdx.y + 1) / view.splits;
   const int64_t checked = begin + 3 < end ? begin + 3 : end - 1;  // after 128 columns
+  bool is_good = true;
 #pragma unroll 1
   for (int64_t j = begin; j < end; ++j) {
     float exact[kRowTiles][kColumnTiles][4], small[kRowTiles][kColumnTiles][4];
@@ -443,67 +461,63 @@ __global__ void __launch_bounds__(128, Parts == 2 ? 4 : 3) tensor_kernel(TensorV
 #pragma unroll 1
     for (int first = 0; first < view.steps; first += kDepth) {
       const int depth = view.steps - first < kDepth ? view.steps - first : kDepth;
+      // A warp copies the columns of one tile.
+      const int64_t from = ((j * kColumnTiles + warp) * view.steps + first) * 32 + lane;
       __syncthreads();
-      for (int t = tid; t < kColumnTiles * kDepth * 32; t += 128) {
-        const int c = t / (kDepth * 32), s = t / 32 % kDepth;
-        if (s >= depth) continue;
-        const int64_t at = ((j * kColumnTiles + c) * view.steps + first + s) * 32 + lane;
-        columns[c][s][lane] = view.centers[at];
-        if (Parts == 3) columns_low[c][s][lane] = view.centers_low[at];
+#pragma unroll
+      for (int s = 0; s < kDepth; ++s) {
+        if (s >= depth) break;
+        columns[warp][s][lane] = view.centers[from + s * 32];
+        if (Parts == 3) columns_low[warp][s][lane] = view.centers_low[from + s * 32];
       }
       __syncthreads();
+      const uint4* own = own_points + first * 3 * 32;
 #pragma unroll 1
-      for (int s = 0; s < depth; ++s) {
-        uint4 a[kRowTiles][Parts];
+      for (int s = 0; s < depth; ++s, own += 3 * 32) {
+        uint4 a[kRowTiles][Parts], b[kColumnTiles];
 #pragma unroll
         for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
-          for (int p = 0; p < Parts; ++p)
-            a[r][p] =
-                view.points[(((first_tile + r) * view.steps + first + s) * 3 + p) * 32 + lane];
+          for (int p = 0; p < Parts; ++p) a[r][p] = own[r * tile_stride + p * 32];
         }
 #pragma unroll
-        for (int c = 0; c < kColumnTiles; ++c) {
-          const uint4 b = columns[c][s][lane];
+        for (int c = 0; c < kColumnTiles; ++c) b[c] = columns[c][s][lane];
+        // One kind of product after the other: the next sum into a register is far away.
+        const auto add_products = [&](float (&sums)[kRowTiles][kColumnTiles][4], int part,
+                                      bool is_low) {
 #pragma unroll
-          for (int r = 0; r < kRowTiles; ++r) {
-            multiply_add(exact[r][c], a[r][0], b.x, b.y, exact[r][c]);
-            multiply_add(small[r][c], a[r][0], b.z, b.w, small[r][c]);
-            multiply_add(small[r][c], a[r][1], b.x, b.y, small[r][c]);
-            multiply_add(small[r][c], a[r][1], b.z, b.w, small[r][c]);
+          for (int c = 0; c < kColumnTiles; ++c) {
+#pragma unroll
+            for (int r = 0; r < kRowTiles; ++r)
+              multiply_add(sums[r][c], a[r][part], is_low ? b[c].z : b[c].x,
+                           is_low ? b[c].w : b[c].y);
           }
-          if (Parts == 3) {
+        };
+        add_products(exact, 0, false);
+        add_products(small, 0, true);
+        add_products(small, 1, false);
+        add_products(small, 1, true);
+        if (Parts == 3) {
+          add_products(small, Parts - 1, false);
+#pragma unroll
+          for (int c = 0; c < kColumnTiles; ++c) {
             const uint2 low = columns_low[c][s][lane];
 #pragma unroll
-            for (int r = 0; r < kRowTiles; ++r) {
-              multiply_add(small[r][c], a[r][0], low.x, low.y, small[r][c]);
-              multiply_add(small[r][c], a[r][Parts - 1], b.x, b.y, small[r][c]);
-            }
+            for (int r = 0; r < kRowTiles; ++r) multiply_add(small[r][c], a[r][0], low.x, low.y);
           }
         }
       }
     }
     add_columns(exact, small, minus_scale, j == begin, rows);
 
-    if (Parts == 2 && j == checked) {
-      // The exponents that count are at most 40 more than the smallest, and that is at most the
-      // smallest so far. Rows that are there alone.
-      const double most = view.plan->residual_error;
-      bool is_good = true;
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const double exponent = 40 + double(rows.reference[r][half]) * view.plan->scale;
-          const bool exists = (first_tile + r) * 16 + lane / 4 + half * 8 < view.m;
-          is_good &= !exists || most * sqrt(exponent) + sum_error <= tolerance;
-        }
-      }
-      if (__syncthreads_or(!is_good)) {
-        if (tid == 0) *failed = 1;
-        return;
-      }
+    if (Parts == 2 && j == checked && __syncthreads_or(!rows.are_good_by_four(view, first_tile))) {
+      is_good = false;
+      break;
     }
+  }
+  if (!is_good) {
+    if (tid == 0) *failed = 1;
+    return;
   }
 
 #pragma unroll

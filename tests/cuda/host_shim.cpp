@@ -381,7 +381,6 @@ namespace {
 
 struct Fragments {
   const unsigned* fragment;
-  float c[4];
   float* d;
 };
 
@@ -425,7 +424,7 @@ void run_multiply_add(void* const* records, unsigned) {
     for (int i = 0; i < 4; ++i) {
       const float* row = a[l / 4 + i / 2 * 8];
       const float* column = b[l % 4 * 2 + i % 2];
-      double sum = own->c[i];
+      double sum = own->d[i];
       if (truncates) {
         sum = truncated_sum(row + 8, column + 8, truncated_sum(row, column, sum));
       } else {
@@ -438,8 +437,8 @@ void run_multiply_add(void* const* records, unsigned) {
 
 }  // namespace
 
-void multiply_add_16x8x16(float (&d)[4], const unsigned (&fragment)[6], const float (&c)[4]) {
-  Fragments own{fragment, {c[0], c[1], c[2], c[3]}, d};
+void multiply_add_16x8x16(float (&d)[4], const unsigned (&fragment)[6]) {
+  Fragments own{fragment, d};
   meet_in_warp({__FILE__, __LINE__}, ~0u, &own, run_multiply_add);
 }
 

@@ -132,10 +132,10 @@ unsigned to_half(float value);
 float from_half(unsigned bits);
 
 // mma.sync.m16n8k16, fp16 in and float32 out, of a whole warp: the fragments of a (4 registers) and
-// b (2), c and d as the PTX ISA lays them out. Sums are rounded once, or, with NOISYFLOW_SHIM_MMA=
-// truncate in the environment, as tensor cores are thought to do it: eight products and the sum so
-// far, each cut off at 24 bits below the largest of them.
-void multiply_add_16x8x16(float (&d)[4], const unsigned (&fragment)[6], const float (&c)[4]);
+// b (2), and d, which it adds to, as the PTX ISA lays them out. Sums are rounded once, or, with
+// NOISYFLOW_SHIM_MMA= truncate in the environment, as tensor cores are thought to do it: eight
+// products and the sum so far, each cut off at 24 bits below the largest of them.
+void multiply_add_16x8x16(float (&d)[4], const unsigned (&fragment)[6]);
 
 unsigned ballot(Site site, unsigned mask, bool claim);
 int count_in_block(Site site, bool claim);
