@@ -50,7 +50,8 @@ __device__ __forceinline__ double pow2(double x) {
   p = fma(p, f, 0.24022650695910156205);
   p = fma(p, f, 0.69314718055994533046);
   p = fma(p, f, 1.0);
-  return p * __longlong_as_double(__double_as_longlong(t) << 52);
+  return p * __longlong_as_double(
+                 static_cast<long long>(static_cast<uint64_t>(__double_as_longlong(t)) << 52));
 }
 
 __device__ __forceinline__ float fused(float a, float b, float c) { return fmaf(a, b, c); }
