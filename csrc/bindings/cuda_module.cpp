@@ -191,6 +191,8 @@ PYBIND11_MODULE(_cuda, module) {
       py::arg("kind"), py::arg("itemsize"), py::arg("m"), py::arg("n"), py::arg("d"));
   module.def("log_density", &log_density, NOISYFLOW_PROBLEM_ARGS, py::arg("out"), py::arg("path"),
              NOISYFLOW_SCRATCH_ARGS);
+  module.def("tensor_error_bound", &cuda::tensor_error_bound, py::arg("d"),
+             py::arg("largest_norm_squared_over_2s2"));
   module.def("skipping_log_density", &skipping_log_density, NOISYFLOW_PROBLEM_ARGS,
              py::arg("max_lost_mass"), py::arg("out"), NOISYFLOW_SCRATCH_ARGS);
   module.def("block_log_sums", &block_log_sums, NOISYFLOW_PROBLEM_ARGS, py::arg("own"),

@@ -25,6 +25,8 @@ constexpr int kBatch = 64;  // terms between two looks at the reference
 // A larger one would let exponents far from zero matter: t - ref of 100 is rounded to 2^-18.
 constexpr float kSettled = 4096;
 
+constexpr int kDoneRows = 128;  // of a flag in PartRanges::done
+
 // The reference of a row that has met nothing, below any other. Exponents below it count as -inf.
 template <class T>
 constexpr T kLowest = T(-0.875) * std::numeric_limits<T>::max();
@@ -50,6 +52,9 @@ struct PartRanges {
   const int64_t* own;
   const Membership* membership;
   int part;
+  // Of each kDoneRows rows, in device memory: 1 if others have written their output. Null: nobody
+  // has. For the tiled kernel.
+  const int* done = nullptr;
 
   // Columns [begin, end) without [hole_begin, hole_end).
   struct Range {
@@ -494,6 +499,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   __shared__ int scratch[kThreads / 32];
   __shared__ CommonRange common;
   const int64_t first_row = int64_t(blockIdx.x) * Shape::kRows;
+  static_assert(kDoneRows % Shape::kRows == 0, "one flag for a block");
+  if (ranges.done && ranges.done[first_row / kDoneRows]) return;
   const int64_t own_row = first_row + threadIdx.x / 16 * RM;  // the thread's first
   const int own_column = threadIdx.x % 16 * CN;
   const MatrixView<T> x{points.points, points.stride, points.m};
@@ -593,11 +600,12 @@ __device__ __forceinline__ T to_nats(double ref, double sum, const Nats& nats) {
   return T(ref * nats.unit + log2(sum) * 0.69314718055994530942 + nats.constant);
 }
 
-// out[i]: the log of row i's terms over all splits; one thread per row.
+// out[i]: the log of row i's terms over all splits, unless it is done; one thread per row.
 template <class T>
-__global__ void merge_kernel(const LogTerm<T>* terms, int64_t m, int splits, Nats nats, T* out) {
+__global__ void merge_kernel(const LogTerm<T>* terms, int64_t m, int splits, Nats nats,
+                             const int* done, T* out) {
   const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  if (i >= m) return;
+  if (i >= m || (done && done[i / kDoneRows])) return;
   double ref = double(kLowest<T>), sum = 0;
   for (int s = 0; s < splits; ++s) {
     const LogTerm<T> term = terms[s * m + i];

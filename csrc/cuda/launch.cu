@@ -8,6 +8,7 @@
 #include "direct.cuh"
 #include "gradients.cuh"
 #include "launch.h"
+#include "tensor_core.cuh"
 
 namespace noisyflow {
 namespace cuda {
@@ -151,8 +152,25 @@ void log_sums(const PointsView<T>& points, const MixtureView<T>& mixture, const 
     return split.parts;
   });
   LAUNCH(merge_kernel<T>, dim3(blocks_of(points.m, kThreads)), dim3(kThreads), 0,
-         to_stream(scratch), terms, points.m, int(parts), nats(mixture), out);
+         to_stream(scratch), terms, points.m, int(parts), nats(mixture), ranges.done, out);
   check_launch("merge_kernel");
+}
+
+// Whether tensor cores may be tried, and whether they are worth it: below that many rows,
+// preparation counts. What they cannot do well enough they leave to the tiled kernel.
+template <class T>
+bool has_tensor_path(int64_t d) {
+  return sizeof(T) == 4 && d > 20;
+}
+bool is_tensor_problem(int64_t m, int64_t n) { return m >= 256 && n >= 256; }
+
+template <class T>
+int64_t sums_bytes(int64_t m, int64_t n, int64_t d) {
+  const int64_t bytes = with_registers<T>(d, [&](auto registers) {
+    constexpr int D = registers;
+    return int64_t(split_centers<T, D>(m, n).parts) * m * int64_t(sizeof(LogTerm<T>));
+  });
+  return (bytes + 15) / 16 * 16;
 }
 
 // -- gradients -----------------------------------------------------------------------------------
@@ -267,10 +285,8 @@ unsigned launch_pass(const Pass<T>& pass, int what, double* sums, cudaStream_t s
 template <class T>
 int64_t bytes_for(Kind kind, int64_t m, int64_t n, int64_t d) {
   if (kind == Kind::kGradients) return GradientScratch<T>(m, n, d, nullptr).bytes;
-  return with_registers<T>(d, [&](auto registers) {
-    constexpr int D = registers;
-    return int64_t(split_centers<T, D>(m, n).parts) * m * int64_t(sizeof(LogTerm<T>));
-  });
+  const bool has_tensor = kind == Kind::kLogDensity && has_tensor_path<T>(d);
+  return sums_bytes<T>(m, n, d) + (has_tensor ? tensor_workspace_bytes(m, n, d) : 0);
 }
 
 }  // namespace
@@ -325,9 +341,24 @@ int64_t workspace_bytes(Kind kind, int itemsize, int64_t m, int64_t n, int64_t d
 }
 
 template <class T>
-void log_density(const PointsView<T>& points, const MixtureView<T>& mixture, T* out, Path,
+void log_density(const PointsView<T>& points, const MixtureView<T>& mixture, T* out, Path path,
                  const Scratch& scratch) {
-  log_sums(points, mixture, PartRanges{nullptr, nullptr, kInner}, out, scratch);
+  PartRanges ranges{nullptr, nullptr, kInner};
+  if constexpr (sizeof(T) == 4) {
+    const bool is_wanted =
+        path == Path::kTensor || (path == Path::kChoose && is_tensor_problem(points.m, mixture.n));
+    if (is_wanted && has_tensor_path<T>(mixture.d)) {
+      char* const memory =
+          static_cast<char*>(scratch.memory) + sums_bytes<T>(points.m, mixture.n, mixture.d);
+      ranges.done = launch_tensor_log_density(points, mixture, log_constant(mixture), out, memory,
+                                              to_stream(scratch), check_launch);
+    }
+  }
+  log_sums(points, mixture, ranges, out, scratch);
+}
+
+double tensor_error_bound(int64_t d, double largest) {
+  return tensor_sum_error(int((d + 15) / 16)) * largest;
 }
 
 template <class T>

@@ -53,9 +53,16 @@ DeviceInfo device_info(int index);
 // Scratch for a call, in bytes.
 int64_t workspace_bytes(Kind kind, int itemsize, int64_t m, int64_t n, int64_t d);
 
+// Path::kTensor is tried for float and d > 20; blocks of points for which it is not good enough
+// are evaluated in differences.
 template <class T>
 void log_density(const PointsView<T>& points, const MixtureView<T>& mixture, T* out, Path path,
                  const Scratch& scratch);
+
+// A bound of the error of an exponent on the tensor path, nats, where the largest squared distance
+// of a point or center from the centers' mean is `largest` 2 noise_std^2. Blocks are evaluated in
+// differences where it is above 2e-5.
+double tensor_error_bound(int64_t d, double largest);
 
 // Points near each other one after another, and centers too: far ones are left out.
 template <class T>

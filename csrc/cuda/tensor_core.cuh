@@ -17,12 +17,12 @@
 // flag stays 0, and that is the direct kernel's to do. Nothing of this needs the host.
 
 #pragma once
-#include "device_math.cuh"
+#include "direct.cuh"
 
 namespace noisyflow {
 namespace cuda {
 
-constexpr int kTensorRows = 128;                  // of a block, 32 for each warp
+constexpr int kTensorRows = kDoneRows;            // of a block, 32 for each warp
 constexpr int kRowTiles = 2;                      // 16 rows each, of a warp
 constexpr int kColumnTiles = 4;                   // 8 columns each, whose sums are in registers
 constexpr int kTensorColumns = 8 * kColumnTiles;  // of a step
@@ -557,35 +557,24 @@ __global__ void tensor_merge_kernel(TensorView view, double constant, float* out
 
 // -- launch --------------------------------------------------------------------------------------
 
-// Whether tensor cores are worth trying; what they cannot do well enough they leave to others.
-inline bool is_tensor_problem(int64_t m, int64_t n, int64_t d) {
-  return d > 20 && m >= 256 && n >= 256;  // below, preparation counts
-}
-
-// A bound of the error of an exponent, in nats, by x6; largest: of |x - o|^2 / (2 noise_std^2).
-// Proportional to lambda, exceeded for a share 2 exp(-lambda^2 / 2) of pairs at most, for x4.
-inline double tensor_error_bound(int64_t d, double largest) {
-  return tensor_sum_error(int((d + 15) / 16)) * largest;
-}
-
-// Splits of the columns, so that rows alone need not fill the device.
-inline int tensor_splits(int64_t padded_m, int64_t padded_n, int multiprocessors) {
-  const int64_t blocks = padded_m / kTensorRows, wanted = 8 * multiprocessors;  // 2 waves of 4
+// Splits of the columns, so that rows alone need not fill the device; the same on all.
+inline int tensor_splits(int64_t padded_m, int64_t padded_n) {
+  constexpr int64_t kWantedBlocks = 1024;  // 132 multiprocessors, 3 blocks each, 2 to 3 times
+  const int64_t blocks = padded_m / kTensorRows;
   const int64_t most = (padded_n / kTensorColumns + 15) / 16;  // 512 columns each, at least
-  const int64_t splits = (wanted + blocks - 1) / blocks;
+  const int64_t splits = (kWantedBlocks + blocks - 1) / blocks;
   return int(splits < most ? splits : most);
 }
 
 // The view and the bytes it takes in all; memory null: bytes alone.
-inline TensorView tensor_view(void* memory, int64_t m, int64_t n, int64_t d, int multiprocessors,
-                              int64_t* bytes) {
+inline TensorView tensor_view(void* memory, int64_t m, int64_t n, int64_t d, int64_t* bytes) {
   TensorView view{};
   view.m = m;
   view.n = n;
   view.padded_m = (m + kTensorRows - 1) / kTensorRows * kTensorRows;
   view.padded_n = (n + kTensorColumns - 1) / kTensorColumns * kTensorColumns;
   view.steps = int((d + 15) / 16);
-  view.splits = tensor_splits(view.padded_m, view.padded_n, multiprocessors);
+  view.splits = tensor_splits(view.padded_m, view.padded_n);
   *bytes = 0;
   const auto take = [&](auto*& pointer, int64_t count) {
     if (memory) pointer = reinterpret_cast<decltype(+pointer)>(static_cast<char*>(memory) + *bytes);
@@ -606,9 +595,9 @@ inline TensorView tensor_view(void* memory, int64_t m, int64_t n, int64_t d, int
   return view;
 }
 
-inline int64_t tensor_workspace_bytes(int64_t m, int64_t n, int64_t d, int multiprocessors) {
+inline int64_t tensor_workspace_bytes(int64_t m, int64_t n, int64_t d) {
   int64_t bytes;
-  tensor_view(nullptr, m, n, d, multiprocessors, &bytes);
+  tensor_view(nullptr, m, n, d, &bytes);
   return bytes;
 }
 
@@ -618,12 +607,10 @@ inline int64_t tensor_workspace_bytes(int64_t m, int64_t n, int64_t d, int multi
 template <class Check>
 const int* launch_tensor_log_density(const PointsView<float>& points,
                                      const MixtureView<float>& mixture, double constant, float* out,
-                                     void* memory, int multiprocessors, cudaStream_t stream,
-                                     Check check) {
+                                     void* memory, cudaStream_t stream, Check check) {
   int64_t bytes;
   const int d = int(mixture.d);
-  const TensorView view =
-      tensor_view(memory, points.m, mixture.n, mixture.d, multiprocessors, &bytes);
+  const TensorView view = tensor_view(memory, points.m, mixture.n, mixture.d, &bytes);
   const double c = 0.5 / (mixture.noise_std * mixture.noise_std) * 1.4426950408889634074;
   const int64_t blocks = view.padded_m / kTensorRows;
   cudaMemsetAsync(
@@ -632,7 +619,7 @@ const int* launch_tensor_log_density(const PointsView<float>& points,
   LAUNCH(tensor_origin_kernel, dim3(unsigned((d + 31) / 32)), dim3(32, 8), 0, stream, mixture,
          view.origin);
   check("tensor_origin_kernel");
-  const int64_t most = 8 * int64_t(multiprocessors);  // blocks of 8 rows at a time
+  constexpr int64_t most = 1024;  // blocks of 8 rows at a time
   const auto grid = [&](int64_t rows) {
     return dim3(unsigned(rows / 8 + 1 < most ? rows / 8 + 1 : most));
   };
