@@ -6,6 +6,7 @@ CUDA's headers: a module with the interface of `_cuda` whose device memory is th
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -124,6 +125,17 @@ class HostCuda:
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
+        self._counts = ctypes.CDLL(str(module.__file__))
+        self._counts.shim_num_barriers.restype = ctypes.c_uint64
+        self._counts.shim_num_tensor_products.restype = ctypes.c_uint64
+
+    def num_barriers(self) -> int:
+        """How often blocks met at barriers so far: about two for each tile of work."""
+        return int(self._counts.shim_num_barriers())
+
+    def num_tensor_products(self) -> int:
+        """Products of matrices by warps so far."""
+        return int(self._counts.shim_num_tensor_products())
 
     def _launch(
         self,

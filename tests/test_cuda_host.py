@@ -7,7 +7,10 @@ for each, and memory errors by AddressSanitizer.
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +101,441 @@ def test_log_density_matches_the_reference(
         ours = cuda.log_density(points, centers, noise_std, weights)
         allowed = allowed_error(exact, n, d, noise_std, dtype)
         assert np.abs(ours - exact).max() <= allowed, (m, n, noise_std)
+
+
+def test_few_points_and_many_centers_are_split_over_blocks(
+    dtype: Any, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    """Over 4096 columns and more, which separate blocks sum and a last kernel merges."""
+    for d in (1, 3, 30):
+        points, centers, _ = make_mixture(rng, 5, 6000, d, 0.3, dtype)
+        exact = exact_log_density(points, centers, 0.3)
+        ours = cuda.log_density(points, centers, 0.3)
+        assert np.abs(ours - exact).max() <= allowed_error(exact, 6000, d, 0.3, dtype)
+
+
+def test_rows_of_a_wider_array_are_read_in_place(
+    dtype: Any, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    for d in (1, 3, 20, 40):
+        wide_points = rng.standard_normal((130, d + 3)).astype(dtype)
+        wide_centers = rng.standard_normal((140, d + 1)).astype(dtype)
+        points, centers = wide_points[:, 2 : d + 2], wide_centers[:, :d]
+        exact = exact_log_density(points, centers, 0.5)
+        for path in (1, 2):
+            ours = cuda.log_density(points, centers, 0.5, path=path)
+            assert np.abs(ours - exact).max() <= allowed_error(
+                exact, 140, d, 0.5, dtype
+            )
+
+
+@pytest.mark.parametrize("d", [1, 3, 10, 30])
+def test_isolated_and_coincident_points_are_finite_at_little_noise(
+    d: int, dtype: Any, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    """Exponents of 1e9 and of 0 in one call; and all centers in one place."""
+    centers = rng.uniform(-1, 1, (300, d)).astype(dtype)
+    centers[200:] = centers[0]
+    points = np.concatenate([centers[:40], 100 * centers[40:80], centers[200:210]])
+    for y in (centers, centers[200:]):
+        exact = exact_log_density(points, y, 0.005)
+        allowed = (d + 8) * np.finfo(dtype).eps * np.maximum(60, np.abs(exact))
+        for path in (1, 2):
+            ours = cuda.log_density(points, y, 0.005, path=path)
+            assert (np.abs(ours - exact) <= allowed).all()
+
+
+@pytest.mark.parametrize("d", [1, 3, 30])
+def test_centers_that_come_nearer_and_nearer_overflow_nothing(
+    d: int, dtype: Any, cuda: cuda_host.HostCuda
+) -> None:
+    """The reference of a sum moves again and again."""
+    centers = np.repeat(np.linspace(30, 0, 600)[:, None], d, axis=1).astype(dtype)
+    points = np.zeros((20, d), dtype)
+    exact = exact_log_density(points, centers, 0.05)
+    for path in (1, 2):
+        ours = cuda.log_density(points, centers, 0.05, path=path)
+        assert np.abs(ours - exact).max() <= 100 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("d", [1, 3, 30])
+def test_the_first_centers_may_all_have_weight_zero(
+    d: int, dtype: Any, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    points, centers, _ = make_mixture(rng, 40, 300, d, 0.5, dtype)
+    weights = rng.random(300)
+    weights[:200] = 0
+    weights /= weights.sum()
+    exact = exact_log_density(points, centers, 0.5, weights)
+    allowed = allowed_error(exact, 300, d, 0.5, dtype)
+    for path in (1, 2):
+        ours = cuda.log_density(points, centers, 0.5, weights, path)
+        assert np.abs(ours - exact).max() <= allowed
+
+
+# -- parts of the sum ----------------------------------------------------------------
+
+
+def make_offsets(rng: np.random.Generator, n: int) -> tuple[Any, Any]:
+    """Blocks of uneven sizes, and outer blocks that are unions of them."""
+    inner = np.unique(np.concatenate([[0, n], rng.integers(0, n, max(1, n // 20))]))
+    between = inner[1:-1]
+    kept = between[rng.random(len(between)) < 0.3]
+    return inner, np.unique(np.concatenate([[0, n], kept]))
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 7, 10, 20, 24, 64])
+def test_block_sums_match_the_reference(
+    d: int, dtype: Any, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    for m, n in ((1, 1), (31, 2), (129, 127), (60, 1000), (300, 300)):
+        noise_std = float(rng.choice([0.005, 0.3]))
+        points, centers, own = make_mixture(rng, m, n, d, noise_std, dtype)
+        offsets, outer_offsets = make_offsets(rng, n)
+        weights = make_weights(rng, n) if m % 2 else None
+        exact = _reference.mixture_block_log_sums(
+            points, centers, noise_std, own, offsets, outer_offsets, weights
+        )
+        blocks = (own, offsets, outer_offsets, weights)
+        ours = cuda.block_log_sums(points, centers, noise_std, *blocks)
+        own_part = cuda.block_log_sums(
+            points, centers, noise_std, *blocks, include_rest=False
+        )
+        for part, expected in zip(ours, exact, strict=True):
+            absent = np.isneginf(expected)
+            assert (np.isneginf(part) == absent).all()
+            for i in np.flatnonzero(~absent):
+                allowed = allowed_error(expected[i : i + 1], n, d, noise_std, dtype)
+                assert abs(part[i] - expected[i]) <= allowed
+        assert (own_part[0] == ours[0]).all()
+        assert (own_part[1] == ours[1]).all()
+
+
+# -- gradients -----------------------------------------------------------------------
+
+
+def exact_gradients(
+    points: Any, centers: Any, noise_std: float, weights: Any, grad_output: Any
+) -> list[Any]:
+    """As `_cuda.gradients` says, in float64; and the sums of magnitudes of each."""
+    x, y = points.astype(float), centers.astype(float)
+    n, d = y.shape
+    w = np.full(n, 1 / n) if weights is None else weights
+    difference = y[None, :, :] - x[:, None, :]
+    squares = (difference**2).sum(axis=2)
+    log_kernel = -squares / (2 * noise_std**2)
+    log_kernel -= 0.5 * d * np.log(2 * np.pi * noise_std**2)
+    log_density = _reference.mixture_log_density(points, centers, noise_std, w)
+    with np.errstate(over="ignore"):
+        mass = grad_output[:, None] * np.exp(log_kernel - log_density[:, None])
+    with np.errstate(divide="ignore"):
+        share = np.exp(log_kernel + np.log(w) - log_density[:, None])
+    share = grad_output[:, None] * share
+    pull = share[:, :, None] * difference / noise_std**2
+    stretch = share * (squares / noise_std**2 - d) / noise_std
+    sums = [pull.sum(axis=1), -pull.sum(axis=0), mass.sum(axis=0), stretch.sum(axis=1)]
+    sizes = [
+        *(np.abs(pull).sum(axis=1), np.abs(pull).sum(axis=0)),
+        *(np.abs(mass).sum(axis=0), np.abs(stretch).sum(axis=1)),
+    ]
+    return [log_density, sums, sizes]
+
+
+@pytest.mark.parametrize("d", [*range(1, 25), 64, 100, 256])
+def test_gradients_match_the_reference(
+    d: int, dtype: Any, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    shapes = ((1, 2), (129, 31), (60, 300)) if d <= 24 else ((31, 129),)
+    for m, n in shapes:
+        noise_std = float(rng.choice([0.3, 3.0]))
+        points, centers, _ = make_mixture(rng, m, n, d, noise_std, dtype)
+        weights = make_weights(rng, n) if m % 2 else None
+        grad_output = rng.standard_normal(m).astype(dtype)
+        log_density, sums, sizes = exact_gradients(
+            points, centers, noise_std, weights, grad_output.astype(float)
+        )
+        saved = log_density.astype(dtype)
+        ours = cuda.gradients(points, centers, noise_std, weights, saved, grad_output)
+        # Of a term: its exponent's roundings, the saved value's, and a few of its own.
+        relative = allowed_error(log_density, n, d, noise_std, dtype)
+        relative += 20 * np.finfo(dtype).eps
+        for k, (out, expected, size) in enumerate(zip(ours, sums, sizes, strict=True)):
+            assert np.isfinite(out).all()
+            with np.errstate(invalid="ignore"):
+                wrong = np.abs(out - expected) > relative * size
+            # Weights of zero: mass beyond the largest number saturates there.
+            wrong &= ~((expected > np.finfo(dtype).max) & (out > 1e37))
+            assert not wrong.any(), (m, n, noise_std, k)
+
+
+def test_gradients_that_are_not_wanted_are_not_written(
+    dtype: Any, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    for d in (2, 30):
+        points, centers, _ = make_mixture(rng, 40, 50, d, 0.3, dtype)
+        grad_output = np.ones(40, dtype)
+        saved = exact_log_density(points, centers, 0.3).astype(dtype)
+        problem = (points, centers, 0.3, None, saved, grad_output)
+        everything = cuda.gradients(*problem)
+        for k in range(4):
+            wanted = tuple(k == other for other in range(4))
+            ours = cuda.gradients(*problem, wanted=wanted)
+            assert (ours[k] == everything[k]).all()
+
+
+@pytest.mark.parametrize("d", [1, 3, 10, 30])
+def test_gradients_are_finite_at_little_noise(
+    d: int, dtype: Any, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    """Isolated and coincident points: exponents of 1e7 and of 0."""
+    centers = rng.uniform(-1, 1, (100, d)).astype(dtype)
+    points = np.concatenate([centers[:20], 30 * centers[20:40], 0 * centers[:1]])
+    saved = exact_log_density(points, centers, 0.005).astype(dtype)
+    grad_output = rng.standard_normal(len(points)).astype(dtype)
+    ours = cuda.gradients(points, centers, 0.005, None, saved, grad_output)
+    for out in ours:
+        assert np.isfinite(out).all()
+
+
+# -- skipping ------------------------------------------------------------------------
+
+
+def make_clusters(
+    rng: np.random.Generator, count: int, size: int, d: int, distance: float, dtype: Any
+) -> Any:
+    """Clusters side by side along the first axis, one after the other."""
+    rows = 0.05 * rng.standard_normal((count, size, d))
+    rows[:, :, 0] += distance * np.arange(count)[:, None]
+    return rows.reshape(-1, d).astype(dtype)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 7, 10, 16, 20, 24])
+def test_far_centers_are_skipped_and_the_rest_is_right(
+    d: int, dtype: Any, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    noise_std, lost = 0.05, 1e-6
+    work = {}
+    for distance in (0.0, 10.0):
+        points = make_clusters(rng, 6, 256, d, distance, dtype)
+        centers = make_clusters(rng, 6, 256, d, distance, dtype)
+        weights = make_weights(rng, len(centers)) if d % 2 else None
+        before = cuda.num_barriers()
+        ours = cuda.skipping_log_density(points, centers, noise_std, lost, weights)
+        work[distance] = cuda.num_barriers() - before
+        exact = exact_log_density(points, centers, noise_std, weights)
+        allowed = allowed_error(exact, len(centers), d, noise_std, dtype)
+        assert np.abs(ours - exact).max() <= lost + allowed
+    assert work[10.0] < 0.6 * work[0.0]
+
+
+def test_what_skipping_leaves_out_is_within_its_bound(
+    cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    """In float64, where rounding hides nothing: a change, and at most the share asked."""
+    points = np.sort(rng.uniform(0, 1, (700, 1)), axis=0)
+    centers = np.sort(rng.uniform(0, 1, (3000, 1)), axis=0)
+    exact = exact_log_density(points, centers, 0.02)
+    for lost in (1e-3, 1e-6):
+        ours = cuda.skipping_log_density(points, centers, 0.02, lost)
+        assert np.abs(ours - exact).max() <= lost
+        assert np.abs(ours - exact).max() > 1e-12, "nothing was left out"
+
+
+# -- tensor cores --------------------------------------------------------------------
+
+
+def tensor_log_density(
+    cuda: cuda_host.HostCuda,
+    points: Any,
+    centers: Any,
+    noise_std: float,
+    weights: Any = None,
+) -> tuple[Any, float]:
+    """Path 2, and how many products per 16 points, 8 centers and 16 dimensions: 4 if
+    all are evaluated by four products of parts; 0 if all are left to differences."""
+    before = cuda.num_tensor_products()
+    ours = cuda.log_density(points, centers, noise_std, weights, path=2)
+    products = cuda.num_tensor_products() - before
+    tiles = -(-len(points) // 128) * 8 * -(-len(centers) // 32) * 4
+    return ours, products / (tiles * -(-points.shape[1] // 16))
+
+
+@pytest.mark.parametrize("d", [24, 33, 64, 100, 256, 784])
+def test_the_tensor_path_is_as_accurate_as_the_cpu_or_leaves_it_to_differences(
+    d: int, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    """Data in [-1, 1]^d and their neighbours, noise 0.005 to 1, beyond the rounding."""
+    m, n = (100, 60) if d > 100 else (130, 300)
+    for noise_std in (0.005, 0.1, 0.3, 1.0):
+        points, centers, _ = make_mixture(rng, m, n, d, noise_std, np.float32)
+        weights = make_weights(rng, n) if noise_std == 0.3 else None
+        exact = exact_log_density(points, centers, noise_std, weights)
+        ours, products = tensor_log_density(cuda, points, centers, noise_std, weights)
+        rounding = np.spacing(np.abs(exact).astype(np.float32)) / 2
+        if products > 0:
+            assert (np.abs(ours - exact) <= 2e-5 + rounding).all()
+        if noise_std in (0.005, 1.0):
+            assert (products > 0) == (noise_std == 1.0)
+
+
+@pytest.mark.parametrize("d", [24, 64, 256])
+def test_rivals_equally_near_are_within_the_bound_of_the_tensor_path(
+    d: int, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    """Two centers at each point's distance: either's exponent enters by half."""
+    seen = set()
+    for noise_std in (0.01, 0.2, 0.7, 1.5):
+        points = rng.uniform(-1, 1, (60, d))
+        normals = rng.standard_normal((2, 60, d))
+        normals *= 2 * noise_std / np.linalg.norm(normals, axis=2, keepdims=True)
+        centers = (points + normals).reshape(-1, d).astype(np.float32)
+        points = points.astype(np.float32)
+        exact = exact_log_density(points, centers, noise_std)
+        ours, products = tensor_log_density(cuda, points, centers, noise_std)
+        rounding = np.spacing(np.abs(exact).astype(np.float32)) / 2
+        if products > 0:
+            assert (np.abs(ours - exact) <= 2e-5 + rounding).all()
+        seen.add(products)
+    assert {0, 4} < seen
+    assert max(seen) >= 6
+
+
+def test_points_out_of_reach_of_four_products_are_evaluated_by_six(
+    cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    """Block by block: the nearest centers of the second one's points are too far."""
+    points, centers, _ = make_mixture(rng, 256, 300, 32, 1.0, np.float32)
+    points[200:] += np.float32(3.0)
+    exact = exact_log_density(points, centers, 1.0)
+    ours, products = tensor_log_density(cuda, points, centers, 1.0)
+    rounding = np.spacing(np.abs(exact).astype(np.float32)) / 2
+    assert (np.abs(ours - exact) <= 2e-5 + rounding).all()
+    # Four of each for the first block, the same for 128 columns of the second, then six.
+    assert products == pytest.approx((4 + 4 * 128 / 320 + 6) / 2)
+
+
+def test_coincident_points_and_centers_are_exact_on_the_tensor_path(
+    cuda: cuda_host.HostCuda,
+) -> None:
+    points = np.full((3, 30), 0.5, np.float32)
+    for value in (0.5, 0.25):
+        centers = np.full((70, 30), value, np.float32)
+        exact = exact_log_density(points, centers, 1.0)
+        ours, products = tensor_log_density(cuda, points, centers, 1.0)
+        assert products > 0
+        assert np.abs(ours - exact).max() <= np.spacing(np.float32(-exact.max()))
+
+
+def test_the_bound_of_the_tensor_path_is_where_it_ends(
+    cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    """Norms about the centers' mean, over the noise: c N^2 on either side of 2e-5."""
+    bound = cuda.module.tensor_error_bound
+    assert bound(64, 100.0) == pytest.approx(100 * bound(64, 1.0))
+    assert bound(64, 1.0) == pytest.approx(4 * bound(16, 1.0))
+    centers = rng.standard_normal((256, 64)).astype(np.float32)
+    centers /= np.linalg.norm(centers, axis=1, keepdims=True)
+    centers[1::2] = -centers[::2]  # the mean is zero, all norms are one
+    for share, is_used in ((0.98, True), (1.02, False)):
+        noise_std = float(np.sqrt(0.5 * bound(64, 1.0) / (share * 2e-5)))
+        points = centers + np.float32(1e-4)
+        _, products = tensor_log_density(cuda, points, centers, noise_std)
+        assert (products > 0) == is_used
+
+
+def test_sums_cut_off_as_tensor_cores_may_are_within_the_bound(
+    cuda: cuda_host.HostCuda, tmp_path: Path
+) -> None:
+    """The same kernels with products added at 24 bits, the rest of each cut off."""
+    script = """
+import sys
+import numpy as np
+import test_cuda_host as t
+import cuda_host, importlib.util
+spec = importlib.util.spec_from_file_location("_cuda_host", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+cuda = cuda_host.HostCuda(module)
+rng = np.random.default_rng(5)
+for d, noise_std in ((24, 0.05), (64, 0.06), (64, 1.0), (256, 0.2)):
+    points, centers, _ = t.make_mixture(rng, 60, 100, d, noise_std, np.float32)
+    exact = t.exact_log_density(points, centers, noise_std)
+    ours, products = t.tensor_log_density(cuda, points, centers, noise_std)
+    rounding = np.spacing(np.abs(exact).astype(np.float32)) / 2
+    assert products > 0
+    assert (np.abs(ours - exact) <= 2e-5 + rounding).all(), (d, noise_std)
+"""
+    paths = [str(ROOT / "tests"), *sys.path]
+    environment = os.environ | {
+        "NOISYFLOW_SHIM_MMA": "truncate",
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+    command = [sys.executable, "-c", script, str(cuda.module.__file__)]
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path)
+
+
+# -- the shim, and sanitizers --------------------------------------------------------
+
+
+def build_program(folder: Path, name: str, options: list[str], csrc: Path) -> Path:
+    """A program of tests/cuda with the launches of a csrc folder."""
+    shim = ROOT / "tests" / "cuda"
+    sources = [shim / f"{name}.cpp", shim / "host_shim.cpp"]
+    if name == "check_launches":
+        sources.append(csrc / "cuda" / "launch.cu")
+    program = folder / name
+    cuda_host.compile_host(program, sources, ["-O1", *options, f"-I{csrc}"])
+    return program
+
+
+def run_program(program: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(program)], capture_output=True, text=True)
+
+
+SANITIZERS = {
+    "none": [],
+    "memory": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "threads": ["-DSHIM_THREADS", "-fsanitize=thread"],
+}
+
+
+def has_sanitizer(options: list[str], folder: Path) -> bool:
+    source = folder / "empty.cpp"
+    source.write_text("int main() { return 0; }\n")
+    command = [str(cuda_host.COMPILER), *options, str(source), "-o", str(folder / "e")]
+    built = subprocess.run(command, capture_output=True)
+    return built.returncode == 0 and run_program(folder / "e").returncode == 0
+
+
+@pytest.mark.parametrize("kind", SANITIZERS)
+def test_what_the_shim_promises_holds(kind: str, tmp_path: Path) -> None:
+    if not has_sanitizer(SANITIZERS[kind], tmp_path):
+        pytest.skip(f"no sanitizer of {kind} here")
+    program = build_program(tmp_path, "test_shim", SANITIZERS[kind], ROOT / "csrc")
+    result = run_program(program)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("kind", ["memory", "threads"])
+def test_sanitizers_find_nothing_in_any_launch(kind: str, tmp_path: Path) -> None:
+    if not has_sanitizer(SANITIZERS[kind], tmp_path):
+        pytest.skip(f"no sanitizer of {kind} here")
+    program = build_program(tmp_path, "check_launches", SANITIZERS[kind], ROOT / "csrc")
+    result = run_program(program)
+    assert result.returncode == 0, (result.stdout + result.stderr)[:4000]
+
+
+def test_a_barrier_that_is_missing_is_reported(tmp_path: Path) -> None:
+    """The first in a kernel of forward sums: its tile is read while it is written."""
+    if not has_sanitizer(SANITIZERS["threads"], tmp_path):
+        pytest.skip("no sanitizer of threads here")
+    csrc = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc)
+    kernels = csrc / "cuda" / "direct.cuh"
+    text = kernels.read_text()
+    at = text.index("__syncthreads();", text.index("    log_sums_kernel("))
+    kernels.write_text(text[:at] + text[at + len("__syncthreads();") :])
+    program = build_program(tmp_path, "check_launches", SANITIZERS["threads"], csrc)
+    result = run_program(program)
+    assert result.returncode != 0
+    assert "data race" in result.stderr

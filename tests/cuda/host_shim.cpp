@@ -1,8 +1,11 @@
 // Fibres or threads behind host_shim.h. Both share the meeting points: a thread that arrives before
 // the last one parks; the last runs the collective and releases the others.
 
+#undef _FORTIFY_SOURCE  // it takes a jump between stacks for an error
+
 #include "host_shim.h"
 
+#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -39,6 +42,8 @@ struct Thread {
   std::condition_variable released;
 #else
   ucontext_t context;
+  jmp_buf place;  // once it has run
+  bool has_run;
 #endif
 };
 
@@ -105,6 +110,8 @@ void release_all(unsigned begin, unsigned end, unsigned mask, Collective run) {
 // The collectives of the threads that wait, by their first thread.
 std::vector<Collective> collectives(1024);
 
+uint64_t num_barriers = 0;
+
 void finish_block_if_met() {
   if (num_at_block == 0 || num_at_block + num_returned < num_threads) return;
   const Thread* first = nullptr;
@@ -115,6 +122,7 @@ void finish_block_if_met() {
     if (!same(first->site, thread.site)) return report_divergence("divergent barrier");
   }
   num_at_block = 0;
+  ++num_barriers;
   release_all(0, num_threads, 0, collectives[first->index]);
 }
 
@@ -202,18 +210,57 @@ void wait_at(Wait wait, Site site, unsigned mask, void* record, Collective run) 
   while (self.wait != Wait::kNone) self.released.wait(lock);
 }
 
-void run_block(const std::function<void()>& kernel) {
-  std::vector<std::thread> running;
-  for (unsigned t = 0; t < num_threads; ++t) {
-    running.emplace_back([t, &kernel] {
-      current = threads[t].get();
-      kernel();
-      const std::lock_guard<std::mutex> lock(mutex);
+// The threads of all blocks, one after the other: to make them anew takes longer than they run.
+struct Pool {
+  std::vector<std::thread> workers;
+  std::condition_variable begin, end;
+  const std::function<void()>* kernel = nullptr;
+  uint64_t generation = 0;
+  unsigned num_left = 0;
+  bool is_over = false;
+
+  void work(unsigned index, uint64_t seen) {
+    std::unique_lock<std::mutex> lock(mutex);
+    while (true) {
+      begin.wait(lock, [&] { return is_over || generation != seen; });
+      if (is_over) return;
+      seen = generation;
+      if (index >= num_threads) continue;
+      current = threads[index].get();
+      lock.unlock();
+      (*kernel)();
+      lock.lock();
       thread_returned(*current);
       check_that_someone_runs();
-    });
+      if (--num_left == 0) end.notify_one();
+    }
   }
-  for (std::thread& thread : running) thread.join();
+
+  void run(const std::function<void()>& block) {
+    std::unique_lock<std::mutex> lock(mutex);
+    while (workers.size() < num_threads) {
+      workers.emplace_back(&Pool::work, this, static_cast<unsigned>(workers.size()), generation);
+    }
+    kernel = &block;
+    num_left = num_threads;
+    ++generation;
+    begin.notify_all();
+    end.wait(lock, [&] { return num_left == 0; });
+  }
+
+  ~Pool() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      is_over = true;
+    }
+    begin.notify_all();
+    for (std::thread& worker : workers) worker.join();
+  }
+};
+
+void run_block(const std::function<void()>& kernel) {
+  static Pool pool;
+  pool.run(kernel);
 }
 
 }  // namespace
@@ -253,14 +300,27 @@ void give_up(const std::string& message) {
 
 void release(Thread&) {}
 
+// From one fibre to another. swapcontext() would do; it also saves the mask of signals, a call of
+// the system, and takes most of the time of a test. A sanitizer wants to know of every stack.
+void switch_to(Thread& self, Thread& next) {
+  current = &next;
+#if defined(__SANITIZE_ADDRESS__)
+  swapcontext(&self.context, &next.context);
+#else
+  self.has_run = true;
+  if (_setjmp(self.place) != 0) return;
+  if (next.has_run) _longjmp(next.place, 1);
+  setcontext(&next.context);
+#endif
+}
+
 // Hands over to the next fibre that can run, in turn; to the launcher when all have returned.
 void hand_over(Thread& self) {
   for (unsigned step = 1; step <= num_threads; ++step) {
     Thread& next = *threads[(self.index + step) % num_threads];
     if (next.returned || next.wait != Wait::kNone) continue;
     if (&next == &self) return;
-    current = &next;
-    swapcontext(&self.context, &next.context);
+    switch_to(self, next);
     return;
   }
   if (num_returned < num_threads) report_divergence("deadlock");
@@ -296,6 +356,7 @@ void run_block(const std::function<void()>& kernel) {
   for (unsigned t = 0; t < num_threads; ++t) {
     ucontext_t& context = threads[t]->context;
     getcontext(&context);
+    threads[t]->has_run = false;
     context.uc_stack.ss_sp = stacks[t];
     context.uc_stack.ss_size = kStackBytes;
     context.uc_link = nullptr;
@@ -401,6 +462,8 @@ double truncated_sum(const float* a, const float* b, double c) {
   return trunc(sum / last) * last;
 }
 
+uint64_t num_tensor_products = 0;
+
 // Group and place of a lane: element (r, k) of a is in the lane 4 (r % 8) + k % 8 / 2, register
 // r / 8 + 2 (k / 8), half k % 2; element (k, n) of b in the lane 4 n + k % 8 / 2, register k / 8.
 void run_multiply_add(void* const* records, unsigned) {
@@ -408,6 +471,7 @@ void run_multiply_add(void* const* records, unsigned) {
     const char* text = getenv("NOISYFLOW_SHIM_MMA");
     return text != nullptr && strcmp(text, "truncate") == 0;
   }();
+  ++num_tensor_products;
   float a[16][16], b[8][16];
   const auto lane_at = [&](int l) { return static_cast<Fragments*>(records[l]); };
   for (int k = 0; k < 16; ++k) {
@@ -487,6 +551,15 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
 }
 
 }  // namespace shim
+
+// How often a block met so far, where what is skipped is not met for; and how often a warp
+// multiplied matrices. For tests, by ctypes.
+extern "C" {
+__attribute__((visibility("default"))) uint64_t shim_num_barriers() { return shim::num_barriers; }
+__attribute__((visibility("default"))) uint64_t shim_num_tensor_products() {
+  return shim::num_tensor_products;
+}
+}
 
 // -- runtime -------------------------------------------------------------------------
 
