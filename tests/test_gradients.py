@@ -101,10 +101,9 @@ def allowed_errors(problem: Problem) -> tuple[Any, Any, Any, float]:
     posterior, differences = problem.posterior()
     (m, n, d), s = differences.shape, problem.noise_std
     squares = (differences**2).sum(axis=2) / s**2
+    w = np.full(n, 1 / n) if problem.weights is None else problem.weights.astype(float)
     with np.errstate(divide="ignore"):
-        least = (0.5 * squares - np.log(np.maximum(posterior, 1e-300))).min(axis=1)
-        if problem.weights is not None:
-            least += 0.5 * squares.min(axis=1)
+        least = (0.5 * squares - np.log(w)).min(axis=1)
     size = least + np.log(n / u) + 10
     relative = 2 * (u * ((d + 6) * size + min(max(m, n), 512) + 20))
     relative += most_error if d > 16 else 0
