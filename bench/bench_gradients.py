@@ -36,10 +36,10 @@ BARS = {
 _OURS, _PEER = "noisyflow", "torch.compile"
 _CHECKED = 64  # points
 # How the formula is written for torch.compile, and points at a time, of which a trial
-# takes the best. Unrolled it is one loop with the exponentials, but of many dimensions
-# no loop of any speed.
+# takes the best. Unrolled it is one loop with the exponentials, but compiles slowly for
+# many dimensions.
 _TRIED = [(True, 256), (True, 1024), (False, 64), (False, 256)]
-_MOST_UNROLLED = 10
+_MOST_UNROLLED = 20
 
 # Points and gains to gradients of points, centers, weights and noise_std.
 Step = Callable[[np.ndarray, np.ndarray], tuple[Any, Any, Any, Any]]

@@ -5,12 +5,13 @@
 //
 // Precision policy. The saved log-density is rounded, and as an exponent that is large far from all
 // centers; so the terms of a point are divided by their own sum, and their rounding alone is left.
-// Both passes compute a pair's term by the same operations: what a point is pulled by is what its
+// Both passes compute a pair's term in the same order: what a point is pulled by is what its
 // centers are pulled by. Differences are of the coordinates as given, and a term is multiplied by
-// them, never by coordinates: a sum of w y less x times a sum of w cancels at little noise.
-// Squared distances in more than kFewDims dimensions are sums of kChunk, added up with what each
-// addition loses. Terms are summed in T over kMaxTile columns, and in double beyond. Rules of
-// target files: log_density-inl.h.
+// them: a sum of w y less x times a sum of w cancels at little noise. In many dimensions, where
+// coordinates are so few noise_std that the expanded form of log_density-inl.h is exact enough for
+// all pairs, it serves for squares and sums alike. Otherwise, in more than kFewDims, squares are
+// summed by kChunk dimensions, and these added up with what each addition loses. Terms are summed
+// in T over kMaxTile columns, and in double beyond. Rules of target files: log_density-inl.h.
 
 #pragma once
 #include <math.h>
