@@ -218,12 +218,10 @@ def test_kernels_follow_the_forward(rng, cpu_target):
 @pytest.mark.parametrize("d", DIMS)
 @pytest.mark.parametrize("noise_std", [0.3, 2.0])
 def test_kernels_match_the_specification(rng, cpu_target, dtype, d, noise_std):
-    for m, n in SHAPES:
-        for is_weighted in (False, True):
-            problem = make_problem(
-                rng, m, n, d, noise_std, dtype, is_weighted=is_weighted
-            )
-            assert_exact(problem, problem.gradients())
+    for i, (m, n) in enumerate(SHAPES):
+        is_weighted = (i + d) % 2 == 0
+        problem = make_problem(rng, m, n, d, noise_std, dtype, is_weighted=is_weighted)
+        assert_exact(problem, problem.gradients())
 
 
 @given(
@@ -422,11 +420,11 @@ def test_weights_near_zero(rng, cpu_target, dtype, light):
 
 @pytest.mark.parametrize("max_lost_mass", [0.3, 1e-2, 1e-4])
 @pytest.mark.parametrize(
-    ("d", "is_weighted"), [(1, True), (2, False), (3, True), (20, False)]
+    ("d", "is_weighted"), [(1, True), (2, False), (3, True), (8, False)]
 )
 def test_skipping_is_certified(rng, cpu_target, dtype, max_lost_mass, d, is_weighted):
     """Errors against the bounds of docs/numerics.md, of data with much to leave out."""
-    m, n, noise_std = 1500, 1400, 0.02
+    m, n, noise_std = 1100, 1000, 0.02
     clusters = rng.uniform(-1, 1, (40, d))
     centers = clusters[rng.integers(0, 40, n)] + 0.05 * rng.normal(size=(n, d)) / d**0.5
     points = centers[rng.integers(0, n, m)] + noise_std * rng.normal(size=(m, d))
@@ -460,7 +458,7 @@ def test_skipping_is_certified(rng, cpu_target, dtype, max_lost_mass, d, is_weig
     of_weights = np.where(np.abs(exact[2]) < 1e30, of_weights, 0)
     mass = (w * of_weights).sum()
     assert mass <= max_lost_mass * g.sum() + rounding * g.sum()
-    if max_lost_mass >= 1e-2 and d < 20:  # something was left out
+    if max_lost_mass >= 1e-2 and d < 8:  # something was left out
         everything = problem.gradients()
         assert np.abs(found[0] - everything[0]).max() > 1e-12
 
@@ -481,7 +479,7 @@ def test_skipping_takes_every_pair_where_it_does_not_pay(rng, dtype):
     ("d", "noise_std"), [(2, 0.5), (2, 0.01), (24, 3.0), (64, 0.3)]
 )
 def test_threads_change_nothing(rng, dtype, d, noise_std):
-    problem = make_problem(rng, 2100, 1300, d, noise_std, dtype, is_weighted=True)
+    problem = make_problem(rng, 1100, 1000, d, noise_std, dtype, is_weighted=True)
     problem.points[:3] += dtype(1e7)  # beyond the passes
     saved = problem.log_density()
     for max_lost_mass in (0, 1e-4):
