@@ -322,11 +322,10 @@ class _LogDensity(torch.autograd.Function):
         at = (points, centers, _noise_std(ctx, noise_std), weights)
         wanted = ctx.needs_input_grad[:4]
         found = op(grad_output, *at, log_density, list(wanted), ctx.max_lost_mass)
-        grads = [
+        # torch itself turns noise_std's, in float64, into the dtype of noise_std.
+        grads = (
             grad if want else None for grad, want in zip(found, wanted, strict=True)
-        ]
-        if grads[2] is not None:
-            grads[2] = grads[2].to(noise_std.device, noise_std.dtype)
+        )
         return (*grads, None, None, None)
 
     @staticmethod
