@@ -20,14 +20,15 @@ import numpy as np
 import pytest
 
 import noisyflow
-from noisyflow import _reference, mixture, mixture_log_density, runtime
+from noisyflow import _core, _reference, mixture_log_density, runtime
 
 torch = pytest.importorskip("torch")
 
 from torch.autograd import forward_ad  # noqa: E402  needs torch
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from noisyflow import _second_derivatives, operators  # noqa: E402
+import noisyflow.operators  # noqa: E402  registers them
+from noisyflow import _second_derivatives  # noqa: E402
 
 Tensor = Any
 double = torch.float64
@@ -166,13 +167,13 @@ def test_only_what_is_wanted_is_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = []
-    kernel = operators._gradients
+    kernel = _core.log_density_gradients
 
     def spy(*args: Any) -> Any:
         asked.append(args[6:10])
         return kernel(*args)
 
-    monkeypatch.setattr(operators, "_gradients", spy)
+    monkeypatch.setattr(_core, "log_density_gradients", spy)
     inputs = [
         t.requires_grad_(want) for t, want in zip(problem(rng), wanted, strict=True)
     ]
@@ -329,10 +330,10 @@ def test_a_batch_of_points_is_one_call(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    for module, name in ((mixture, "log_density_of_arrays"), (operators, "_gradients")):
-        kernel = getattr(module, name)
+    for name in ("log_density", "log_density_gradients"):
+        kernel = getattr(_core, name)
         monkeypatch.setattr(
-            module, name, lambda *args, k=kernel: calls.append(len(args[0])) or k(*args)
+            _core, name, lambda *args, k=kernel: calls.append(len(args[0])) or k(*args)
         )
     points, centers, _, _ = problem(rng)
     torch.vmap(torch.func.grad(lambda q: ours(q, centers, 0.7).sum()))(

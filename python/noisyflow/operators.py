@@ -23,7 +23,7 @@ import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
-from noisyflow import _arrays, _core, _reference, mixture
+from noisyflow import _arrays, _core, _device, mixture
 from noisyflow._second_derivatives import (
     Mixture,
     cast_like,
@@ -32,16 +32,6 @@ from noisyflow._second_derivatives import (
 )
 from noisyflow.prepared import checked_max_lost_mass
 from noisyflow.runtime import num_threads
-
-try:
-    from noisyflow import _device  # type: ignore[attr-defined]
-except ImportError:  # until tensors on a GPU are landed
-
-    class _device:  # type: ignore[no-redef]
-        @staticmethod
-        def is_on_device(value: Any) -> bool:
-            return False
-
 
 Tensor = torch.Tensor
 
@@ -108,6 +98,7 @@ def _evaluate_backward(
     """
     want_points, want_centers, want_noise_std, want_weights = output_mask
     wanted = (want_points, want_centers, want_weights, want_noise_std)
+    found: Any
     if _device.is_on_device(points):
         at = _as_plain(points, centers, noise_std, weights)
         known = (_plain(log_density), _plain(grad_output))
@@ -117,23 +108,14 @@ def _evaluate_backward(
         lost = checked_max_lost_mass(max_lost_mass, y.dtype)
         grad = _per_point("grad_output", grad_output, x)
         known = (_per_point("log_density", log_density, x), grad)
-        arrays = _gradients(x, y, beta, w, *known, *wanted, lost, num_threads())
+        arrays = _core.log_density_gradients(
+            *(x, y, beta, w, *known, *wanted, lost, num_threads())
+        )
         found = [g if g is None else torch.from_numpy(np.asarray(g)) for g in arrays]
     grad_points, grad_centers, grad_weights, grad_noise_std = found
     return tuple(
         points.new_empty(0) if grad is None else grad
         for grad in (grad_points, grad_centers, grad_noise_std, grad_weights)
-    )
-
-
-def _gradients(x: Any, *args: Any) -> Any:
-    if hasattr(_core, "log_density_gradients"):
-        return _core.log_density_gradients(x, *args)
-    *grads, grad_noise_std = _reference.log_density_gradients(x, *args)
-    most = np.finfo(x.dtype).max
-    return (
-        *(g if g is None else np.clip(g, -most, most).astype(x.dtype) for g in grads),
-        grad_noise_std,
     )
 
 
