@@ -20,14 +20,15 @@ import numpy as np
 import pytest
 
 import noisyflow
-from noisyflow import _core, _reference, mixture_log_density, runtime
+from noisyflow import _core, _device, _reference, mixture_log_density, runtime
 
 torch = pytest.importorskip("torch")
 
-from torch.autograd import forward_ad  # noqa: E402  needs torch
+from torch.autograd import forward_ad  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import noisyflow.operators  # noqa: E402  registers them
+from fake_cuda import FakeCuda  # noqa: E402  needs torch
 from noisyflow import _second_derivatives  # noqa: E402
 
 Tensor = Any
@@ -789,6 +790,50 @@ def test_many_threads_at_once(rng: np.random.Generator) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_tensors_on_a_gpu_go_to_its_kernels(
+    is_weighted: bool,
+    dtype: Any,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With formulas in place of the kernels: values, gradients, second derivatives."""
+
+    class Counted(FakeCuda):
+        def log_density(self, *args: Any) -> Any:
+            calls.append("log_density")
+            return super().log_density(*args)
+
+        def gradients(self, *args: Any) -> Any:
+            calls.append("gradients")
+            return super().gradients(*args)
+
+    calls: list[str] = []
+    module = Counted()
+    # Not PosingTensor, which does not survive a call of an operator.
+    monkeypatch.setattr(_device, "is_on_device", torch.is_tensor)
+    monkeypatch.setattr(_device, "extension", lambda: module)
+    kind = torch.float32 if dtype is np.float32 else double
+    inputs = problem(rng, 9, 8, 3, kind)[: 4 if is_weighted else 3]
+
+    def derivatives(function: Callable[..., Tensor], leaves: list[Tensor]) -> Any:
+        value = function(*leaves)
+        grads = torch.autograd.grad(value.sin().sum(), leaves, create_graph=True)
+        more = torch.autograd.grad(sum((g**2).sum() for g in grads), leaves)
+        return [value, *grads, *more]
+
+    _device._check_device.cache_clear()
+    leaves = with_gradients(inputs)
+    got = derivatives(ours, leaves)
+    _device._check_device.cache_clear()
+    # The last one because the derivative of a sine has the value in it.
+    assert calls == ["log_density", "gradients", "gradients"]
+    exact = [t.double().requires_grad_() for t in inputs]
+    expected = derivatives(textbook, exact)
+    rtol = 1e-5 if dtype is np.float32 else 1e-11
+    assert_close(got, expected, rtol)
 
 
 # -- numbers at the edge -------------------------------------------------------
