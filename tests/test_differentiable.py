@@ -180,6 +180,27 @@ def test_several_draws_have_the_exact_gradient(
     np.testing.assert_allclose(noise_std.grad, by_noise, **CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore::noisyflow.UndersampledWarning")
+def test_labels_of_several_draws_have_the_exact_gradient() -> None:
+    """Three inputs of 2, 3 and 2 draws; the first and the last share a label."""
+    centers = np.append(LINE, [[-0.5]], axis=0)
+    ends, labels = np.array([2, 5]), np.array(["b", "a", "b"])
+    w = np.array([1, 1, 2 / 3, 2 / 3, 2 / 3, 1, 1]) / 6
+
+    def exact(y: np.ndarray) -> float:
+        b = [0, 1, 5, 6]
+        return (
+            exact_entropy(y, NOISE, w)
+            - exact_entropy(y[b], NOISE, uniform(4)) * 2 / 3
+            - exact_entropy(y[2:5], NOISE, uniform(3)) / 3
+        )
+
+    parts = [leaf(part) for part in np.split(centers, ends)]
+    mutual_information(parts, NOISE, labels=labels).value.backward()
+    found = np.concatenate([part.grad for part in parts])
+    np.testing.assert_allclose(found, slopes(exact, centers), **CLOSE)
+
+
 def test_one_draw_of_every_input_leaves_the_noise_alone() -> None:
     samples, noise_std = leaf(PLANE[:, None]), leaf(NOISE)
     conditional_entropy(samples, noise_std).value.backward()
