@@ -325,7 +325,8 @@ def _parser() -> argparse.ArgumentParser:
         "--noise-std",
         type=float,
         metavar="B",
-        help="szt: noise of every hidden layer (default: 0.005)",
+        help="szt: noise of every hidden layer (default: 0.005); bottleneck: of its "
+        "noisy layer (default: 0.25)",
     )
     run.add_argument(
         "--activation",
