@@ -274,6 +274,7 @@ def test_the_options_reach_the_settings(monkeypatch: pytest.MonkeyPatch) -> None
         ({"betas": (0.0, 1.0)}, "betas must be below 1, got 1"),
         ({"betas": (0.0, "a")}, "betas must be a real number"),
         ({"seed": 2**63}, "seed must be at most"),
+        ({"device": "abacus"}, "must be cpu, cuda or cuda:N, got 'abacus'"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(

@@ -39,7 +39,8 @@ from noisyflow.experiments.bottleneck_findings import (
 from noisyflow.experiments.cells import CellRows, CellTable
 from noisyflow.information import mutual_information
 from noisyflow.nn import GaussianNoise
-from noisyflow.runs import Interruption, Row, RunError, RunFolder
+from noisyflow.runs import Interruption, Row, RunError, RunFolder, check_device
+from noisyflow.runtime import check_device_name
 from noisyflow.training import one_thread
 
 __all__ = ["Config", "claims", "configure", "plot", "run"]
@@ -78,6 +79,8 @@ class Config:
         Of the noisy layer, whose units are in [-1, 1]; 0.05 to 1.
     seed : int
         Decides all random numbers; in [0, 2**63).
+    device : str
+        Where networks are trained and information is computed: cpu, cuda, cuda:1, ...
 
     Raises
     ------
@@ -90,6 +93,7 @@ class Config:
     num_steps: int = 600
     noise_std: float = 0.25
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         whole = {
@@ -100,6 +104,7 @@ class Config:
         for name, (low, high) in whole.items():
             value = as_int(name, getattr(self, name), at_least=low, at_most=high)
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "device", check_device_name(self.device))
         noise_std = _arrays.check_noise_std(self.noise_std)
         if not 0.05 <= noise_std <= 1:
             raise ValueError(
@@ -197,8 +202,9 @@ def run(config: Config, out: Path) -> bool:
     Raises
     ------
     RunError
-        If the folder cannot be used or holds a run with other settings, or if it holds
-        results on the digits and scikit-learn is gone.
+        If the folder cannot be used or holds a run with other settings, if the device
+        is not there, or if the folder holds results on the digits and scikit-learn is
+        gone.
 
     Notes
     -----
@@ -207,6 +213,7 @@ def run(config: Config, out: Path) -> bool:
     `load_digits`, which come with it; where it is not installed they are left out, and
     a run resumed after it was installed adds them.
     """
+    check_device(config.device)
     folder = RunFolder(out)
     table = CellTable(folder, dict)
     with folder.open("bottleneck", asdict(config)):
@@ -222,7 +229,10 @@ def run(config: Config, out: Path) -> bool:
             print(f"bottleneck: the run in {out} is finished; making its figures again")
         else:
             _announce(config, tasks, len(cells), table.num_done, folder)
-            with Interruption() as interruption, one_thread(torch.device("cpu")):
+            with (
+                Interruption() as interruption,
+                one_thread(torch.device(config.device)),
+            ):
                 table.advance(
                     lambda number: _compute(config, cells[number]),
                     [
@@ -304,9 +314,9 @@ def _compute(config: Config, cell: Cell) -> CellRows:
         int(task.everything.labels.max()) + 1,
         config.noise_std,
         network_seed,
-    )
+    ).to(config.device)
     optimizer = torch.optim.Adam(network.parameters(), _LEARNING_RATE)
-    batches = _batches(train, torch.Generator().manual_seed(batch_seed))
+    batches = _batches(train, torch.Generator().manual_seed(batch_seed), config.device)
     logged = _logged_steps(config.num_steps)
     rows = [_measured(config, cell, network, 0, query_seed)]
     for step in range(1, config.num_steps + 1):
@@ -336,14 +346,22 @@ def _compute(config: Config, cell: Cell) -> CellRows:
 
 
 def _batches(
-    data: Dataset, generator: torch.Generator
+    data: Dataset, generator: torch.Generator, device: str
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Whole batches of shuffled inputs without end."""
-    inputs, labels = torch.from_numpy(data.inputs), torch.from_numpy(data.labels)
+    (inputs, labels) = _on(device, data)
     while True:
-        order = torch.randperm(len(inputs), generator=generator)
+        order = torch.randperm(len(inputs), generator=generator).to(device)
         for rows in torch.split(order[: len(order) // _BATCH * _BATCH], _BATCH):
             yield inputs[rows], labels[rows]
+
+
+def _on(device: str, data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and labels as tensors on the device."""
+    return (
+        torch.from_numpy(data.inputs).to(device),
+        torch.from_numpy(data.labels).to(device),
+    )
 
 
 def _logged_steps(num_steps: int) -> list[int]:
@@ -359,8 +377,8 @@ def _measured(
     """One row of `metrics.csv`; all with the noise on, as the network was trained."""
     task = cell.task
     network.eval()
-    clean = network.encoder(torch.from_numpy(task.everything.inputs))[:, None]
-    labels = task.everything.labels
+    (inputs, labels) = _on(config.device, task.everything)
+    clean = network.encoder(inputs)[:, None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UndersampledWarning)  # a column says so
         about_input, about_label = (
@@ -373,9 +391,11 @@ def _measured(
             )
             for of in (None, labels)
         )
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    (train_loss, on_train) = _evaluated(network, task.train, generator)
-    (_, on_test) = _evaluated(network, task.test, generator)
+    generator = torch.Generator(config.device).manual_seed(seed % 2**63)
+    (train_loss, on_train) = _evaluated(
+        network, *_on(config.device, task.train), generator
+    )
+    (_, on_test) = _evaluated(network, *_on(config.device, task.test), generator)
     return {
         "task": task.name,
         "beta": cell.beta,
@@ -397,16 +417,18 @@ def _measured(
 
 
 def _evaluated(
-    network: Network, data: Dataset, generator: torch.Generator
+    network: Network,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    generator: torch.Generator,
 ) -> tuple[float, np.ndarray[Any, np.dtype[np.float64]]]:
     """Mean cross-entropy, and per input the share of noise draws classified rightly."""
-    clean = network.encoder(torch.from_numpy(data.inputs))
-    noisy = network.noise.add_noise(clean.expand(_DRAWS, -1, -1), generator)
-    logits = network.decoder(noisy)
-    labels = torch.from_numpy(data.labels).expand(_DRAWS, -1)
+    clean = network.encoder(inputs).expand(_DRAWS, -1, -1)
+    logits = network.decoder(network.noise.add_noise(clean, generator))
+    labels = labels.expand(_DRAWS, -1)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
     is_right = (logits.argmax(dim=2) == labels).double()
-    return loss.item(), is_right.mean(dim=0).numpy()
+    return loss.item(), is_right.mean(dim=0).cpu().numpy()
 
 
 def _label_entropy(task: Task) -> float:
