@@ -427,7 +427,7 @@ def trade_off(
     ----------
     axes : Axes
     betas : sequence of float
-        Penalties; written beside their points.
+        Penalties, for a legend.
     information, accuracy : sequence of (float, float)
         Mean and standard error at each.
     runs : sequence of pairs of arrays
@@ -464,14 +464,7 @@ def trade_off(
             markerfacecolor="white" if hollow[index] else color,
             capsize=3,
             zorder=3,
-        )
-        axes.annotate(
-            f"{beta:g}",
-            (x, y),
-            (7, -13),
-            textcoords="offset points",
-            fontsize=11,
-            color=color,
+            label=f"{beta:g}",
         )
     axes.axvline(enough, color="0.35", linewidth=1.2, linestyle="--")
     axes.set_xlim(left=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -232,6 +232,7 @@ def _trade_off_figure(study: Study) -> bytes:
             title=_TITLES[task],
         )
     axes[0].set_ylabel("test accuracy", fontsize=13)
+    _legend_of_betas(axes[-1])
     return plotting.png(figure)
 
 
@@ -277,7 +278,13 @@ def _training_figure(study: Study) -> bytes:
             title=_TITLES[task],
         )
     axes[0].set_ylabel("I(X;T), in nats", fontsize=13)
-    axes[-1].legend(
+    _legend_of_betas(axes[-1])
+    return plotting.png(figure)
+
+
+def _legend_of_betas(axes: Any) -> None:
+    """One legend for all panels, right of the last."""
+    axes.legend(
         title="beta",
         title_fontsize=12,
         fontsize=12,
@@ -285,7 +292,6 @@ def _training_figure(study: Study) -> bytes:
         loc="center left",
         bbox_to_anchor=(1.0, 0.5),
     )
-    return plotting.png(figure)
 
 
 def claims(study: Study) -> list[Claim]:
@@ -460,8 +466,8 @@ def curve_table(study: Study, task: str) -> Table:
         ],
         rows,
         f"The most that I(X;T) can be is log {study.num_inputs[task]} = "
-        f"{math.log(study.num_inputs[task]):.3f} of these inputs, and the least for "
-        f"the label H(Y) = {study.label_entropy[task]:.3f}. Bracket: mean over the "
+        f"{math.log(study.num_inputs[task]):.3f} of these inputs; to name the label takes "
+        f"H(Y) = {study.label_entropy[task]:.3f}. Bracket: mean over the "
         "seeds. Undersampled: share of the seeds whose estimate is, and of which only "
         "the bracket counts.",
     )
