@@ -466,8 +466,8 @@ def curve_table(study: Study, task: str) -> Table:
         ],
         rows,
         f"The most that I(X;T) can be is log {study.num_inputs[task]} = "
-        f"{math.log(study.num_inputs[task]):.3f} of these inputs; to name the label takes "
-        f"H(Y) = {study.label_entropy[task]:.3f}. Bracket: mean over the "
+        f"{math.log(study.num_inputs[task]):.3f} of these inputs; to name the label "
+        f"takes H(Y) = {study.label_entropy[task]:.3f}. Bracket: mean over the "
         "seeds. Undersampled: share of the seeds whose estimate is, and of which only "
         "the bracket counts.",
     )
