@@ -210,7 +210,8 @@ def _with_gradients(
     """The value as a tensor whose gradients with respect to these tensors are known."""
     (tensors, gradients) = zip(*known, strict=True)
     gradients = tuple(
-        torch.as_tensor(gradient).to(tensor.detach()) for tensor, gradient in known
+        torch.as_tensor(gradient, dtype=torch.float64).to(tensor.detach())
+        for tensor, gradient in known
     )
     return _KnownGradient.apply(value, gradients, *tensors)  # type: ignore[no-untyped-call]
 
