@@ -91,7 +91,7 @@ def test_check_tries_every_gpu_that_it_can(
     out = checked(capsys)
     assert "GPU 0 test    passed" in out
     assert "capability 7.5" in out
-    assert "CMAKE_CUDA_ARCHITECTURES=75" in out
+    assert "NOISYFLOW_CUDA_ARCHITECTURES=75" in out
     assert fake.calls == {"log_density": 1, "gradients": 1}
 
     def broken(*_: Any) -> None:

@@ -574,7 +574,7 @@ def test_why_no_kernel_can_run_is_said(fake: FakeCuda) -> None:
     assert "no CUDA device 1" in refusal(1)
     fake.devices = [(8, 9), (7, 5)]
     assert "capability 7.5" in refusal(1)
-    assert "CMAKE_CUDA_ARCHITECTURES=75" in refusal(1)
+    assert "NOISYFLOW_CUDA_ARCHITECTURES=75" in refusal(1)
     fake.driver = 12020
     assert "insufficient" in refusal()
     assert "knows CUDA 12.2" in refusal()

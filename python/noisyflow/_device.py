@@ -125,7 +125,8 @@ def _check_device(module: Any, index: int) -> None:
         raise RuntimeError(
             f"{info['name']} has compute capability {info['major']}.{info['minor']}, "
             f"and the kernels were compiled for {', '.join(built)}; compile noisyflow "
-            f"with `-C cmake.define.CMAKE_CUDA_ARCHITECTURES={capability}`, {_ON_CPU}"
+            f"with NOISYFLOW_CUDA_ARCHITECTURES={capability} in the environment, "
+            f"{_ON_CPU}"
         )
 
 
