@@ -188,8 +188,10 @@ class FakeCuda:
                 -np.einsum("ij,ijk->jk", share, away) / beta**2
             )
         if mass:
-            free = np.exp(problem.log_terms(is_weighted=False) - value[:, None])
-            _at(mass, (n,), problem.kind)[:] = upstream @ free
+            most = float(np.finfo(problem.kind).max)
+            exponent = problem.log_terms(is_weighted=False) - value[:, None]
+            free = np.exp(np.minimum(exponent, math.log(most) - 1))
+            _at(mass, (n,), problem.kind)[:] = np.clip(upstream @ free, -most, most)
         if noise:
             terms = share * (problem.squares() / beta**3 - d / beta)
             _at(noise, (m,), np.float64)[:] = terms.sum(axis=1)

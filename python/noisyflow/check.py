@@ -167,10 +167,11 @@ def _cpu_functions() -> Any:
     def compute(points: Any, centers: Any, weights: Any, value: Any) -> Any:
         threads = runtime.num_threads()
         log_density = _core.log_density(points, centers, 0.1, weights, threads)
-        (_, mean, _) = _core.posterior_moments(
-            *(points, centers, 0.1, weights, 0.1**2, threads)
+        (gradient, _, _, _) = _core.log_density_gradients(
+            *(points, centers, 0.1, weights, value, np.ones_like(value)),
+            *(True, False, False, False, 0.0, threads),
         )
-        return log_density, mean
+        return log_density, gradient
 
     return compute
 
