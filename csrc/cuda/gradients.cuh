@@ -61,11 +61,14 @@ __global__ void offsets_kernel(const T* log_density, int64_t m, Nats nats, T* of
   if (!is_fine) atomicMax(is_rare, 1);
 }
 
+// Constants, since a kernel may not call std::numeric_limits.
+template <class T>
+constexpr double kLargest = double(std::numeric_limits<T>::max());
+
 template <class T>
 __device__ __forceinline__ T to_finite(double value) {
-  constexpr double kMost = double(std::numeric_limits<T>::max());
-  value = value > kMost ? kMost : value;
-  return T(value < -kMost ? -kMost : value);
+  value = value > kLargest<T> ? kLargest<T> : value;
+  return T(value < -kLargest<T> ? -kLargest<T> : value);
 }
 
 __device__ inline double sum_of_splits(const double* sums, int64_t d, int splits, int64_t rows,
@@ -301,11 +304,10 @@ __global__ void __launch_bounds__(kThreads, 3)
         }
       }
     }
-    if constexpr (What == kMass) continue;
 
     // -- sums of differences ---------------------------------------------------------------------
 #pragma unroll 1
-    for (int from = 0; from < int(pass.d); from += kDims) {
+    for (int from = 0; from < (What == kMass ? 0 : int(pass.d)); from += kDims) {
       T x[RM][CN], moment[RM][CN];
 #pragma unroll
       for (int r = 0; r < RM; ++r) {
@@ -455,6 +457,15 @@ __global__ void rare_centers_kernel(Pass<T> pass, const int* is_rare, const T* t
   if (threadIdx.x == 0) sums[j] += mass;
 }
 
+// Of N(x_i; y_j) over the density of x_i.
+template <class T>
+__device__ inline double weightless_exponent(const Pass<T>& pass, const T* tops, int64_t j,
+                                             int64_t i) {
+  const T square = square_between(pass.rows, j, pass.columns, i, pass.d, T(0));
+  const T offset = pass.offsets[i] == T(INFINITY) ? tops[i] : pass.offsets[i];
+  return double(square) * double(pass.minus_scale) - double(offset);
+}
+
 // The weight mass of light centers: the posterior without the weight, in double. A term of a center
 // of no weight may be as large as any number, so the largest exponent is taken out of the sum.
 template <class T>
@@ -462,26 +473,21 @@ __global__ void light_centers_kernel(Pass<T> pass, const T* tops, int splits, do
   __shared__ double scratch[kThreads];
   const int64_t j = blockIdx.x, m = pass.columns.count;
   if (!is_light(pass.weight_shift[j], pass.minus_scale)) return;
-  auto exponent_of = [&](int64_t i) {
-    const T square = square_between(pass.rows, j, pass.columns, i, pass.d, T(0));
-    const bool is_rare = pass.offsets[i] == T(INFINITY);
-    const double offset = is_rare ? double(tops[i]) : double(pass.offsets[i]);
-    return double(square) * double(pass.minus_scale) - offset;
-  };
   double top = -1e300;
   for (int64_t i = threadIdx.x; i < m; i += kThreads)
-    if (pass.factors[i] != 0) top = larger(top, exponent_of(i));
+    if (pass.factors[i] != 0) top = larger(top, weightless_exponent(pass, tops, j, i));
   scratch[threadIdx.x] = top;
   __syncthreads();
   for (int t = 0; t < kThreads; ++t) top = larger(top, scratch[t]);
   double mass = 0;
   for (int64_t i = threadIdx.x; i < m; i += kThreads)
-    if (pass.factors[i] != 0) mass += double(pass.factors[i]) * exp2(exponent_of(i) - top);
+    if (pass.factors[i] != 0)
+      mass += double(pass.factors[i]) * exp2(weightless_exponent(pass, tops, j, i) - top);
   mass = block_sum<T>(mass, scratch);
   if (threadIdx.x != 0) return;
-  const double half = 0.5 * top;  // a double may overflow here: to_finite() takes that
+  mass = mass != 0 ? mass * exp2(top) : 0;  // beyond 2^1024 infinite: to_finite() takes that
   for (int s = 0; s < splits; ++s)
-    sums[s * num_sums(pass.d) * pass.rows.count + j] = s == 0 ? mass * exp2(half) * exp2(half) : 0;
+    sums[s * num_sums(pass.d) * pass.rows.count + j] = s == 0 ? mass : 0;
 }
 
 }  // namespace cuda
