@@ -1,21 +1,11 @@
-// What kernels take from the device: 2^x, folds of sums, and the way to launch.
-//
-// Kernels are written against this file alone. With NOISYFLOW_HOST_SHIM the same sources compile
-// with the host's compiler (tests/cuda/host_shim.h supplies threads, barriers and LAUNCH), so each
-// PTX instruction has a twin in C++ beside it.
+// What kernels take from the device: 2^x and operations by one name for both types. Each PTX
+// instruction has a twin in C++ beside it, for the host's compiler (platform.h).
 
 #pragma once
 #include <cstdint>
 
-#if defined(NOISYFLOW_HOST_SHIM)
-#include "host_shim.h"
-#else
-#include <cuda_runtime.h>
-#define LAUNCH(kernel, grid, block, shared, stream, ...) \
-  kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
-#endif
-
 #include "../core/views.h"
+#include "platform.h"
 
 namespace noisyflow {
 namespace cuda {

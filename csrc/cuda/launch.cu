@@ -33,6 +33,9 @@ void check(const char* what, cudaError_t error) {
   fail(what, error);
 }
 
+// An error that someone before has left behind is not this call's.
+void forget_errors() { cudaGetLastError(); }
+
 // After a launch. Errors of the kernels themselves show at a later call, as all of CUDA's do.
 void check_launch(const char* kernel) {
   const cudaError_t error = cudaGetLastError();
@@ -364,6 +367,7 @@ int64_t workspace_bytes(Kind kind, int itemsize, int64_t m, int64_t n, int64_t d
 template <class T>
 void log_density(const PointsView<T>& points, const MixtureView<T>& mixture, T* out, Path path,
                  const Scratch& scratch) {
+  forget_errors();
   PartRanges ranges{nullptr, nullptr, kInner};
   if constexpr (sizeof(T) == 4) {
     const bool is_wanted =
@@ -385,6 +389,7 @@ double tensor_error_bound(int64_t d, double largest) {
 template <class T>
 void skipping_log_density(const PointsView<T>& points, const MixtureView<T>& mixture,
                           double max_lost_mass, T* out, const Scratch& scratch) {
+  forget_errors();
   const int64_t tiles = blocks_of(mixture.n, kTile);
   const unsigned parts = with_registers<T>(mixture.d, [&](auto registers) -> unsigned {
     constexpr int D = registers;
@@ -418,6 +423,7 @@ void skipping_log_density(const PointsView<T>& points, const MixtureView<T>& mix
 template <class T>
 void block_log_sums(const PointsView<T>& points, const MixtureView<T>& mixture, const int64_t* own,
                     const Membership* membership, const Parts<T>& out, const Scratch& scratch) {
+  forget_errors();
   LAUNCH(own_kernel<T>, dim3(blocks_of(points.m, kThreads)), dim3(kThreads), 0, to_stream(scratch),
          points, mixture, own, nats(mixture), out.own);
   check_launch("own_kernel");
@@ -437,6 +443,7 @@ void gradients(const PointsView<T>& points, const MixtureView<T>& mixture, const
   const MatrixView<T> x{points.points, points.stride, m};
   const MatrixView<T> y{mixture.centers, mixture.stride, n};
 
+  forget_errors();
   check("cudaMemsetAsync", cudaMemsetAsync(at.is_rare, 0, sizeof(int), stream));
   LAUNCH(offsets_kernel<T>, dim3(blocks_of(m, kThreads)), block, 0, stream, log_density, m,
          nats(mixture), at.offsets, at.is_rare);

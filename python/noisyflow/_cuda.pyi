@@ -25,6 +25,7 @@ def log_density(
     workspace_bytes: int,
     stream: Address,
 ) -> None: ...
+def tensor_error_bound(d: int, largest_norm_squared_over_2s2: float) -> float: ...
 def skipping_log_density(
     itemsize: int,
     points: Address,
