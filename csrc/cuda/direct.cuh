@@ -31,14 +31,13 @@ constexpr int kDoneRows = 128;  // of a flag in PartRanges::done
 template <class T>
 constexpr T kLowest = T(-0.875) * std::numeric_limits<T>::max();
 
-// An exponent relative to the largest, in [-inf, 0]. One FMA leaves the rounding of the largest in
-// it, which is right to the last bit. So far from zero that this rounding is worth powers of two,
-// it is taken off instead: the largest term must be there, and no term may overflow.
+// An exponent relative to the largest. One FMA keeps the rounding of the largest, a part of its
+// last bit, of either sign: it belongs to the sum. So far from zero that this rounding is worth
+// powers of two, it is taken off instead: the largest term must be there, and none may overflow.
 template <class T>
 __device__ __forceinline__ T below_top(T fused_exponent, T rounded_exponent, T top) {
   constexpr T kCoarse = T(8) / kEpsilon<T>;
-  const T t = top > -kCoarse ? fused_exponent : rounded_exponent - top;
-  return t < 0 ? t : T(0);
+  return top > -kCoarse ? fused_exponent : rounded_exponent - top;
 }
 
 // sum * 2^ref.
