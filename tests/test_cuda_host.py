@@ -231,12 +231,19 @@ def exact_gradients(
     with np.errstate(divide="ignore"):
         share = np.exp(log_kernel + np.log(w) - log_density[:, None])
     share = grad_output[:, None] * share
-    pull = share[:, :, None] * difference / noise_std**2
-    stretch = share * (squares / noise_std**2 - d) / noise_std
-    sums = [pull.sum(axis=1), -pull.sum(axis=0), mass.sum(axis=0), stretch.sum(axis=1)]
+    pull = difference / noise_std**2
+    stretch = (squares / noise_std**2 - d) / noise_std
+    sums = [
+        *(np.einsum("ij,ijk->ik", share, pull), -np.einsum("ij,ijk->jk", share, pull)),
+        *(mass.sum(axis=0), (share * stretch).sum(axis=1)),
+    ]
+    # Terms too small to count, or to be normal numbers, may be anything that small.
+    size = np.abs(share) + 1e-20 * np.abs(grad_output[:, None])
     sizes = [
-        *(np.abs(pull).sum(axis=1), np.abs(pull).sum(axis=0)),
-        *(np.abs(mass).sum(axis=0), np.abs(stretch).sum(axis=1)),
+        np.einsum("ij,ijk->ik", size, np.abs(pull)),
+        np.einsum("ij,ijk->jk", size, np.abs(pull)),
+        np.abs(mass).sum(axis=0) + 1e-20 * np.abs(grad_output).sum(),
+        (size * np.abs(stretch)).sum(axis=1),
     ]
     return [log_density, sums, sizes]
 
@@ -256,9 +263,10 @@ def test_gradients_match_the_reference(
         )
         saved = log_density.astype(dtype)
         ours = cuda.gradients(points, centers, noise_std, weights, saved, grad_output)
-        # Of a term: its exponent's roundings, the saved value's, and a few of its own.
+        # Of a term: its exponent's roundings, up to 46 from the smallest (1e-20), the
+        # saved value's, and a few of its own.
         relative = allowed_error(log_density, n, d, noise_std, dtype)
-        relative += 20 * np.finfo(dtype).eps
+        relative += (20 + (d + 4) * 46 / 2) * np.finfo(dtype).eps
         for k, (out, expected, size) in enumerate(zip(ours, sums, sizes, strict=True)):
             assert np.isfinite(out).all()
             with np.errstate(invalid="ignore"):
@@ -331,7 +339,7 @@ def test_far_centers_are_skipped_and_the_rest_is_right(
 def test_what_skipping_leaves_out_is_within_its_bound(
     cuda: cuda_host.HostCuda, rng: np.random.Generator
 ) -> None:
-    """In float64, where rounding hides nothing: a change, and at most the share asked."""
+    """In float64, where rounding hides nothing: a change, within the share asked."""
     points = np.sort(rng.uniform(0, 1, (700, 1)), axis=0)
     centers = np.sort(rng.uniform(0, 1, (3000, 1)), axis=0)
     exact = exact_log_density(points, centers, 0.02)
@@ -384,7 +392,7 @@ def test_rivals_equally_near_are_within_the_bound_of_the_tensor_path(
 ) -> None:
     """Two centers at each point's distance: either's exponent enters by half."""
     seen = set()
-    for noise_std in (0.01, 0.2, 0.7, 1.5):
+    for noise_std in (0.003, 0.2, 0.7, 1.5):
         points = rng.uniform(-1, 1, (60, d))
         normals = rng.standard_normal((2, 60, d))
         normals *= 2 * noise_std / np.linalg.norm(normals, axis=2, keepdims=True)
@@ -410,7 +418,7 @@ def test_points_out_of_reach_of_four_products_are_evaluated_by_six(
     ours, products = tensor_log_density(cuda, points, centers, 1.0)
     rounding = np.spacing(np.abs(exact).astype(np.float32)) / 2
     assert (np.abs(ours - exact) <= 2e-5 + rounding).all()
-    # Four of each for the first block, the same for 128 columns of the second, then six.
+    # Four for the first block and for 128 columns of the second, then six for that.
     assert products == pytest.approx((4 + 4 * 128 / 320 + 6) / 2)
 
 
@@ -484,7 +492,7 @@ def build_program(folder: Path, name: str, options: list[str], csrc: Path) -> Pa
     if name == "check_launches":
         sources.append(csrc / "cuda" / "launch.cu")
     program = folder / name
-    cuda_host.compile_host(program, sources, ["-O1", *options, f"-I{csrc}"])
+    cuda_host.compile_host(program, sources, ["-O0", *options, f"-I{csrc}"])
     return program
 
 
