@@ -1,7 +1,8 @@
 """The CUDA module compiled by the host's compiler, and arrays handed to it as pointers.
 
-`build` compiles csrc/cuda and its bindings with tests/cuda/host_shim.h in the place of
-CUDA's headers: a module with the interface of `_cuda` whose device memory is the host's.
+`build` compiles csrc/cuda and its bindings with tests/cuda/host_shim.h in the place
+of CUDA's headers: a module with the interface of `_cuda` whose device memory is the
+host's.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def missing() -> str | None:
 
 def flags() -> list[str]:
     shim = ROOT / "tests" / "cuda"
-    # Contraction as nvcc does it. FMA in hardware, where there is one: fmaf() in software
-    # takes most of the time otherwise.
+    # Contraction as nvcc does it. FMA in hardware, where there is one: fmaf() in
+    # software takes most of the time otherwise.
     return [
         *("-std=c++17", "-march=native", "-ffp-contract=fast", "-Wno-unknown-pragmas"),
         *("-DNOISYFLOW_HOST_SHIM", f"-I{shim}"),
@@ -225,7 +226,7 @@ class HostCuda:
         grad_output: Any,
         wanted: tuple[bool, bool, bool, bool] = (True, True, True, True),
     ) -> list[Any]:
-        """grad_points, grad_centers, weight_mass and noise_terms; None if not wanted."""
+        """grad_points, grad_centers, weight_mass, noise_terms; None if not wanted."""
         shapes = [points.shape, centers.shape, (len(centers),), (len(points),)]
         dtypes = [points.dtype, points.dtype, points.dtype, np.dtype(float)]
         outs = [
