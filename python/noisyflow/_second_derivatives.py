@@ -22,8 +22,9 @@ import torch
 
 Tensor = torch.Tensor
 
-# Pairs times dimensions at a time: 8 MB.
-_CHUNK = 2**20
+# Pairs times dimensions at a time: 0.5 MB, and some ten of them at once. The best of
+# 2^12 to 2^20 on a CPU with 2 MB of cache per core; the largest took 1.5 times as long.
+_CHUNK = 2**16
 # Of exp() where a center of weight 0 is nearer than all others. Weights from e^-300 up
 # are not concerned, and products of a few such terms do not overflow.
 _MOST_EXPONENT = 300.0
