@@ -315,11 +315,12 @@ def test_isolated_and_coincident_points(rng, cpu_target, dtype, d, distance):
     assert np.abs(sums).max() <= 1e-5 * total
 
 
-def test_points_beyond_the_log_densitys_digits(rng, cpu_target):
-    """Exponents of 10^10, where a float log-density is right to 10^3 nats."""
+@pytest.mark.parametrize("distance", [4e3, 1.5e5])
+def test_points_beyond_the_log_densitys_digits(rng, cpu_target, distance):
+    """Exponents of 10^7 and 10^10, where a float log-density is right to 1 and 10^3."""
     problem = make_problem(rng, 40, 30, 3, 1.0, np.float32, is_weighted=True)
     points = problem.points
-    points[:20] += np.float32(1.5e5) * rng.normal(size=(20, 3)).astype(np.float32)
+    points[:20] += np.float32(distance) * rng.normal(size=(20, 3)).astype(np.float32)
     problem = problem._replace(points=points)
     found, exact = problem.gradients(), problem.exact()
     for which in (0, 1):
