@@ -177,9 +177,11 @@ def test_dense_moments_are_those_of_the_cpu(
     far: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also for points far from all centers, and in pieces."""
+    """Also for points far from all centers, or near a few of them, and in pieces."""
     (x, y, w) = problem(rng, dtype)
+    y[-4:] += dtype(far)  # most of them in a piece of their own
     x[::3] += dtype(far)
+    x[1::3] -= dtype(far)
     w = w if is_weighted else None
     exact = noisyflow.posterior_moments(
         *(part.astype(np.float64) for part in (x, y)),
@@ -465,14 +467,17 @@ def test_strides_of_any_kind_give_the_same(
     fake: FakeCuda, rng: np.random.Generator, change: Any
 ) -> None:
     (x, y, _) = problem(rng, np.float64)
-    (points, centers) = (change(posing(x)), change(posing(y)))
-    exact = _reference.mixture_log_density(
-        points.contiguous().resolve_neg().numpy(),
-        centers.contiguous().resolve_neg().numpy(),
-        0.4,
-    )
-    found = _device.log_density(points, centers, 0.4)
-    np.testing.assert_allclose(found.numpy(), exact, rtol=1e-12)
+    for points, centers in (
+        (change(posing(x)), posing(y)),
+        (posing(x), change(posing(y))),
+    ):
+        exact = _reference.mixture_log_density(
+            points.contiguous().resolve_neg().numpy(),
+            centers.contiguous().resolve_neg().numpy(),
+            0.4,
+        )
+        found = _device.log_density(points, centers, 0.4)
+        np.testing.assert_allclose(found.numpy(), exact, rtol=1e-12)
 
 
 def test_sparse_tensors_are_refused(
