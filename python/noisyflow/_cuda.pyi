@@ -1,4 +1,7 @@
-"""The compiled border to CUDA, readable. Addresses are `data_ptr()`, strides in elements."""
+"""The compiled border to CUDA, readable.
+
+Addresses are `data_ptr()`, strides count elements.
+"""
 
 Address = int
 
