@@ -96,7 +96,7 @@ class Kernel:
         return Counter(name.split(".")[0] for name in names)
 
     def main_loop(self) -> Counter[str]:
-        """The innermost loop that computes most; that with matrices, if there is one."""
+        """The innermost loop that computes most; with matrices, if there are any."""
         matrices = any(loop["HMMA"] for loop in self.loops())
         work = ("HMMA",) if matrices else ("FFMA", "DFMA", "MUFU")
         return max(self.loops(), key=lambda loop: sum(loop[name] for name in work))

@@ -272,7 +272,7 @@ def test_gradients_match_the_reference(
             with np.errstate(invalid="ignore"):
                 wrong = np.abs(out - expected) > relative * size
             # Weights of zero: mass beyond the largest number saturates there.
-            wrong &= ~((expected > np.finfo(dtype).max) & (out > 1e37))
+            wrong &= ~((np.abs(expected) > np.finfo(dtype).max) & (np.abs(out) > 1e37))
             assert not wrong.any(), (m, n, noise_std, k)
 
 
@@ -333,7 +333,8 @@ def test_far_centers_are_skipped_and_the_rest_is_right(
         exact = exact_log_density(points, centers, noise_std, weights)
         allowed = allowed_error(exact, len(centers), d, noise_std, dtype)
         assert np.abs(ours - exact).max() <= lost + allowed
-    assert work[10.0] < 0.6 * work[0.0]
+    if d <= (20 if dtype == np.float32 else 3):  # beyond, every pair is evaluated
+        assert work[10.0] < 0.6 * work[0.0]
 
 
 def test_what_skipping_leaves_out_is_within_its_bound(
@@ -392,7 +393,7 @@ def test_rivals_equally_near_are_within_the_bound_of_the_tensor_path(
 ) -> None:
     """Two centers at each point's distance: either's exponent enters by half."""
     seen = set()
-    for noise_std in (0.003, 0.2, 0.7, 1.5):
+    for noise_std in (0.003, 0.05, 0.2, 1.5):
         points = rng.uniform(-1, 1, (60, d))
         normals = rng.standard_normal((2, 60, d))
         normals *= 2 * noise_std / np.linalg.norm(normals, axis=2, keepdims=True)
@@ -404,7 +405,7 @@ def test_rivals_equally_near_are_within_the_bound_of_the_tensor_path(
         if products > 0:
             assert (np.abs(ours - exact) <= 2e-5 + rounding).all()
         seen.add(products)
-    assert {0, 4} < seen, seen
+    assert seen >= {0, 4}
     assert max(seen) >= 6
 
 

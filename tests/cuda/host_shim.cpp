@@ -216,7 +216,7 @@ struct Pool {
   std::condition_variable begin, end;
   const std::function<void()>* kernel = nullptr;
   uint64_t generation = 0;
-  unsigned num_left = 0;
+  unsigned size = 0, num_left = 0;
   bool is_over = false;
 
   void work(unsigned index, uint64_t seen) {
@@ -225,7 +225,7 @@ struct Pool {
       begin.wait(lock, [&] { return is_over || generation != seen; });
       if (is_over) return;
       seen = generation;
-      if (index >= num_threads) continue;
+      if (index >= size) continue;
       current = threads[index].get();
       lock.unlock();
       (*kernel)();
@@ -242,7 +242,7 @@ struct Pool {
       workers.emplace_back(&Pool::work, this, static_cast<unsigned>(workers.size()), generation);
     }
     kernel = &block;
-    num_left = num_threads;
+    size = num_left = num_threads;
     ++generation;
     begin.notify_all();
     end.wait(lock, [&] { return num_left == 0; });
