@@ -335,6 +335,17 @@ def test_points_beyond_the_log_densitys_digits(rng, cpu_target, distance):
     )
 
 
+def test_far_points_between_two_centers(rng, cpu_target):
+    """What decides is 1e-8 of the squared distances, and of the log-density."""
+    centers = np.array([[1, 0], [-1, 0]], np.float32)
+    points = rng.normal(size=(40, 2)).astype(np.float32)
+    points[:, 1] += np.float32(1.2e4)
+    problem = Problem(points, centers, 1.0, None, np.ones(40, np.float32))
+    found, exact = problem.gradients(), problem.exact()
+    np.testing.assert_allclose(found[0], exact[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[2], exact[2], rtol=1e-5)
+
+
 @pytest.mark.parametrize("wrong", [40.0, -40.0, 1e4, -1e4, np.nan, np.inf, -np.inf])
 def test_a_wrong_log_density_costs_time_alone(rng, cpu_target, dtype, wrong):
     problem = make_problem(rng, 60, 50, 3, 0.5, dtype, is_weighted=True)
@@ -393,9 +404,10 @@ def test_no_points_and_one_center(cpu_target, dtype):
     assert of_noise_std == pytest.approx(0)  # |x - y|^2 = 2 = d
 
 
-@pytest.mark.parametrize("light", [0.0, 1e-30])
-def test_weights_near_zero(rng, cpu_target, dtype, light):
+@pytest.mark.parametrize("is_zero", [False, True])
+def test_weights_near_zero(rng, cpu_target, dtype, is_zero):
     """Centers that are as good as absent, and far nearer to points than all others."""
+    light = 0 if is_zero else float(np.finfo(dtype).tiny) / 16
     problem = make_problem(rng, 40, 30, 2, 0.2, dtype)
     weights = np.full(30, 1 / 20)
     weights[::3] = light
@@ -403,12 +415,10 @@ def test_weights_near_zero(rng, cpu_target, dtype, light):
     assert_exact(problem, problem.gradients())
     # exp(r^2 / 2 s^2) overflows: both signs of the largest number, never their sum.
     centers = np.array([[0.0], [100.0], [-100.0]], dtype)
-    weights = np.array([1 - 2 * light, light, light], dtype)
+    weights = np.array([1, 0, 0], dtype)
     points = np.array([[100.0], [-100.0], [0.1]], dtype)
     gains = np.array([1, -1, 1], dtype)
     extreme = Problem(points, centers, 1.0, weights, gains)
-    if light:
-        extreme = extreme._replace(weights=np.array([1, 0, 0], dtype))
     of_points, of_centers, of_weights, _ = extreme.gradients()
     most = np.finfo(dtype).max
     np.testing.assert_array_equal(of_weights[1:], [most, -most])
@@ -462,6 +472,22 @@ def test_skipping_is_certified(rng, cpu_target, dtype, max_lost_mass, d, is_weig
     if max_lost_mass >= 1e-2 and d < 8:  # something was left out
         everything = problem.gradients()
         assert np.abs(found[0] - everything[0]).max() > 1e-12
+
+
+@pytest.mark.parametrize("beyond", [0.5, 4.0, 7.0, 9.0])
+def test_skipping_counts_second_moments(rng, cpu_target, beyond):
+    """All but one center where their mass could be left out, and their squares not."""
+    m, n, max_lost_mass = 1000, 1100, 1e-6
+    centers = np.full((n, 1), np.sqrt(-2 * np.log(max_lost_mass / 2 / n) + beyond))
+    centers[0] = 0
+    centers += 1e-6 * rng.normal(size=(n, 1))
+    points = 1e-6 * rng.normal(size=(m, 1))
+    problem = Problem(points, centers, 1.0, None, np.ones(m))
+    found, exact = problem.gradients(max_lost_mass=max_lost_mass), problem.exact()
+    assert np.abs(found[0] - exact[0]).max() <= max_lost_mass
+    assert np.abs(found[1] - exact[1]).sum() <= max_lost_mass * m
+    assert abs(found[3] - exact[3]) <= max_lost_mass * m
+    assert (problem.pairs(max_lost_mass) < m * n) == (beyond > 8)
 
 
 def test_skipping_takes_every_pair_where_it_does_not_pay(rng, dtype):

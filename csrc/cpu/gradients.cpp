@@ -591,6 +591,7 @@ class Gradients {
 
   void add_far_to_centers() {
     if (far_.empty()) return;
+    const double unit_weight = task_.weights ? 1 : 1 / double(n_);  // uniform ones are in no term
     parallel_for(n_, num_threads_, [&](int, int64_t j) {
       std::vector<double> sums(static_cast<size_t>(d_));
       for (size_t at = 0; at < far_.size(); ++at) {
@@ -598,8 +599,8 @@ class Gradients {
         const Far& far = found_[at];
         const double gain = unit_gain(i);
         if (task_.grad_weights)
-          extra_[size_t(j)].add(gain,
-                                exponent_ * (far.nearest - square(i, j)) - std::log(far.mass));
+          extra_[size_t(j)].add(
+              gain, exponent_ * (far.nearest - square(i, j)) - std::log(far.mass * unit_weight));
         if (!(weight(j) > 0)) continue;
         const double p = gain * term(far, i, j);
         for (int64_t k = 0; p != 0 && k < d_; ++k) sums[size_t(k)] -= p * difference(i, j, k);
