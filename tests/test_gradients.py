@@ -346,7 +346,9 @@ def test_far_points_between_two_centers(rng, cpu_target):
     np.testing.assert_allclose(found[2], exact[2], rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [40.0, -40.0, 1e4, -1e4, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "wrong", [3.0, -3.0, 40.0, -40.0, 1e4, -1e4, np.nan, np.inf, -np.inf]
+)
 def test_a_wrong_log_density_costs_time_alone(rng, cpu_target, dtype, wrong):
     problem = make_problem(rng, 60, 50, 3, 0.5, dtype, is_weighted=True)
     saved = problem.log_density()
