@@ -487,41 +487,28 @@ __device__ __forceinline__ T exponent(T high, T low, T minus_scale, T ref) {
   return TileShape<T>::kIsFloat ? fused(low, -minus_scale, t) : t;
 }
 
-// As log_sums_kernel, any d; a block has TileShape::kRows rows.
+// The sums of a thread's rows over its columns of tiles.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 3)
-    tiled_log_sums_kernel(PointsView<T> points, MixtureView<T> mixture, T minus_scale,
-                          int64_t per_split, PartRanges ranges, LogTerm<T>* terms) {
+struct TiledSums {
   using Shape = TileShape<T>;
-  constexpr int RM = Shape::kRowsEach, CN = Shape::kColumnsEach;
-  __shared__ __align__(16) T shared[Shape::kShared];
-  __shared__ int scratch[kThreads / 32];
-  __shared__ CommonRange common;
-  const int64_t first_row = int64_t(blockIdx.x) * Shape::kRows;
-  static_assert(kDoneRows % Shape::kRows == 0, "one flag for a block");
-  if (ranges.done && ranges.done[first_row / kDoneRows]) return;
-  const int64_t own_row = first_row + threadIdx.x / 16 * RM;  // the thread's first
-  const int own_column = threadIdx.x % 16 * CN;
-  const MatrixView<T> x{points.points, points.stride, points.m};
-
+  static constexpr int RM = Shape::kRowsEach, CN = Shape::kColumnsEach;
   T ref[RM], sum[RM], lost[RM];
-#pragma unroll
-  for (int r = 0; r < RM; ++r) {
-    ref[r] = kLowest<T>;
-    sum[r] = lost[r] = 0;
-  }
-  find_common_range<RM, kThreads>(ranges, own_row, 1, points.m, scratch, common);
 
-  int64_t begin = blockIdx.y * per_split;
-  const int64_t end = begin + per_split < mixture.n ? begin + per_split : mixture.n;
-  const MatrixView<T> y{mixture.centers, mixture.stride, end};
-  if (common.least_begin > begin)
-    begin += (common.least_begin - begin) / Shape::kColumns * Shape::kColumns;
-#pragma unroll 1
-  for (int64_t j = begin; j < end && j < common.most_end; j += Shape::kColumns) {
-    const int tile_end = int(j + Shape::kColumns < end ? j + Shape::kColumns : end);
-    if (common.has_none(int(j), tile_end)) continue;
-    const bool has_all = common.has_all(int(j), tile_end);
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int r = 0; r < RM; ++r) {
+      ref[r] = kLowest<T>;
+      sum[r] = lost[r] = 0;
+    }
+  }
+
+  // Columns [j, j + kColumns), none from `end` on. range_of(r) where not all of them count.
+  template <class RangeOf>
+  __device__ __forceinline__ void add_tile(const PointsView<T>& points,
+                                           const MixtureView<T>& mixture, int64_t first_row,
+                                           int64_t j, int64_t end, T minus_scale, bool has_all,
+                                           T* shared, RangeOf range_of) {
+    const int own_column = threadIdx.x % 16 * CN;
     T high[RM][CN], low[RM][CN];
 #pragma unroll
     for (int c = 0; c < CN; ++c) {
@@ -534,7 +521,8 @@ __global__ void __launch_bounds__(kThreads, 3)
         low[r][c] = 0;
       }
     }
-    add_squares<T>(x, first_row, y, j, mixture.d, shared, high, low);
+    add_squares<T>({points.points, points.stride, points.m}, first_row,
+                   {mixture.centers, mixture.stride, end}, j, mixture.d, shared, high, low);
 
 #pragma unroll
     for (int r = 0; r < RM; ++r) {
@@ -543,8 +531,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       for (int c = 0; c < CN; ++c)
         terms_sum += pow2(exponent(high[r][c], low[r][c], minus_scale, ref[r]));
       if (!(has_all && terms_sum < T(kSettled))) {  // as RowSums::settle
-        const int64_t i = own_row + r < points.m ? own_row + r : points.m - 1;
-        const PartRanges::Range range = has_all ? PartRanges::all() : ranges.of(i);
+        const PartRanges::Range range = has_all ? PartRanges::all() : range_of(r);
         T top = ref[r];
 #pragma unroll
         for (int c = 0; c < CN; ++c)
@@ -569,20 +556,55 @@ __global__ void __launch_bounds__(kThreads, 3)
     }
   }
 
-  // -- the 16 threads that share a row ------------------------------------------------------------
+  // Adds up the 16 threads that share a row; the first of them writes it.
+  __device__ __forceinline__ void write(int64_t own_row, int64_t m, LogTerm<T>* terms) {
 #pragma unroll
-  for (int r = 0; r < RM; ++r) {
+    for (int r = 0; r < RM; ++r) {
 #pragma unroll
-    for (int lanes = 8; lanes > 0; lanes /= 2) {
-      const T other_ref = __shfl_xor_sync(0xffffffffu, ref[r], lanes);
-      const T other_sum = __shfl_xor_sync(0xffffffffu, sum[r], lanes);
-      const T top = larger(ref[r], other_ref);
-      sum[r] = sum[r] * pow2(ref[r] - top) + other_sum * pow2(other_ref - top);
-      ref[r] = top;
+      for (int lanes = 8; lanes > 0; lanes /= 2) {
+        const T other_ref = __shfl_xor_sync(0xffffffffu, ref[r], lanes);
+        const T other_sum = __shfl_xor_sync(0xffffffffu, sum[r], lanes);
+        const T top = larger(ref[r], other_ref);
+        sum[r] = sum[r] * pow2(ref[r] - top) + other_sum * pow2(other_ref - top);
+        ref[r] = top;
+      }
+      if (threadIdx.x % 16 == 0 && own_row + r < m)
+        terms[blockIdx.y * m + own_row + r] = {ref[r], sum[r]};
     }
-    if (threadIdx.x % 16 == 0 && own_row + r < points.m)
-      terms[blockIdx.y * points.m + own_row + r] = {ref[r], sum[r]};
   }
+};
+
+// As log_sums_kernel, any d; a block has TileShape::kRows rows.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 3)
+    tiled_log_sums_kernel(PointsView<T> points, MixtureView<T> mixture, T minus_scale,
+                          int64_t per_split, PartRanges ranges, LogTerm<T>* terms) {
+  using Shape = TileShape<T>;
+  constexpr int RM = Shape::kRowsEach;
+  __shared__ __align__(16) T shared[Shape::kShared];
+  __shared__ int scratch[kThreads / 32];
+  __shared__ CommonRange common;
+  const int64_t first_row = int64_t(blockIdx.x) * Shape::kRows;
+  static_assert(kDoneRows % Shape::kRows == 0, "one flag for a block");
+  if (ranges.done && ranges.done[first_row / kDoneRows]) return;
+  const int64_t own_row = first_row + threadIdx.x / 16 * RM;  // the thread's first
+  TiledSums<T> sums;
+  sums.clear();
+  find_common_range<RM, kThreads>(ranges, own_row, 1, points.m, scratch, common);
+
+  int64_t begin = blockIdx.y * per_split;
+  const int64_t end = begin + per_split < mixture.n ? begin + per_split : mixture.n;
+  if (common.least_begin > begin)
+    begin += (common.least_begin - begin) / Shape::kColumns * Shape::kColumns;
+#pragma unroll 1
+  for (int64_t j = begin; j < end && j < common.most_end; j += Shape::kColumns) {
+    const int tile_end = int(j + Shape::kColumns < end ? j + Shape::kColumns : end);
+    if (common.has_none(int(j), tile_end)) continue;
+    sums.add_tile(
+        points, mixture, first_row, j, end, minus_scale, common.has_all(int(j), tile_end), shared,
+        [&](int r) { return ranges.of(own_row + r < points.m ? own_row + r : points.m - 1); });
+  }
+  sums.write(own_row, points.m, terms);
 }
 
 // -- to nats -------------------------------------------------------------------------------------

@@ -290,25 +290,36 @@ unsigned launch_pass(const Pass<T>& pass, int what, double* sums, cudaStream_t s
 
 constexpr int kSkippingRows = 4;  // of a thread: 128 of a warp, in one box
 
-// Corners of boxes.
-int64_t box_numbers(int64_t n, int64_t d) { return 2 * d * int64_t(blocks_of(n, kTile)); }
+// What has a box, and how the boxes of columns are split; D as in with_registers.
+template <class T, int D>
+struct SkippingTiles {
+  static constexpr bool kHasRowBoxes = D == 0;
+  static constexpr int kRows = D > 0 ? kWarp * kSkippingRows : TileShape<T>::kRows;
+  static constexpr int kColumns = D > 0 ? kTile : TileShape<T>::kColumns;
 
-// In tiles. A split looks at the boxes of all tiles once, for the nearest.
-Split split_tiles(int64_t m, int64_t tiles) {
-  constexpr int64_t kRows = kWarp * kSkippingRows, kLeastTiles = 4 * kWarp;
-  const int64_t row_blocks = (m + kRows - 1) / kRows;
-  int64_t parts = (2 * kWantedBlocks + row_blocks - 1) / row_blocks;
-  parts = std::max<int64_t>(std::min(parts, tiles / kLeastTiles), 1);
-  const int64_t each = ((tiles + parts - 1) / parts + kWarp - 1) / kWarp * kWarp;
-  return {each, blocks_of(tiles, each)};
-}
+  // In boxes. Every split looks at all boxes once, for the nearest.
+  static Split split(int64_t m, int64_t n) {
+    constexpr int64_t kLeast = 128;
+    const int64_t row_blocks = blocks_of(m, kRows), tiles = blocks_of(n, kColumns);
+    int64_t parts = (2 * kWantedBlocks + row_blocks - 1) / row_blocks;
+    parts = std::max<int64_t>(std::min(parts, tiles / kLeast), 1);
+    const int64_t each = ((tiles + parts - 1) / parts + kLeast - 1) / kLeast * kLeast;
+    return {each, blocks_of(tiles, each)};
+  }
+
+  static int64_t bytes(int64_t m, int64_t n, int64_t d) {
+    const int64_t boxes = blocks_of(n, kColumns) + (kHasRowBoxes ? blocks_of(m, kRows) : 0);
+    return 2 * d * boxes * int64_t(sizeof(T)) +
+           int64_t(split(m, n).parts) * m * int64_t(sizeof(LogTerm<T>));
+  }
+};
 
 template <class T>
 int64_t bytes_for(Kind kind, int64_t m, int64_t n, int64_t d) {
   if (kind == Kind::kGradients) return GradientScratch<T>(m, n, d, nullptr).bytes;
-  if (kind == Kind::kSkipping && with_registers<T>(d, [](auto registers) { return registers > 0; }))
-    return box_numbers(n, d) * int64_t(sizeof(T)) +
-           int64_t(split_tiles(m, blocks_of(n, kTile)).parts) * m * int64_t(sizeof(LogTerm<T>));
+  if (kind == Kind::kSkipping)
+    return with_registers<T>(
+        d, [&](auto registers) { return SkippingTiles<T, registers>::bytes(m, n, d); });
   const bool has_tensor = kind == Kind::kLogDensity && has_tensor_path<T>(d);
   return sums_bytes<T>(m, n, d) + (has_tensor ? tensor_workspace_bytes(m, n, d) : 0);
 }
@@ -390,34 +401,41 @@ template <class T>
 void skipping_log_density(const PointsView<T>& points, const MixtureView<T>& mixture,
                           double max_lost_mass, T* out, const Scratch& scratch) {
   forget_errors();
-  const int64_t tiles = blocks_of(mixture.n, kTile);
-  const unsigned parts = with_registers<T>(mixture.d, [&](auto registers) -> unsigned {
-    constexpr int D = registers;
-    if constexpr (D > 0) {
-      T* const boxes = static_cast<T*>(scratch.memory);
-      auto* const terms = reinterpret_cast<LogTerm<T>*>(boxes + box_numbers(mixture.n, mixture.d));
-      LAUNCH(boxes_kernel<T>, dim3(unsigned(tiles)), dim3(kWarp), 0, to_stream(scratch), mixture,
-             tiles, boxes);
+  const cudaStream_t stream = to_stream(scratch);
+  const int64_t m = points.m, n = mixture.n, d = mixture.d;
+  // As TreeScale on the CPU; 0.01: the rounding of the sum.
+  const T log2_allowed = T((mixture.weight_shift ? 0 : std::log2(double(n))) -
+                           std::log2(max_lost_mass) + std::log2(1 + max_lost_mass) + 0.01);
+  with_registers<T>(d, [&](auto registers) {
+    using Tiles = SkippingTiles<T, registers>;
+    const unsigned row_tiles = blocks_of(m, Tiles::kRows), tiles = blocks_of(n, Tiles::kColumns);
+    T* const boxes = static_cast<T*>(scratch.memory);
+    T* const row_boxes = boxes + 2 * d * tiles;
+    auto* const terms = reinterpret_cast<LogTerm<T>*>(
+        row_boxes + (Tiles::kHasRowBoxes ? 2 * d * int64_t(row_tiles) : 0));
+    LAUNCH(boxes_kernel<T>, dim3(tiles), dim3(kWarp), 0, stream,
+           MatrixView<T>{mixture.centers, mixture.stride, n}, d, Tiles::kColumns, tiles, boxes);
+    check_launch("boxes_kernel");
+    const Split split = Tiles::split(m, n);
+    const dim3 grid(row_tiles, split.parts);
+    if constexpr (Tiles::kHasRowBoxes) {
+      LAUNCH(boxes_kernel<T>, dim3(row_tiles), dim3(kWarp), 0, stream,
+             MatrixView<T>{points.points, points.stride, m}, d, Tiles::kRows, row_tiles, row_boxes);
       check_launch("boxes_kernel");
-      // As TreeScale on the CPU; 0.01: the rounding of the sum.
-      const double log2_allowed = (mixture.weight_shift ? 0 : std::log2(double(mixture.n))) -
-                                  std::log2(max_lost_mass) + std::log2(1 + max_lost_mass) + 0.01;
-      const Split split = split_tiles(points.m, tiles);
-      const dim3 grid(blocks_of(points.m, kWarp * kSkippingRows), split.parts);
-      const auto kernel = &skipping_kernel<T, D, kSkippingRows, 4>;
-      LAUNCH(kernel, grid, dim3(kWarp), 0, to_stream(scratch), points, mixture,
-             minus_scale(mixture), T(log2_allowed), boxes, int(tiles), int(split.each), terms);
-      check_launch("skipping_kernel");
-      LAUNCH(merge_kernel<T>, dim3(blocks_of(points.m, kThreads)), dim3(kThreads), 0,
-             to_stream(scratch), terms, points.m, int(split.parts), nats(mixture), nullptr, out);
-      check_launch("merge_kernel");
-      return split.parts;
+      LAUNCH(tiled_skipping_kernel<T>, grid, dim3(kThreads), 0, stream, points, mixture,
+             minus_scale(mixture), log2_allowed, row_boxes, int(row_tiles), boxes, int(tiles),
+             int(split.each), terms);
+      check_launch("tiled_skipping_kernel");
     } else {
-      return 0;
+      const auto kernel = &skipping_kernel<T, registers, kSkippingRows, 4>;
+      LAUNCH(kernel, grid, dim3(kWarp), 0, stream, points, mixture, minus_scale(mixture),
+             log2_allowed, boxes, int(tiles), int(split.each), terms);
+      check_launch("skipping_kernel");
     }
+    LAUNCH(merge_kernel<T>, dim3(blocks_of(m, kThreads)), dim3(kThreads), 0, stream, terms, m,
+           int(split.parts), nats(mixture), nullptr, out);
+    check_launch("merge_kernel");
   });
-  // Boxes of many dimensions leave out little; in double, 2^x is what takes time.
-  if (parts == 0) log_sums(points, mixture, PartRanges{nullptr, nullptr, kInner}, out, scratch);
 }
 
 template <class T>

@@ -1,11 +1,12 @@
 // Log-densities that leave out far tiles of centers, for points and centers in a spatial order
 // (neighbours one after another).
 //
-// One warp owns 32 R rows and walks over boxes of 128 centers each, 32 boxes at a time. The tile
-// whose box is nearest comes first, so that references and sums are good before anything else; then
-// tiles outward from there. A box is left out if no term in it can be as large as max_lost_mass / n
-// of any row's sum so far: sums only grow, and all that is left out then adds up to less than
-// max_lost_mass of the sum (docs/numerics.md, section 6; csrc/cpu/tree_log_density-inl.h).
+// In few dimensions one warp owns 32 R rows and walks over boxes of 128 centers each, 32 boxes at a
+// time. The tile whose box is nearest comes first, so that references and sums are good before
+// anything else; then tiles outward from there. A box is left out if no term in it can be as large
+// as max_lost_mass / n of any row's sum so far: sums only grow, and all that is left out then adds
+// up to less than max_lost_mass of the sum (docs/numerics.md, section 6;
+// csrc/cpu/tree_log_density-inl.h).
 
 #pragma once
 #include "direct.cuh"
@@ -15,15 +16,16 @@ namespace cuda {
 
 constexpr int kWarp = 32;
 
-// Corners of the boxes of all tiles: component (2 k + side) of tile t at [component * tiles + t].
+// Corners of the boxes of `size` rows each: component (2 k + side) of box t at [component * count
+// + t].
 template <class T>
-__global__ void boxes_kernel(MixtureView<T> mixture, int64_t tiles, T* boxes) {
-  const int64_t tile = blockIdx.x;
-  const int64_t end = (tile + 1) * kTile < mixture.n ? (tile + 1) * kTile : mixture.n;
-  for (int64_t k = 0; k < mixture.d; ++k) {
+__global__ void boxes_kernel(MatrixView<T> matrix, int64_t d, int size, int64_t count, T* boxes) {
+  const int64_t box = blockIdx.x;
+  const int64_t end = (box + 1) * size < matrix.count ? (box + 1) * size : matrix.count;
+  for (int64_t k = 0; k < d; ++k) {
     T low = kNever<T>, high = -kNever<T>;
-    for (int64_t j = tile * kTile + threadIdx.x; j < end; j += kWarp) {
-      const T y = mixture.centers[j * mixture.stride + k];
+    for (int64_t j = box * size + threadIdx.x; j < end; j += kWarp) {
+      const T y = matrix.rows[j * matrix.stride + k];
       low = y < low ? y : low;
       high = y > high ? y : high;
     }
@@ -35,8 +37,8 @@ __global__ void boxes_kernel(MixtureView<T> mixture, int64_t tiles, T* boxes) {
       high = other_high > high ? other_high : high;
     }
     if (threadIdx.x != 0) continue;
-    boxes[2 * k * tiles + tile] = low;
-    boxes[(2 * k + 1) * tiles + tile] = high;
+    boxes[2 * k * count + box] = low;
+    boxes[(2 * k + 1) * count + box] = high;
   }
 }
 
@@ -184,6 +186,133 @@ __global__ void __launch_bounds__(kWarp, 12)
     const int64_t i = first + r * kWarp;
     if (i < points.m) terms[blockIdx.y * points.m + i] = {rows.ref[r], rows.sum[r]};
   }
+}
+
+// -- many dimensions, or double ------------------------------------------------------------------
+
+template <class T>
+__device__ __forceinline__ T block_largest(T value, T* scratch) {
+  value = warp_max(value);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  for (int w = 0; w < kThreads / kWarp; ++w) value = larger(value, scratch[w]);
+  return value;
+}
+
+// The first thread that has the least value, and that value.
+template <class T>
+__device__ __forceinline__ int block_nearest(T value, T* scratch, int* chosen, T& least) {
+  if (threadIdx.x == 0) *chosen = kThreads;
+  least = -block_largest(-value, scratch);
+  if (value == least) atomicMin(chosen, int(threadIdx.x));
+  __syncthreads();
+  const int thread = *chosen;
+  __syncthreads();
+  return thread;
+}
+
+// As skipping_kernel, for tiles of TileShape: a block looks at 128 boxes at a time. Boxes of rows
+// are computed before, too. A row's sum is at least that of any of its 16 threads.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 3)
+    tiled_skipping_kernel(PointsView<T> points, MixtureView<T> mixture, T minus_scale,
+                          T log2_allowed, const T* row_boxes, int row_tiles, const T* boxes,
+                          int tiles, int tiles_per_split, LogTerm<T>* terms) {
+  using Shape = TileShape<T>;
+  constexpr int RM = Shape::kRowsEach;
+  __shared__ __align__(16) T shared[Shape::kShared];
+  __shared__ T scratch[kThreads / kWarp];
+  __shared__ int chosen;
+  __shared__ T exponents[kThreads];  // of a batch of boxes; registers are short
+  const int64_t d = mixture.d, first_row = int64_t(blockIdx.x) * Shape::kRows;
+  const int64_t own_row = first_row + threadIdx.x / 16 * RM;
+  const T* const low = row_boxes + blockIdx.x;  // of dimension k: [2 k row_tiles], then the high
+  TiledSums<T> sums;
+  sums.clear();
+
+  auto add = [&](int t) {
+    sums.add_tile(points, mixture, first_row, int64_t(t) * Shape::kColumns, mixture.n, minus_scale,
+                  true, shared, [](int) { return PartRanges::all(); });
+  };
+  auto needed_by_rows = [&] {
+    T most = -T(INFINITY);
+#pragma unroll
+    for (int r = 0; r < RM; ++r) {
+      T limit =
+          sums.sum[r] > 0 ? (log2_allowed - log2_floor(sums.sum[r])) - sums.ref[r] : T(INFINITY);
+#pragma unroll
+      for (int lanes = 8; lanes > 0; lanes /= 2) {
+        const T other = __shfl_xor_sync(0xffffffffu, limit, lanes);
+        limit = other < limit ? other : limit;
+      }
+      if (own_row + r < points.m) most = larger(most, limit);
+    }
+    return block_largest(most * (most > 0 ? 1 + 4 * kEpsilon<T> : 1), scratch);
+  };
+
+  // -- the nearest tile --------------------------------------------------------------------------
+  T least = T(INFINITY);
+  int nearest = 0;
+#pragma unroll 1
+  for (int t = threadIdx.x; t < tiles; t += kThreads) {
+    T square = 0;
+#pragma unroll 1
+    for (int64_t k = 0; k < d; ++k) {
+      const T apart = (boxes[2 * k * tiles + t] - low[(2 * k + 1) * row_tiles]) +
+                      (boxes[(2 * k + 1) * tiles + t] - low[2 * k * row_tiles]);
+      square = fused(apart, apart, square);
+    }
+    if (square < least) {
+      least = square;
+      nearest = t;
+    }
+  }
+  T least_of_all;
+  const int holder = block_nearest(least, scratch, &chosen, least_of_all);
+  if (int(threadIdx.x) == holder % kThreads) chosen = holder < kThreads ? nearest : 0;
+  __syncthreads();
+  nearest = chosen;
+  add(nearest);
+  T needed = needed_by_rows();
+  const int begin = blockIdx.y * tiles_per_split;
+  const int end = begin + tiles_per_split < tiles ? begin + tiles_per_split : tiles;
+  if (nearest < begin || nearest >= end) sums.clear();  // another split's
+
+  // -- all others, 128 at a time, outward from the nearest ---------------------------------------
+  const T scale = -minus_scale * (1 - T(d + 6) * kEpsilon<T>);
+  const int batches = (end - begin + kThreads - 1) / kThreads;
+  int start = (nearest - begin) / kThreads;
+  start = nearest < begin ? 0 : start < batches ? start : batches - 1;
+#pragma unroll 1
+  for (int step = 0; step < 2 * batches; ++step) {
+    const int batch = step % 2 == 0 ? start + step / 2 : start - (step + 1) / 2;
+    if (batch < 0 || batch >= batches) continue;
+    const int first = begin + batch * kThreads, t = first + int(threadIdx.x);
+    exponents[threadIdx.x] = T(INFINITY);
+    if (t < end && t != nearest) {
+      T square = 0;
+#pragma unroll 1
+      for (int64_t k = 0; k < d; ++k) {
+        const T above = boxes[2 * k * tiles + t] - low[(2 * k + 1) * row_tiles];
+        const T below = low[2 * k * row_tiles] - boxes[(2 * k + 1) * tiles + t];
+        const T gap = larger(larger(above, below), T(0));
+        square = fused(gap, gap, square);
+      }
+      exponents[threadIdx.x] = square * scale;
+    }
+#pragma unroll 1
+    while (true) {
+      T nearest_exponent;
+      const int thread = block_nearest(exponents[threadIdx.x], scratch, &chosen, nearest_exponent);
+      if (!(nearest_exponent < needed)) break;
+      if (int(threadIdx.x) == thread) exponents[thread] = T(INFINITY);
+      add(first + thread);
+      const T now = needed_by_rows();
+      needed = now < needed ? now : needed;
+    }
+  }
+  sums.write(own_row, points.m, terms);
 }
 
 }  // namespace cuda
