@@ -56,6 +56,47 @@ __global__ void sum_kernel(const double* in, double* out) {
   if (t == 0) atomicAdd(out, partial[0]);
 }
 
+// d += a b with fragments filled as the PTX ISA's tables for m16n8k16 say, element by element:
+// group = lane / 4, place = lane % 4.
+__global__ void product_kernel(const float* a, const float* b, float* d) {
+  const int group = static_cast<int>(threadIdx.x) / 4, place = static_cast<int>(threadIdx.x) % 4;
+  unsigned halves_a[8], halves_b[4];
+  for (int i = 0; i < 8; ++i) {
+    const int row = i < 2 || (i >= 4 && i < 6) ? group : group + 8;
+    const int column = place * 2 + (i & 1) + (i >= 4 ? 8 : 0);
+    halves_a[i] = shim::to_half(a[row * 16 + column]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const int row = place * 2 + (i & 1) + (i >= 2 ? 8 : 0);
+    halves_b[i] = shim::to_half(b[row * 8 + group]);
+  }
+  unsigned fragment[6];
+  for (int r = 0; r < 4; ++r) fragment[r] = halves_a[2 * r] | halves_a[2 * r + 1] << 16;
+  for (int r = 0; r < 2; ++r) fragment[4 + r] = halves_b[2 * r] | halves_b[2 * r + 1] << 16;
+  float sums[4];
+  for (int i = 0; i < 4; ++i) {
+    sums[i] = d[(i < 2 ? group : group + 8) * 8 + place * 2 + (i & 1)];
+  }
+  shim::multiply_add_16x8x16(sums, fragment);
+  for (int i = 0; i < 4; ++i) {
+    d[(i < 2 ? group : group + 8) * 8 + place * 2 + (i & 1)] = sums[i];
+  }
+}
+
+void test_product() {
+  std::vector<float> a(16 * 16), b(16 * 8), d(16 * 8), expected(16 * 8);
+  for (int i = 0; i < 256; ++i) a[i] = static_cast<float>(i * 37 % 101 - 50);
+  for (int i = 0; i < 128; ++i) b[i] = static_cast<float>(i * 53 % 97 - 48) / 4;
+  for (int r = 0; r < 16; ++r) {
+    for (int n = 0; n < 8; ++n) {
+      d[r * 8 + n] = expected[r * 8 + n] = static_cast<float>(r - n);
+      for (int k = 0; k < 16; ++k) expected[r * 8 + n] += a[r * 16 + k] * b[k * 8 + n];
+    }
+  }
+  LAUNCH(product_kernel, 1, 32, 0, nullptr, a.data(), b.data(), d.data());
+  check(d == expected, "a product of matrices, exact in these numbers");
+}
+
 void test_operations() {
   const int n = 300;
   std::vector<int> in(n), out(n, -1);
@@ -138,6 +179,7 @@ void test_faults() {
 
 int main() {
   test_operations();
+  test_product();
 #if !defined(SHIM_THREADS)
   test_faults();
 #endif
