@@ -46,6 +46,25 @@ __device__ __forceinline__ double pow2(double x) {
 
 __device__ __forceinline__ float fused(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double fused(double a, double b, double c) { return fma(a, b, c); }
+
+// a b, rounded: compilers may make one FMA of a product and what is taken from it.
+__device__ __forceinline__ float rounded_product(float a, float b) {
+#if defined(NOISYFLOW_HOST_SHIM)
+  volatile float product = a * b;
+  return product;
+#else
+  return __fmul_rn(a, b);
+#endif
+}
+__device__ __forceinline__ double rounded_product(double a, double b) {
+#if defined(NOISYFLOW_HOST_SHIM)
+  volatile double product = a * b;
+  return product;
+#else
+  return __dmul_rn(a, b);
+#endif
+}
+
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
 

@@ -201,7 +201,8 @@ struct RowSums {
       T y[kSize];
       load_column(batch + j * kSize, y);
       const T square = shifted_square<T, D>(x[r], y, y[D]);
-      if (square < kNever<T> && range.has(first + j)) top = larger(top, square * minus_scale);
+      if (square < kNever<T> && range.has(first + j))
+        top = larger(top, rounded_product(square, minus_scale));
     }
     if (!(top > kLowest<T>)) return;
     const T factor = pow2(ref[r] - top);
@@ -214,7 +215,8 @@ struct RowSums {
       T y[kSize];
       load_column(batch + j * kSize, y);
       const T square = shifted_square<T, D>(x[r], y, y[D]);
-      const T t = below_top(fused(square, minus_scale, -top), square * minus_scale, top);
+      const T t =
+          below_top(fused(square, minus_scale, -top), rounded_product(square, minus_scale), top);
       if (range.has(first + j)) terms += pow2(t);
     }
     add(r, terms);

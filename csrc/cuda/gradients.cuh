@@ -402,7 +402,7 @@ __global__ void rare_points_kernel(Pass<T> pass, const int* is_rare, T* tops, do
   for (int64_t j = threadIdx.x; j < n; j += kThreads) {
     const T square =
         square_between(pass.rows, i, pass.columns, j, pass.d, shift_of(pass.weight_shift, j));
-    if (square < kNever<T>) top = larger(top, square * pass.minus_scale);
+    if (square < kNever<T>) top = larger(top, rounded_product(square, pass.minus_scale));
   }
   largest[threadIdx.x] = top;
   __syncthreads();
@@ -415,7 +415,8 @@ __global__ void rare_points_kernel(Pass<T> pass, const int* is_rare, T* tops, do
     if (j < n) {
       const T shift = shift_of(pass.weight_shift, j);
       const T square = square_between(pass.rows, i, pass.columns, j, pass.d, shift);
-      if (square < kNever<T> && top > kLowest<T>) q = double(pow2(square * pass.minus_scale - top));
+      if (square < kNever<T> && top > kLowest<T>)
+        q = double(pow2(rounded_product(square, pass.minus_scale) - top));
       spread += q * double(square - shift);
     }
     mass += q;
@@ -445,7 +446,8 @@ __global__ void rare_centers_kernel(Pass<T> pass, const int* is_rare, const T* t
       const T square =
           square_between(pass.rows, j, pass.columns, i, pass.d, shift_of(pass.weight_shift, j));
       if (square < kNever<T> && tops[i] > kLowest<T>)
-        q = double(pow2(square * pass.minus_scale - tops[i])) * double(pass.factors[i]);
+        q = double(pow2(rounded_product(square, pass.minus_scale) - tops[i])) *
+            double(pass.factors[i]);
     }
     mass += q;
     __syncthreads();
