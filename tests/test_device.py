@@ -372,6 +372,22 @@ def test_duplicates_are_found_as_on_the_cpu(
     assert duplicates(distinct, None) is None
 
 
+def test_a_capture_leaves_nothing_to_a_kept_mixture(
+    fake: FakeCuda, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is computed then has no values before a replay, and nothing is checked."""
+    (x, y, w) = (posing(part) for part in problem(rng, np.float64))
+    mixture = _device.Mixture.of(y, 0.4, w)
+    made = dict(vars(mixture))
+    with monkeypatch.context() as patch:
+        patch.setattr(_device, "_is_capturing", lambda _: True)
+        _device.mixture_log_density(mixture, x, 1e-13)
+    assert all(value is made[name] for name, value in vars(mixture).items())
+    y[3, 1] = math.nan
+    with pytest.raises(ValueError, match="centers must be finite"):
+        _device.mixture_log_density(mixture, x, 1e-13)
+
+
 # -- skipping -----------------------------------------------------------------
 
 

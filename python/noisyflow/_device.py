@@ -289,13 +289,18 @@ def _check_alike(name: str, value: Any, like: Any, other: str = "centers") -> No
 
 @dataclasses.dataclass
 class Mixture:
-    """Centers on a GPU, ready for launches: `as_rows` and a shift for every weight."""
+    """Centers on a GPU, ready for launches: `as_rows` and a shift for every weight.
+
+    The shift is made with the mixture. Made by the first launch that needs it, it might
+    be recorded into a CUDA graph: a kept mixture would hold memory of that graph, which
+    holds nothing before a replay.
+    """
 
     centers: Any  # (n, d)
     noise_std: float
     weights: Any  # (n,) or None
     is_checked: bool = False  # the values of centers and weights
-    _shift: Any = None
+    shift: Any = dataclasses.field(init=False)  # (n,) or None
     _ordered: Any = None  # centers and shifts in Morton order
 
     @classmethod
@@ -319,20 +324,20 @@ class Mixture:
             )
         return x
 
-    @property
-    def shift(self) -> Any:
+    def __post_init__(self) -> None:
         """-log w_j as a squared distance, `weight_shift` of csrc/core/views.h."""
-        if self.weights is None:
-            return None
-        if self._shift is None:
+        self.shift = None
+        if self.weights is not None:
             torch = _torch()
             never = torch.finfo(self.weights.dtype).max / 8
             shift = -2 * self.noise_std**2 * torch.log(self.weights.double())
-            self._shift = shift.clamp(max=never).to(self.weights.dtype)
-        return self._shift
+            self.shift = shift.clamp(max=never).to(self.weights.dtype)
 
     def ordered(self) -> tuple[Any, Any]:
-        """Centers and shifts with neighbours in space as neighbours in memory."""
+        """Centers and shifts with neighbours in space as neighbours in memory.
+
+        Never while a CUDA graph is captured: then nothing is skipped.
+        """
         if self._ordered is None:
             order = morton_order(self.centers)
             shift = None if self.shift is None else self.shift[order]
@@ -353,7 +358,8 @@ class Mixture:
             results,
             **kwargs,
         )
-        self.is_checked = True
+        # While a CUDA graph is captured nothing has been looked at.
+        self.is_checked = self.is_checked or not _is_capturing(self.centers)
         return largest
 
 
