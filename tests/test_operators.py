@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -834,6 +835,64 @@ def test_tensors_on_a_gpu_go_to_its_kernels(
     expected = derivatives(textbook, exact)
     rtol = 1e-5 if dtype is np.float32 else 1e-11
     assert_close(got, expected, rtol)
+
+
+# -- another torch -------------------------------------------------------------
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The operators are yet to be imported."""
+    monkeypatch.delitem(sys.modules, "noisyflow.operators")
+    monkeypatch.delattr(noisyflow, "operators")
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch._functorch.utils.enable_single_level_autograd_function",
+        "torch._C._AutoDispatchBelowAutograd",
+        "torch._C._after_autograd_keyset",
+        "torch._C._are_functorch_transforms_active",
+        "torch.autograd.forward_ad._set_fwd_grad_enabled",
+        # Not _current_level: torch.autograd.forward_ad breaks without it.
+    ],
+)
+def test_values_need_no_private_name_of_torch(
+    name: str, unloaded: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    inputs = problem(rng)
+    expected = textbook(*inputs)
+    unloaded.delattr(name)
+    assert_close(ours(*inputs), expected)
+    assert_close(ours(*inputs[:2], 0.7, inputs[3].numpy()), expected)
+    tracked = with_gradients(inputs)
+    found = rf"torch {re.escape(torch.__version__)} .*{name.split('.')[-1]}.* 2\.13"
+    with pytest.raises(RuntimeError, match=found):
+        ours(*tracked)
+    with torch.no_grad():
+        assert_close(ours(*tracked), expected)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x: torch.vmap(f)(x[None]),
+        lambda f, x: torch.func.grad(lambda q: f(q).sum())(x),
+        lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    ],
+    ids=["vmap", "grad", "jvp"],
+)
+def test_transforms_are_refused_without_the_operators(
+    transform: Callable[[Any, Tensor], Any],
+    unloaded: pytest.MonkeyPatch,
+    rng: np.random.Generator,
+) -> None:
+    points, *rest = problem(rng)
+    unloaded.delattr("torch._C._after_autograd_keyset")
+    with pytest.raises(Exception, match="this was written for torch"):
+        transform(lambda x: ours(x, *rest), points)
 
 
 # -- numbers at the edge -------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from noisyflow.prepared import (
 from noisyflow.runtime import num_threads
 
 _MAX_MOMENT_DIM = 32  # kMaxMomentDim in csrc/core/views.h
+_TORCH_VERSION = "2.13"  # that operators.py was written for, and is tested with
 
 
 class BlockLogSums(NamedTuple):
@@ -136,14 +138,66 @@ def mixture_log_density(
     array([-1.41893853, -1.4851577 ])
     """
     if _arrays.is_tensor(points) and _arrays.is_tensor(centers):
-        from noisyflow import operators  # imports torch
-
+        try:
+            from noisyflow import operators  # imports torch
+        except ImportError as error:
+            return _without_operators(
+                points, centers, noise_std, weights, max_lost_mass, error
+            )
         return operators.mixture_log_density(
             points, centers, noise_std, weights, max_lost_mass
         )
     x, y, beta, w = _checked(points, centers, noise_std, weights)
     lost = checked_max_lost_mass(max_lost_mass, y.dtype)
     return log_density_of_arrays(x, y, beta, w, lost)
+
+
+def _without_operators(
+    points: Any,
+    centers: Any,
+    noise_std: Any,
+    weights: Any,
+    max_lost_mass: float | None,
+    error: ImportError,
+) -> Any:
+    """The log-density of tensors that are no more than numbers to torch.
+
+    For a torch that lacks what `operators` needs of it; raises RuntimeError where torch
+    would want more than values.
+    """
+    torch = sys.modules["torch"]
+    given = [points, centers, noise_std, weights]
+    if any(map(_is_more_than_values, given)):
+        raise RuntimeError(
+            f"torch {torch.__version__} lacks what derivatives and torch.func need "
+            f"here ({error}); this was written for torch "
+            f"{_TORCH_VERSION}: install that, or pass detached tensors"
+        ) from error
+    x, y, beta, w = (
+        value.detach() if _arrays.is_tensor(value) else value for value in given
+    )
+    if _arrays.is_tensor(beta) and beta.ndim == 0:
+        beta = float(beta)
+    if _device.is_any_on_device(x, y):
+        lost = checked_max_lost_mass(max_lost_mass, _device.numpy_dtype(y))
+        return _device.log_density(x, y, beta, w, lost)
+    x, y, beta, w = _checked(x, y, beta, w)
+    lost = checked_max_lost_mass(max_lost_mass, y.dtype)
+    return _arrays.same_library(log_density_of_arrays(x, y, beta, w, lost), points)
+
+
+def _is_more_than_values(value: Any) -> bool:
+    """Whether torch records what is done to it, or it is one of a transform."""
+    torch = sys.modules["torch"]
+    if not _arrays.is_tensor(value):
+        return False
+    if value.requires_grad and torch.is_grad_enabled():
+        return True
+    try:
+        value.data_ptr()
+    except RuntimeError:
+        return True
+    return torch.autograd.forward_ad.unpack_dual(value).tangent is not None
 
 
 def log_density_of_arrays(

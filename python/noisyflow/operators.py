@@ -10,7 +10,8 @@ dispatcher calls. So all transforms meet at one place, in any order.
 
 The one rule: only the kernels look at values, and only they use NumPy; what surrounds
 them is traced. Importing this module imports torch; noisyflow itself does so only once
-it is given a tensor.
+it is given a tensor. It raises ImportError where torch lacks one of the private names
+below, before anything is registered.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from noisyflow import _arrays, _core, _device, mixture
@@ -35,8 +35,17 @@ from noisyflow.runtime import num_threads
 
 Tensor = torch.Tensor
 
-_BelowAutograd = torch._C._AutoDispatchBelowAutograd
-_KEYS_BELOW_AUTOGRAD = torch._C._after_autograd_keyset
+# torch offers no other way to them, and may rename them.
+try:
+    from torch._functorch.utils import enable_single_level_autograd_function
+
+    _BelowAutograd = torch._C._AutoDispatchBelowAutograd
+    _KEYS_BELOW_AUTOGRAD = torch._C._after_autograd_keyset
+    _is_under_transform = torch._C._are_functorch_transforms_active
+    _forward_mode: Any = forward_ad._set_fwd_grad_enabled
+    forward_ad._current_level  # noqa: B018  changes, so it is read where it is needed
+except AttributeError as error:
+    raise ImportError(str(error)) from error
 
 
 def mixture_log_density(
@@ -312,7 +321,7 @@ class _LogDensity(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        with forward_ad._set_fwd_grad_enabled(True):
+        with _forward_mode(True):
             points, centers, noise_std, weights = _primals(ctx)
             at = Mixture(points, centers, _noise_std(ctx, noise_std), weights)
             return cast_like(derivative_along(at, Mixture(*tangents[:4])), points)
@@ -358,7 +367,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        with forward_ad._set_fwd_grad_enabled(True):
+        with _forward_mode(True):
             grad_output, points, centers, noise_std, weights, found = _primals(ctx)
             op = _backward if noise_std is None else _backward_tensor
             at = Mixture(points, centers, _noise_std(ctx, noise_std), weights)
@@ -400,7 +409,7 @@ def _primals(ctx: Any) -> list[Any]:
 def _in_function(*args: Any) -> Any:
     *args, op, keys = args  # type: ignore[assignment]
     # A Function switches both modes off; transforms that are further out want them.
-    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _BelowAutograd():
+    with torch.enable_grad(), _forward_mode(True), _BelowAutograd():
         return op.redispatch(keys & _KEYS_BELOW_AUTOGRAD, *args)
 
 
@@ -412,7 +421,7 @@ def _autograd_kernel(function: Any, op: Any) -> Any:
     def kernel(keys: Any, *args: Any) -> Any:
         if (
             forward_ad._current_level >= 0
-            or torch._C._are_functorch_transforms_active()
+            or _is_under_transform()
             or (torch.is_grad_enabled() and _requires_grad(args))
         ):
             with enable_single_level_autograd_function():
