@@ -915,6 +915,15 @@ def test_far_and_coincident_points_have_finite_derivatives(
         assert torch.isfinite(grad).all()
 
 
+def test_a_noise_std_gradient_beyond_its_dtype_is_the_largest_number() -> None:
+    """|x - y|^2 / s^3 = 1e40 in float64; the log-density, of 1e30, fits."""
+    noise_std = torch.tensor(1e-10, requires_grad=True)
+    value = ours(torch.tensor([[1e5]]), torch.zeros(1, 1), noise_std)
+    (grad,) = torch.autograd.grad(value.sum(), noise_std)
+    assert grad.dtype == torch.float32
+    assert grad == torch.finfo(torch.float32).max
+
+
 def test_chunks_change_nothing(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -313,10 +313,11 @@ class _LogDensity(torch.autograd.Function):
         at = (points, centers, _noise_std(ctx, noise_std), weights)
         wanted = ctx.needs_input_grad[:4]
         found = op(grad_output, *at, log_density, list(wanted), ctx.max_lost_mass)
-        # torch itself turns noise_std's, in float64, into the dtype of noise_std.
-        grads = (
+        grads = [
             grad if want else None for grad, want in zip(found, wanted, strict=True)
-        )
+        ]
+        if grads[2] is not None:  # in float64; torch's own cast would overflow
+            grads[2] = cast_like(grads[2], noise_std)
         return (*grads, None, None, None)
 
     @staticmethod
