@@ -300,6 +300,27 @@ def test_vmap_of_values_and_gradients(
         assert_close(got, [torch.stack(part) for part in zip(*each, strict=True)])
 
 
+@pytest.mark.parametrize("argnums", [(0,), (0, 1, 2, 3)])
+@pytest.mark.parametrize("dims", [(0, None, None, None), (None, 1, 0, None), (1,) * 2])
+def test_vmap_over_nothing(
+    dims: tuple[int | None, ...], argnums: tuple[int, ...], rng: np.random.Generator
+) -> None:
+    dims = (*dims, None, None)[:4]
+    inputs = [
+        t if dim is None else t.unsqueeze(dim).narrow(dim, 0, 0)
+        for t, dim in zip(problem(rng), dims, strict=True)
+    ]
+    shapes = [(4, 3), (5, 3), (), (5,)]
+    value = torch.vmap(ours, in_dims=dims)(*inputs)
+    assert value.shape == (0, 4)
+    gradient = torch.func.grad(lambda *q: ours(*q).sum(), argnums)
+    for grad, i in zip(
+        torch.vmap(gradient, in_dims=dims)(*inputs), argnums, strict=True
+    ):
+        assert grad.shape == (0, *shapes[i])
+        assert grad.dtype == double
+
+
 def test_vmap_composes(rng: np.random.Generator) -> None:
     points = torch.tensor(rng.normal(size=(3, 4, 3)))
     more_centers = torch.tensor(rng.normal(size=(2, 5, 3)))

@@ -243,6 +243,9 @@ def _batched(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
         points = points.movedim(in_dims[0], 0)
         result = op(points.flatten(0, 1), *rest)
         return result.reshape(points.shape[:2]), 0
+    if info.batch_size == 0:
+        member = _fake(*_shapes(in_dims, args))
+        return member.new_empty((0, *member.shape)), 0
     results = [op(*_member(i, in_dims, args)) for i in range(info.batch_size)]
     return torch.stack(results), 0
 
@@ -253,6 +256,9 @@ def _batched_backward(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     op = _backward_tensor if isinstance(noise_std, torch.Tensor) else _backward
     is_shared = all(dim is None for dim in in_dims[2:5])
     if not is_shared or tuple(wanted) != (True, False, False, False):
+        if info.batch_size == 0:
+            member = _fake_backward(*_shapes(in_dims, args))
+            return tuple(part.new_empty((0, *part.shape)) for part in member), (0,) * 4
         results = [op(*_member(i, in_dims, args)) for i in range(info.batch_size)]
         parts = zip(*results, strict=True)
         return tuple(torch.stack(part) for part in parts), (0, 0, 0, 0)
@@ -282,6 +288,16 @@ def _member(index: int, in_dims: Any, args: Any) -> list[Any]:
     """The arguments of one member of a batch; their dimensions may be fewer."""
     return [
         value.select(dim, index) if isinstance(dim, int) else value
+        for value, dim in itertools.zip_longest(args, in_dims)
+    ]
+
+
+def _shapes(in_dims: Any, args: Any) -> list[Any]:
+    """The arguments of a member of a batch that has none; of no values."""
+    return [
+        value.new_empty(value.movedim(dim, 0).shape[1:])
+        if isinstance(dim, int)
+        else value
         for value, dim in itertools.zip_longest(args, in_dims)
     ]
 
