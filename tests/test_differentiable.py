@@ -408,6 +408,13 @@ def test_noise_alone_may_require_a_gradient() -> None:
     assert noise_std.grad > 0
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_list_of_arrays_and_tensors_is_refused(order: int) -> None:
+    samples = [PLANE, leaf(PLANE)][::order]
+    with pytest.raises(TypeError, match="both be NumPy arrays or both torch tensors"):
+        mutual_information(samples, NOISE)
+
+
 def test_an_estimate_with_a_tensor_is_told_written_and_compared() -> None:
     samples = leaf(CLOUD)
     estimate = mutual_information(samples, NOISE)

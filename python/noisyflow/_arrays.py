@@ -1,8 +1,9 @@
 """NumPy or torch? Shapes, dtypes, devices: what public functions check at their door.
 
 Arrays come in as NumPy arrays or CPU torch tensors and leave as NumPy views of the same
-memory; `same_library` turns results back. torch is never imported here: a tensor can
-only exist if the caller has imported it.
+memory; `same_library` turns results back. Tensors on a GPU are checked in `_device.py`,
+which shares the ranges and tolerances here. torch is never imported: a tensor can only
+exist if the caller has imported it.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ def is_tensor(value: object) -> bool:
 
 
 def has_tensor(*values: object) -> bool:
-    """Whether one of the values is a torch tensor, or a list that begins with one."""
+    """Whether one of the values is a torch tensor, or a list that holds one."""
     return "torch" in sys.modules and any(
-        is_tensor(value[0] if isinstance(value, list | tuple) and value else value)
+        any(map(is_tensor, value))
+        if isinstance(value, list | tuple)
+        else is_tensor(value)
         for value in values
     )
 
