@@ -23,6 +23,8 @@ from noisyflow._morton import morton_order
 
 torch = pytest.importorskip("torch")
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
 from fake_cuda import FakeCuda, PosingTensor, posing  # noqa: E402  needs torch
 
 
@@ -207,6 +209,29 @@ def test_dense_moments_are_those_of_the_cpu(
             assert np.abs(ours.numpy() - theirs).max() <= allowed
 
 
+def test_dense_moments_are_found_in_pieces_of_bounded_memory(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the moments of a point are more than its distances from two centers."""
+    (points, centers) = (torch.from_numpy(rng.normal(size=(k, 4))) for k in (64, 2))
+    most = 256  # 16 of 64 points at a time
+    monkeypatch.setattr("noisyflow._dense._MOST_ENTRIES", most)
+    made = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, op: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            out = op(*args, **(kwargs or {}))
+            made.append(out.numel() if torch.is_tensor(out) else 0)
+            return out
+
+    with Sizes():
+        parts = dense_posterior_moments(points, centers, 0.4, None, 1.0)
+    assert max(part.numel() for part in parts) == 64 * 4 * 4
+    assert sorted(made)[-2] <= most  # all but the covariances themselves
+
+
 def test_dense_covariance_log_density_is_that_of_the_cpu(
     rng: np.random.Generator, dtype: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +395,20 @@ def test_duplicates_are_found_as_on_the_cpu(
             np.testing.assert_array_equal(ours, theirs)
     distinct = DeviceRows.checked("rows", posing(np.arange(6.0).reshape(3, 2)))
     assert duplicates(distinct, None) is None
+
+
+def test_queries_in_any_layout(fake: FakeCuda, rng: np.random.Generator) -> None:
+    (x, y, _) = problem(rng, np.float64)
+    own = rng.integers(0, len(y), len(x))
+    mixture = noisyflow.prepare(posing(y), 0.4)
+    expected = mixture.log_own_and_others(x, own)
+    for points, members in (
+        (np.asfortranarray(x), own),
+        (x[::-1].copy()[::-1], own[::-1].copy()[::-1]),
+        (np.repeat(x, 2, axis=1)[:, ::2], np.repeat(own, 2)[::2]),
+    ):
+        found = mixture.log_own_and_others(points, members)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_capture_leaves_nothing_to_a_kept_mixture(

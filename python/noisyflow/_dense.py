@@ -44,7 +44,7 @@ def posterior_moments(
     constant = d * math.log(noise_std) + 0.5 * d * math.log(2 * math.pi)
     half_precision = 0.5 / noise_std**2
     columns = max(1, min(len(centers), _MOST_ENTRIES // d))
-    step = max(1, _MOST_ENTRIES // (columns * d))
+    step = max(1, _MOST_ENTRIES // (max(columns, d) * d))  # second is (step, d, d)
     blocks = [slice(j, j + columns) for j in range(0, len(centers), columns)]
     for start in range(0, m, step):
         x = points[start : start + step]

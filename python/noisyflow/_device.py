@@ -598,8 +598,8 @@ def _own(own: Any, x: Any, n: int) -> Any:
 
 
 def upload(array: NDArray[Any], like: Any) -> Any:
-    """A NumPy array as a tensor on the device of another one."""
-    return _torch().as_tensor(array, device=like.device)
+    """A NumPy array as a contiguous tensor on the device of another one."""
+    return _torch().as_tensor(np.ascontiguousarray(array), device=like.device)
 
 
 def membership(

@@ -72,7 +72,7 @@ class DeviceRows:
         return DeviceRows(self.tensor[self._index(rows)], self.largest)
 
     def _index(self, rows: NDArray[Any]) -> Any:
-        return _device.upload(np.ascontiguousarray(rows), self.tensor)
+        return _device.upload(rows, self.tensor)
 
 
 def take_rows(centers: Any, rows: NDArray[Any]) -> Any:
