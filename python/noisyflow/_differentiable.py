@@ -452,16 +452,16 @@ class _Mixture:
         if self._on_device is not None:
             x = self._on_device.new_tensor(points)
         log_density = self._prepared.log_density(x)
-        ones = log_density * 0 + 1
         lost = self._prepared.max_lost_mass
-        given = (x, self._centers, self._noise_std, self._weights, log_density, ones)
+        at = (x, self._centers, self._noise_std, self._weights, log_density)
         only_points = (True, False, False, False)
         if self._on_device is not None:
-            gradient = _device.gradients(*given, *only_points, lost)[0].cpu().numpy()
+            ones = torch.ones_like(log_density)
+            gradient = _device.gradients(*at, ones, *only_points, lost)[0].cpu().numpy()
             log_density = log_density.cpu().numpy()
         else:
             gradient = _core.log_density_gradients(
-                *given, *only_points, lost, num_threads()
+                *(*at, np.ones_like(log_density)), *only_points, lost, num_threads()
             )[0]
         return np.asarray(gradient, np.float64), np.asarray(log_density, np.float64)
 
