@@ -540,7 +540,12 @@ def test_function_transforms_are_refused(transform: Callable[..., object]) -> No
 @pytest.mark.parametrize(
     ("noise_std", "error", "message"),
     [
-        (torch.tensor([0.4]), TypeError, r"noise_std must be .*shape \(1,\)"),
+        (
+            torch.tensor([0.4]),
+            ValueError,
+            r"noise_std .*shape \(1,\); .*noise_std\[0\]",
+        ),
+        (torch.tensor(0.4, device="meta"), ValueError, "noise_std .* a tensor on meta"),
         (torch.tensor(1), TypeError, "noise_std must be .*int64"),
         (torch.tensor(-1.0, requires_grad=True), ValueError, "must be positive"),
         (torch.tensor(math.nan), ValueError, "must be positive and finite"),

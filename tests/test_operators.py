@@ -647,6 +647,11 @@ HALF = torch.tensor(0.5)
             ValueError,
             "points and weights.*meta",
         ),
+        (
+            (X, Y, HALF.to("meta")),
+            ValueError,
+            "points and noise_std must be on the same device, got cpu and meta",
+        ),
         ((X.to_sparse(), Y, 1.0), TypeError, r"dense.*sparse_coo.*points.to_dense\(\)"),
         ((X, Y.to_sparse(), 1.0), TypeError, r"centers must be a dense tensor"),
         ((X, Y.numpy(), 1.0), TypeError, "both be NumPy arrays or both torch"),
@@ -660,7 +665,7 @@ HALF = torch.tensor(0.5)
         (
             (X, Y, HALF.expand(1)),
             ValueError,
-            r"a tensor of shape \(\), got shape \(1,\)",
+            r"a tensor of shape \(\), got shape \(1,\); pass noise_std\[0\]",
         ),
         ((X, Y, torch.tensor(1)), TypeError, "noise_std must be float32.*int64"),
         ((X, Y, True), TypeError, "noise_std must be a real number, got bool"),

@@ -169,11 +169,28 @@ def as_point_pair(points: Any, centers: Any) -> tuple[Floats, Floats]:
     return x, y
 
 
+def check_scalar_shape(noise_std: Any) -> None:
+    """Raises ValueError unless the array or tensor has no dimensions."""
+    shape = tuple(noise_std.shape)
+    if shape:
+        remedy = f"; pass noise_std[{', '.join('0' * len(shape))}]"
+        raise ValueError(
+            "noise_std must be a number or a tensor of shape (), got shape "
+            f"{shape}{remedy if math.prod(shape) == 1 else ''}"
+        )
+
+
 def check_noise_std(noise_std: Any, dtype: np.dtype[Any] | None = None) -> float:
     """noise_std as a float: positive, finite and within the range of the dtype."""
     low, high = _NOISE_RANGE[np.dtype(dtype or np.float64)]
     if type(noise_std) is float and low <= noise_std <= high:
         return noise_std
+    if is_tensor(noise_std) or isinstance(noise_std, np.ndarray):
+        check_scalar_shape(noise_std)
+        raise TypeError(
+            f"noise_std must be a real number, got {type(noise_std).__name__}; pass "
+            "float(noise_std)"
+        )
     if isinstance(noise_std, bool) or not isinstance(noise_std, numbers.Real):
         raise TypeError(
             f"noise_std must be a real number, got {type(noise_std).__name__}"

@@ -517,9 +517,12 @@ def _detached(value: Any) -> Any:
 
 
 def _noise_as_float(noise_std: torch.Tensor) -> float:
-    if noise_std.ndim != 0 or not noise_std.is_floating_point():
+    _arrays.check_scalar_shape(noise_std)
+    if not noise_std.is_floating_point():
         raise TypeError(
-            "noise_std must be a number or a tensor without dimensions, got "
-            f"{noise_std.dtype} of shape {tuple(noise_std.shape)}"
+            f"noise_std must be a floating-point number, got {noise_std.dtype}; pass "
+            "float(noise_std)"
         )
+    if noise_std.is_meta:
+        raise ValueError("noise_std must have a value, got a tensor on meta")
     return float(noise_std.detach())

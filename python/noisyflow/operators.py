@@ -151,12 +151,17 @@ def _lost(max_lost_mass: float | None, points: Tensor) -> float:
     return checked_max_lost_mass(max_lost_mass, np.float32 if is_single else np.float64)
 
 
-def _check_scalar(noise_std: Tensor) -> None:
-    if noise_std.dim() != 0:
+def _check_has_value(noise_std: Tensor, points: Tensor) -> None:
+    """One on the meta device sends the operator here, where the points have values."""
+    if noise_std.is_meta and not points.is_meta:
         raise ValueError(
-            "noise_std must be a number or a tensor of shape (), "
-            f"got shape {tuple(noise_std.shape)}"
+            "points and noise_std must be on the same device, "
+            f"got {points.device} and {noise_std.device}"
         )
+
+
+def _check_scalar(noise_std: Tensor) -> None:
+    _arrays.check_scalar_shape(noise_std)
     if noise_std.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"noise_std must be float32 or float64, got {noise_std.dtype}")
 
@@ -211,6 +216,7 @@ def _fake(
             )
     if isinstance(noise_std, torch.Tensor):
         _check_scalar(noise_std)
+        _check_has_value(noise_std, points)
     return points.new_empty(points.shape[0])
 
 
@@ -224,6 +230,8 @@ def _fake_backward(
     output_mask: list[bool],
     max_lost_mass: float | None,
 ) -> tuple[Tensor, ...]:
+    if isinstance(noise_std, torch.Tensor):
+        _check_has_value(noise_std, points)
     shapes: Any = (points.shape, centers.shape, (), centers.shape[:1])
     dtypes = (points.dtype, points.dtype, torch.float64, points.dtype)
     return tuple(
