@@ -456,11 +456,25 @@ def test_a_limit_of_pairs_holds_for_value_and_gradient_together(queries: int) ->
     assert 0.8 * 60 * queries < estimate.num_pairs <= 60 * queries
 
 
-def test_too_few_pairs_for_a_gradient_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match="max_pairs must be at least 15360 for value and"
-    ):
-        mutual_information(leaf(CLOUD), NOISE, max_pairs=60 * 140)
+@pytest.mark.parametrize("n", [1, 8, 28, 60])
+def test_fewer_pairs_than_a_gradient_needs_are_refused(n: int) -> None:
+    """The same number is asked for whatever is given, and then is enough."""
+    samples = leaf(np.random.default_rng(0).normal(size=(n, 1, 4)))
+    for given in (1, 100 * n, 140 * n, 256 * n - 1):
+        with pytest.raises(ValueError, match=f"max_pairs must be at least {256 * n} "):
+            mutual_information(samples, NOISE, max_pairs=given)
+    mutual_information(samples, NOISE, max_pairs=256 * n).value.backward()
+    # One sample has no information, but for rounding.
+    assert (samples.grad.abs().sum() > 1e-9) == (n > 1)
+
+
+def test_pairs_are_counted_within_blocks_where_only_these_matter() -> None:
+    blocks = [leaf(CLOUD[:20, 0]), leaf(CLOUD[20:25, 0])]
+    with pytest.raises(ValueError, match=r"at least 5120 .* 256 queries of 20 centers"):
+        conditional_entropy(blocks, NOISE, max_pairs=5119)
+    with pytest.warns(UndersampledWarning):
+        conditional_entropy(blocks, NOISE, max_pairs=5120).value.backward()
+    assert all(block.grad.abs().sum() > 0 for block in blocks)
 
 
 @pytest.mark.filterwarnings("ignore::noisyflow.TargetWarning")
@@ -474,7 +488,7 @@ def test_a_limit_of_time_holds_for_value_and_gradient_together(
 
     grid = np.arange(100.0)[:, None]
     limits = {"standard_error": 1e-9, "max_seconds": 8.0, "max_pairs": None}
-    budget = _differentiable._Budget({"centers": grid, **limits})
+    budget = _differentiable._Budget("entropy", {"centers": grid, **limits})
     assert budget.of_value() == {"max_seconds": 4.0, "max_pairs": None}
     monkeypatch.setattr(_differentiable.time, "perf_counter", lambda: 4.0)
     spent = Estimate(0.0, 0.0, 0.0, 0.0, 0.0, num_pairs=4_000_000)

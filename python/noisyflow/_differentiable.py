@@ -79,7 +79,7 @@ class Call:
             _requires_gradients(value) for value in arguments.values()
         )
         if self._wants_gradients:
-            self._budget = _Budget(arguments)
+            self._budget = _Budget(name, arguments)
             self.arguments.update(self._budget.of_value())
 
     def attach(self, estimate: Estimate) -> Estimate:
@@ -134,15 +134,14 @@ class Call:
 class _Budget:
     """What limits the gradient: as many queries as the value, and half of any limit."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
         self._whole = Budget.checked(
             arguments["standard_error"],
             arguments["max_seconds"],
             arguments["max_pairs"],
         )
-        self._num_samples = _num_rows(
-            arguments.get("samples", arguments.get("centers"))
-        )
+        sizes = _sizes(arguments.get("samples", arguments.get("centers")))
+        self._check_pairs(sizes, only_own=name == "conditional_entropy")
         self._start = time.perf_counter()
         self._spent_pairs = 0
         self._spent_seconds = 0.0
@@ -150,14 +149,28 @@ class _Budget:
     def of_value(self) -> dict[str, Any]:
         """The value's half of the limits, as arguments."""
         (seconds, pairs) = (self._whole.max_seconds, self._whole.max_pairs)
-        half = None
-        if pairs is not None:  # too few pairs for both shall be told as such
-            least = LEAST_QUERIES * self._num_samples
-            half = min(max((pairs + 1) // 2, least), pairs)
         return {
             "max_seconds": None if seconds is None else seconds / 2,
-            "max_pairs": half,
+            "max_pairs": None if pairs is None else (pairs + 1) // 2,
         }
+
+    def _check_pairs(self, sizes: list[int], *, only_own: bool) -> None:
+        """Raises ValueError where a half of the pairs is too few for the value.
+
+        The gradient's half is then enough for 32 of its queries or more, each of two
+        passes over the pool and its own block.
+        """
+        n = sum(sizes)
+        # Equal samples are merged: no more centers than in the largest block.
+        centers = max(1, max(sizes, default=0) if only_own else n)
+        least = 2 * LEAST_QUERIES * centers
+        given = self._whole.max_pairs
+        if given is not None and given < least:
+            raise ValueError(
+                f"max_pairs must be at least {least} for value and gradient of {n} "
+                f"samples, {2 * LEAST_QUERIES} queries of {centers} centers, got "
+                f"{given}"
+            )
 
     def after(self, estimate: Estimate) -> _Budget:
         """Told what the value has spent."""
@@ -178,12 +191,6 @@ class _Budget:
             wanted = min(wanted, max(int(left * rate) // pairs, _FEWEST_QUERIES))
         if self._whole.max_pairs is not None:
             wanted = min(wanted, (self._whole.max_pairs - self._spent_pairs) // pairs)
-            if wanted < min(least, _FEWEST_QUERIES):
-                least = 2 * LEAST_QUERIES * self._num_samples
-                raise ValueError(
-                    f"max_pairs must be at least {least} for value and gradient of"
-                    f" {self._num_samples} samples, got {self._whole.max_pairs}"
-                )
         return wanted
 
 
@@ -492,12 +499,12 @@ def _requires_gradients(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.requires_grad
 
 
-def _num_rows(samples: Any) -> int:
-    """Samples in all."""
+def _sizes(samples: Any) -> list[int]:
+    """Samples of every block, of arguments that are not checked yet."""
     if isinstance(samples, list | tuple):
-        return sum(_num_rows(part) for part in samples)
+        return [sum(_sizes(part)) for part in samples]
     shape: tuple[int, ...] = np.shape(samples)
-    return max(1, math.prod(shape[:-1]))
+    return [math.prod(shape[1:-1])] * (shape[0] if shape else 0)
 
 
 def _detached(value: Any) -> Any:

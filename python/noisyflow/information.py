@@ -102,7 +102,8 @@ def entropy(
         the speed of the machine; bit-for-bit repetition needs `max_pairs`.
     max_pairs : int, optional
         Stop with what was reached before more pairs of a query and a center than this
-        are evaluated or skipped.
+        are evaluated or skipped. At least 128 n, and 256 n where gradients are
+        wanted.
     population : bool
         True when S takes the values `centers` and no others, as when every possible
         input was fed to the first noisy layer: then only the noise is random.
@@ -344,7 +345,8 @@ def conditional_entropy(
         the speed of the machine; bit-for-bit repetition needs `max_pairs`.
     max_pairs : int, optional
         Stop with what was reached before more pairs of a query and a center than this
-        are evaluated or skipped.
+        are evaluated or skipped. At least 128 times the draws of an input, and
+        256 times the most draws of one where gradients are wanted.
     seed : int
         Seed of the noise draws; the result is reproducible bit for bit.
 
@@ -506,7 +508,8 @@ def mutual_information(
         the speed of the machine; bit-for-bit repetition needs `max_pairs`.
     max_pairs : int, optional
         Stop with what was reached before more pairs of a query and a center than this
-        are evaluated or skipped.
+        are evaluated or skipped. At least 128 n for n samples in all, and 256 n
+        where gradients are wanted.
     seed : int
         Seed of the noise draws; the result is reproducible bit for bit.
 
