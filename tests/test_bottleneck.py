@@ -7,6 +7,7 @@ see that they are learned, measured, left out and added again.
 from __future__ import annotations
 
 import csv
+import math
 import os
 import shutil
 import signal
@@ -287,8 +288,11 @@ def test_settings_that_make_no_sense_are_named(
 # --- Conclusions
 
 
-def study_of(folder: Path, **columns: Any) -> Study:
-    """The run's rows; with these columns, by task, beta and seed, in their place."""
+def study_of(folder: Path, *, num_pairs: int = 1, **columns: Any) -> Study:
+    """The run's rows; with these columns, by task, beta and seed, in their place.
+
+    num_pairs: how often its two seeds are counted.
+    """
     checkpoint = RunFolder(folder).load_checkpoint()
     metrics, history = (
         RunFolder(folder).load_table(name, checkpoint)
@@ -297,9 +301,12 @@ def study_of(folder: Path, **columns: Any) -> Study:
     for row in metrics:
         for name, value in columns.items():
             row[name] = value(row["task"], row["beta"], row["repetition"])
-    return Study(
-        metrics, history, {"szt": 0.69, "digits": 2.3}, {"szt": 1, "digits": 1}
-    )
+    rows = [
+        {**row, "repetition": row["repetition"] + 2 * pair}
+        for pair in range(num_pairs)
+        for row in metrics
+    ]
+    return Study(rows, history, {"szt": 0.69, "digits": 2.3}, {"szt": 1, "digits": 1})
 
 
 def verdicts(study: Study) -> list[bool | None]:
@@ -314,9 +321,10 @@ def verdicts(study: Study) -> list[bool | None]:
 def test_a_move_is_judged_by_the_seeds_spread(
     finished: Path, change: float, spread: float, moves: bool, falls: bool
 ) -> None:
-    """Two seeds that differ by this spread have half of it for an error."""
+    """Twice two seeds that differ by this spread: its root mean square over 12."""
     study = study_of(
         finished,
+        num_pairs=2,
         mutual_information=lambda _, beta, seed: (
             2 + (change + spread * (seed - 0.5)) * (beta > 0)
         ),
@@ -324,18 +332,60 @@ def test_a_move_is_judged_by_the_seeds_spread(
     )
     moved = study.difference("szt", 0.3, "mutual_information")
     assert moved.mean == pytest.approx(change)
-    assert moved.error == pytest.approx(spread / 2)
+    assert moved.error == pytest.approx(spread / math.sqrt(12))
     assert verdicts(study)[:3] == [moves, falls, moves]
+    assert bottleneck_findings.caution(study) == []
+    row = bottleneck_findings.difference_table(study, "szt").rows[0]
+    assert row[-1] == ("yes" if moves else "no")
 
 
-@pytest.mark.parametrize(("cost", "is_free"), [(0.005, True), (0.02, False)])
-def test_what_is_free_is_judged_by_the_accuracy(
-    finished: Path, cost: float, is_free: bool
+def test_two_seeds_conclude_nothing(finished: Path) -> None:
+    study = study_of(
+        finished, mutual_information=lambda _, beta, seed: 2 - (1 + seed) * (beta > 0)
+    )
+    assert verdicts(study) == [None, None, None, True]  # the last is of every seed
+    row = bottleneck_findings.difference_table(study, "szt").rows[0]
+    assert row[-1] == "too few seeds"
+    assert "too few to conclude anything" in bottleneck_findings._outcome(study, "szt")
+    assert "strongest penalty" not in bottleneck_findings._outcome(study, "szt")
+    page = (finished / "report.html").read_text()
+    (said,) = bottleneck_findings.caution(study)
+    assert "one degree of freedom" in said
+    assert 0 < page.index(said) < page.index("What the penalty does")
+
+
+def test_a_rise_within_its_error_is_not_printed_as_a_fall(finished: Path) -> None:
+    study = study_of(
+        finished,
+        num_pairs=2,
+        mutual_information=lambda _, beta, seed: 2 + (seed - 0.3) * (beta > 0),
+    )
+    falls = claims(study)[1]
+    assert (falls.holds, falls.measured) == (True, "2.000 → 2.200")
+
+
+def test_the_time_of_a_step_leaves_measurements_out(finished: Path) -> None:
+    for row in read(finished / "history.csv"):
+        assert 0 < float(row["step_seconds"]) < float(row["seconds"]) / TINY.num_steps
+    page = (finished / "report.html").read_text()
+    assert "median time of a training step" in page
+
+
+@pytest.mark.parametrize(
+    ("cost", "spread", "is_free"),
+    # Its error is spread / sqrt(12): 0.009 is within two of them of 0.01.
+    [(0.005, 0.0, True), (0.02, 0.0, False), (0.009, 0.01, False), (0.0, 0.01, True)],
+)
+def test_what_is_free_is_judged_by_the_accuracy_and_its_error(
+    finished: Path, cost: float, spread: float, is_free: bool
 ) -> None:
     study = study_of(
         finished,
+        num_pairs=2,
         mutual_information=lambda _, beta, seed: 2 - (1 + 0.01 * seed) * (beta > 0),
-        test_accuracy=lambda _, beta, seed: 0.9 - cost * (beta > 0),
+        test_accuracy=lambda _, beta, seed: (
+            0.9 - (cost + spread * (seed - 0.5)) * (beta > 0)
+        ),
     )
     assert verdicts(study)[2] is is_free
     text = bottleneck_findings._outcome(study, "szt")

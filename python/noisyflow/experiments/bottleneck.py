@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import statistics
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from noisyflow.datasets import Dataset, split, szt
 from noisyflow.estimate import UndersampledWarning
 from noisyflow.experiments.bottleneck_findings import (
     Study,
+    caution,
     claims,
     curve_table,
     difference_table,
@@ -260,6 +262,7 @@ def run(config: Config, out: Path) -> bool:
             [
                 *opening(study, config.noise_std),
                 *plot(study, folder),
+                *caution(study),
                 report.claims_table("What the penalty does", claims(study)),
                 *(difference_table(study, name) for name in study.tasks),
                 *(curve_table(study, name) for name in study.tasks),
@@ -319,7 +322,9 @@ def _compute(config: Config, cell: Cell) -> CellRows:
     batches = _batches(train, torch.Generator().manual_seed(batch_seed), config.device)
     logged = _logged_steps(config.num_steps)
     rows = [_measured(config, cell, network, 0, query_seed)]
+    step_seconds = []
     for step in range(1, config.num_steps + 1):
+        began = time.perf_counter()
         (inputs, labels) = next(batches)
         network.train()
         (clean, logits) = network(inputs)
@@ -336,12 +341,22 @@ def _compute(config: Config, cell: Cell) -> CellRows:
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
+        loss.item()  # waits for a GPU; what it has left to do falls to the next step
+        step_seconds.append(time.perf_counter() - began)
         if step in logged:
             rows.append(_measured(config, cell, network, step, query_seed))
     if not math.isfinite(rows[-1]["train_loss"]):
         raise RunError(f"training diverged on {task.name} at beta = {cell.beta:g}")
     seconds = time.perf_counter() - started
-    history = {"task": task.name, "beta": cell.beta, "seconds": round(seconds, 3)}
+    history: Row = {
+        "task": task.name,
+        "beta": cell.beta,
+        "seconds": round(seconds, 3),
+        # Of a training step, measurements apart; the first ones warm up.
+        "step_seconds": round(
+            statistics.median(step_seconds[config.num_steps // 5 :]), 6
+        ),
+    }
     return CellRows(rows, [history])
 
 

@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 _TITLES = {"szt": "4096 binary patterns", "digits": "digits of 8 x 8 pixels"}
 # A difference that a few seeds show is one beyond so many of its standard errors.
 _CLEAR = 3.0
+# Of fewer seeds the standard error is itself known too badly for that.
+_ENOUGH_SEEDS = 4
 
 
 class Measured(NamedTuple):
@@ -72,6 +74,11 @@ class Study:
             (row["task"], float(row["beta"]), row["repetition"], row["step"]): row
             for row in metrics
         }
+
+    @property
+    def has_enough_seeds(self) -> bool:
+        """Whether errors over the seeds are known well enough to judge by them."""
+        return self.num_seeds >= _ENOUGH_SEEDS
 
     def column(self, task: str, beta: float, name: str, step: int = -1) -> Floats:
         """A column over the seeds, after the last step unless another is given."""
@@ -141,6 +148,8 @@ def _outcome(study: Study, task: str) -> str:
     cost = study.difference(task, last, "test_accuracy")
     verb = "lowers" if moved.mean < 0 else "raises"
     clear = "" if moved.is_clear else ", which these seeds do not tell from nothing"
+    if not study.has_enough_seeds:
+        clear = f" (of {study.num_seeds} seeds, too few to conclude anything)"
     text = (
         f"{_TITLES[task].capitalize()}: without a penalty I(X;T) is "
         f"{study.information(task, 0.0)} and {_percent(study.accuracy(task, 0.0))} of "
@@ -154,20 +163,27 @@ def _outcome(study: Study, task: str) -> str:
         moved = study.difference(task, cheap, "mutual_information")
         cost = study.difference(task, cheap, "test_accuracy")
         text += (
-            f" The strongest penalty that costs less than one percent of the test "
-            f"inputs is {cheap:g}: it changes I(X;T) by {moved.mean:+.3f} ± "
+            " The strongest penalty that costs less than one percent of these test "
+            f"inputs, by two standard errors, is {cheap:g}: it changes I(X;T) by "
+            f"{moved.mean:+.3f} ± "
             f"{moved.error:.3f} and the accuracy by {_points(cost)}."
         )
     return text
 
 
 def _cheapest(study: Study, task: str) -> float | None:
-    """The largest beta that costs less than one percent of the test inputs."""
-    cheap = [
-        beta
-        for beta in study.betas[1:]
-        if study.difference(task, beta, "test_accuracy").mean > -0.01
-    ]
+    """The largest beta that surely costs less than one percent of the test inputs.
+
+    By two standard errors over the seeds, on the test inputs that there are. None where
+    the seeds are too few.
+    """
+    if not study.has_enough_seeds:
+        return None
+    cheap = []
+    for beta in study.betas[1:]:
+        change = study.difference(task, beta, "test_accuracy")
+        if change.mean - 2 * change.error > -0.01:
+            cheap.append(beta)
     return max(cheap) if cheap else None
 
 
@@ -294,8 +310,21 @@ def _legend_of_betas(axes: Any) -> None:
     )
 
 
+def caution(study: Study) -> list[str]:
+    """What must be said before the claims: a paragraph where the seeds are few."""
+    if study.has_enough_seeds:
+        return []
+    freedom = study.num_seeds - 1
+    return [
+        f"With {study.num_seeds} seeds the standard errors over the seeds have "
+        f"{'one degree' if freedom == 1 else f'{freedom} degrees'} of freedom: they "
+        "may be too small many times over, and nothing is concluded from them below. "
+        f"It takes {_ENOUGH_SEEDS} seeds or more."
+    ]
+
+
 def claims(study: Study) -> list[Claim]:
-    """What the penalty should do, checked.
+    """What the penalty should do, checked; not judged where the seeds are too few.
 
     Parameters
     ----------
@@ -323,8 +352,13 @@ def _it_moves(study: Study, task: str) -> Claim:
         f"{_TITLES[task]}: a beta of {study.betas[-1]:g} lowers I(X;T) by more than "
         "three standard errors.",
         f"{moved.mean:+.3f} ± {moved.error:.3f} nats",
-        moved.mean < 0 and moved.is_clear,
+        _judged(study, moved.mean < 0 and moved.is_clear),
     )
+
+
+def _judged(study: Study, holds: bool) -> bool | None:
+    """The verdict on what is seen over the seeds."""
+    return holds if study.has_enough_seeds else None
 
 
 def _it_falls(study: Study, task: str) -> Claim:
@@ -341,10 +375,10 @@ def _it_falls(study: Study, task: str) -> Claim:
         "standard errors.",
         f"not {', '.join(rises)}"
         if rises
-        else " > ".join(
+        else " → ".join(
             f"{study.information(task, beta).mean:.3f}" for beta in study.betas
         ),
-        not rises,
+        _judged(study, not rises),
     )
 
 
@@ -352,10 +386,13 @@ def _some_is_free(study: Study, task: str) -> Claim:
     cheap = _cheapest(study, task)
     statement = (
         f"{_TITLES[task]}: some penalty takes away 0.1 nats or more of I(X;T), beyond "
-        "three standard errors, and costs less than one percent of the test inputs."
+        "three standard errors, and costs less than one percent of these test inputs, "
+        "by two standard errors over the seeds."
     )
+    if not study.has_enough_seeds:
+        return Claim(statement, "too few seeds", None)
     if cheap is None:
-        return Claim(statement, "every penalty costs more", False)
+        return Claim(statement, "every penalty costs more, or may", False)
     moved = study.difference(task, cheap, "mutual_information")
     cost = study.difference(task, cheap, "test_accuracy")
     return Claim(
@@ -405,7 +442,11 @@ def difference_table(study: Study, task: str) -> Table:
                 f"{beta:g}",
                 f"{moved.mean:+.4f} ± {moved.error:.4f}",
                 _points(study.difference(task, beta, "test_accuracy")),
-                "yes" if moved.mean < 0 and moved.is_clear else "no",
+                "too few seeds"
+                if not study.has_enough_seeds
+                else "yes"
+                if moved.mean < 0 and moved.is_clear
+                else "no",
             ]
         )
     return Table(
@@ -486,9 +527,17 @@ def work_table(study: Study, folder: RunFolder) -> Table:
     Table
     """
     seconds = sum(float(row["seconds"]) for row in study.history)
-    plain = [float(row["seconds"]) for row in study.history if float(row["beta"]) == 0]
-    rest = [float(row["seconds"]) for row in study.history if float(row["beta"]) > 0]
-    steps = study.steps[-1]
+    plain, rest = (
+        1000
+        * np.median(
+            [
+                float(row["step_seconds"])
+                for row in study.history
+                if (float(row["beta"]) > 0) is has_penalty
+            ]
+        )
+        for has_penalty in (False, True)
+    )
     return Table(
         "What was run",
         ["what", "value"],
@@ -497,9 +546,8 @@ def work_table(study: Study, folder: RunFolder) -> Table:
             ["trainings", str(len(study.history))],
             ["time", f"{duration(seconds)} ({seconds:.1f} s)"],
             [
-                "mean time of a step, with and without the penalty",
-                f"{1000 * np.mean(rest) / steps:.1f} and "
-                f"{1000 * np.mean(plain) / steps:.1f} ms, measurements included",
+                "median time of a training step, with and without the penalty",
+                f"{rest:.1f} and {plain:.1f} ms",
             ],
             [
                 "versions",
