@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import json
 import subprocess
 import sys
@@ -63,6 +65,50 @@ def test_check_says_how_to_build_what_is_missing(
 ) -> None:
     monkeypatch.setattr(_device, "extension", lambda: None)
     assert "not built: install NVIDIA's nvcc" in checked(capsys)
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+@pytest.mark.parametrize(
+    ("cuda", "is_named"), [("None", True), ("'13.0'", False), (None, False)]
+)
+def test_check_names_every_obstacle(
+    is_built: bool,
+    cuda: str | None,
+    is_named: bool,
+    fake: FakeCuda,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No driver, and a torch whose version.py says that it knows no CUDA."""
+    if cuda is not None:
+        text = f"__version__ = '2'\ncuda: str | None = {cuda}\nhip = None\n"
+        (tmp_path / "version.py").write_text(text)
+    spec = importlib.machinery.ModuleSpec(
+        "torch", None, origin=str(tmp_path / "__init__.py")
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(check, "_driver_version", lambda: 0)
+    fake.driver = 0
+    if not is_built:
+        monkeypatch.setattr(_device, "extension", lambda: None)
+    out = checked(capsys)
+    assert ("not built: install" in out) is not is_built
+    assert ("was built without CUDA; install one with it" in out) is is_named
+    subject = "GPU" if is_built else "driver"
+    assert f"\n{subject:<14}none: no NVIDIA driver was found (libcuda.so)" in out
+
+
+def test_check_says_that_a_gpu_needs_torch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "cannot use a GPU: it is not installed; pip install" in checked(capsys)
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch has CUDA")
+def test_check_knows_this_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"torch {torch.__version__} was built without" in checked(capsys)
 
 
 @pytest.mark.parametrize(

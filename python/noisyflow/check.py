@@ -6,9 +6,13 @@ only where there is a GPU to try.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
+import importlib.util
 import platform
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,19 +89,32 @@ def _version(package: str) -> str:
 
 
 def _check_cuda(found: Findings) -> None:
-    """The CUDA half: extension, driver, devices, and a test of each that can run."""
+    """The CUDA half: extension, driver, devices, and a test of each that can run.
+
+    Whatever is missing is named, not only what is missed first.
+    """
     module = _device.extension()
     if module is None:
         found.add("CUDA", f"not built: {_device.BUILD}")
-        return
-    found.add(
-        "CUDA",
-        f"built with {_device.version_text(module.toolkit_version())} for "
-        f"{', '.join(module.compiled_architectures())}",
-    )
-    offered = module.driver_version()
+        offered = _driver_version()
+    else:
+        found.add(
+            "CUDA",
+            f"built with {_device.version_text(module.toolkit_version())} for "
+            f"{', '.join(module.compiled_architectures())}",
+        )
+        offered = module.driver_version()
     if offered:
         found.add("driver", f"knows CUDA {_device.version_text(offered)}")
+    elif module is None:
+        found.add(
+            "driver", "none: no NVIDIA driver was found (libcuda.so): install one"
+        )
+    without_cuda = _torch_without_cuda()
+    if without_cuda:
+        found.add("torch", f"cannot use a GPU: {without_cuda}")
+    if module is None:
+        return
     try:
         count = module.device_count() if offered else 0
     except RuntimeError:
@@ -122,6 +139,33 @@ def _check_cuda(found: Findings) -> None:
             found.add("", f"cannot be used: {error}")
             continue
         _test(found, f"GPU {index} test", _gpu_functions(device))
+
+
+def _driver_version() -> int:
+    """The CUDA version that the driver knows, as 13000; 0 without a driver."""
+    version = ctypes.c_int(0)
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return 0
+    return 0 if failed else version.value
+
+
+def _torch_without_cuda() -> str:
+    """Why torch could not use any GPU, and what would help; empty if it could."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.origin:
+        return "it is not installed; pip install 'noisyflow[train]'"
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text()
+    except OSError:
+        return ""
+    if not re.search(r"^cuda\b.*=\s*None\s*$", text, re.MULTILINE):
+        return ""
+    return (
+        f"{_version('torch')} was built without CUDA; install one with it "
+        "(https://pytorch.org)"
+    )
 
 
 def _test(found: Findings, name: str, functions: Any) -> None:
