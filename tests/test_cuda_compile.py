@@ -6,8 +6,9 @@ anew by
 
     NOISYFLOW_RECORD_INSTRUCTIONS=1 pytest tests/test_cuda_compile.py
 
-Registers and spills are told by ptxas; instructions by cuobjdump, from the package
-nvidia-cuda-cuobjdump, or where NOISYFLOW_CUOBJDUMP says.
+Registers and spills are told by ptxas; instructions by cuobjdump and nvdisasm, from
+the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or where
+NOISYFLOW_CUOBJDUMP says.
 """
 
 from __future__ import annotations
@@ -168,7 +169,9 @@ def disassembled(
     """The same with their code."""
     tool = find_cuobjdump()
     if tool is None:
-        pytest.skip("no cuobjdump: pip install nvidia-cuda-cuobjdump")
+        pytest.skip(
+            "no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+        )
     for number, kernels in compiled.items():
         command = [tool, "-sass", str(folder / f"{number}.cubin")]
         listing = subprocess.run(command, check=True, capture_output=True, text=True)
