@@ -117,14 +117,21 @@ def mixture_log_density(
     threads does not change the result.
 
     Tensors: differentiable any number of times, in reverse and forward mode, with
-    respect to points, centers, noise_std and weights; the latter as free parameters,
-    each on its own, whatever keeps their sum at 1. Works inside torch.func, torch.vmap
-    (batched points in one call, a batch of anything else in one call each),
-    torch.compile and torch.export. A gradient is a second pass of every pair that
-    matters, in O((m + n) d) memory; what max_lost_mass leaves out of the density is
-    left out of it too. Second derivatives, and forward mode, are torch operations in
-    float64, a chunk of points at a time; only what torch records of them, for further
-    derivatives, takes memory for every pair.
+    respect to points, centers, noise_std and weights. Works inside torch.func,
+    torch.vmap (batched points in one call, a batch of anything else in one call each),
+    torch.compile and torch.export. A gradient is a second pass in O((m + n) d) memory.
+    On a CPU it leaves out pairs beyond a radius of its own around every point, with
+    max_lost_mass as its bound: in units of 1 / noise_std for points, centers and
+    noise_std (docs/numerics.md, 11). On a GPU it evaluates every pair. Second
+    derivatives, and forward mode, are torch operations in float64 on every pair, a
+    chunk of points at a time; only what torch records of them, for further derivatives,
+    takes memory for every pair. In these N(x_i; y_j, noise_std^2 I) counts as at most
+    e^300 times the largest term of the sum, which matters only to a center of weight
+    below e^-300, such as 0, that is nearer than all others.
+
+    Gradients take weights as free parameters, each on its own, while their sum is
+    checked to be 1: a step along the gradient leaves that. To train weights, make them
+    of parameters without a constraint, as torch.softmax(logits, 0).
 
     Source: Goldfeld et al. (2019), "Estimating Information Flow in Deep Neural
     Networks". The gradient with respect to a point is Tweedie's formula, see
