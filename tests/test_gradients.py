@@ -428,6 +428,56 @@ def test_weights_near_zero(rng, cpu_target, dtype, is_zero):
     assert (of_centers[1:] == 0).all()
 
 
+@pytest.mark.parametrize("gain", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["all", "one of zeros", "the first", "the last"])
+def test_gains_that_are_no_numbers_show(rng, cpu_target, dtype, gain, where):
+    for max_lost_mass in (0, 1e-3):
+        problem = make_problem(rng, 50, 40, 3, 0.5, dtype, is_weighted=True)
+        gains = problem.grad_output
+        if where == "all":
+            gains[:] = gain
+        elif where == "one of zeros":
+            gains[:] = 0
+            gains[7] = gain
+        else:
+            gains[0 if where == "the first" else -1] = gain
+        for found in problem.gradients(max_lost_mass=max_lost_mass):
+            assert np.isnan(found).all()
+        want = (False, False, False, True)
+        assert np.isnan(problem.gradients(want, max_lost_mass=max_lost_mass)[3])
+
+
+@pytest.mark.parametrize(("d", "noise_std"), [(3, 0.5), (3, 0.02), (40, 1.0)])
+def test_points_without_gain_take_no_time(rng, cpu_target, dtype, d, noise_std):
+    problem = make_problem(rng, 1100, 1000, d, noise_std, dtype, is_weighted=True)
+    problem.grad_output[:] *= rng.random(1100) < 0.1
+    problem.grad_output[5] = -0.0
+    problem.points[6] += dtype(1e7)  # beyond the passes
+    problem.grad_output[6] = 0
+    kept = np.flatnonzero(problem.grad_output)
+    part = problem._replace(
+        points=problem.points[kept], grad_output=problem.grad_output[kept]
+    )
+    saved = problem.log_density()
+    for max_lost_mass in (0, 1e-3):
+        assert problem.pairs(max_lost_mass) == part.pairs(max_lost_mass)
+        of_points, *others = problem.gradients(
+            log_density=saved, max_lost_mass=max_lost_mass
+        )
+        of_kept, *expected = part.gradients(
+            log_density=saved[kept], max_lost_mass=max_lost_mass
+        )
+        assert (np.delete(of_points, kept, axis=0) == 0).all()
+        np.testing.assert_array_equal(of_points[kept], of_kept)
+        for one, other in zip(others, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert part.pairs(0) <= 3 * len(kept) * 1000  # light centers take a third pass
+    of_points, *others = problem.gradients()
+    assert_exact(part, (of_points[kept], *others))
+    no_points = (False, True, True, True)
+    assert problem.gradients(no_points)[0] is None
+
+
 # -- leaving out far pairs -------------------------------------------------------------
 
 

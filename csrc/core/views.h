@@ -142,7 +142,8 @@ struct TreeCounts {
 };
 
 // Gradients of sum_i grad_output[i] log sum_j w_j N(x_i; y_j, noise_std^2 I). Outputs are null
-// where they are not wanted. A gradient too large for T is the largest number of T.
+// where they are not wanted. A gradient too large for T is the largest number of T. A point whose
+// grad_output is zero takes no time; one that is not finite makes everything NaN.
 template <class T>
 struct GradientTask {
   PointsView<T> points;

@@ -130,6 +130,7 @@ struct TreePass {
   GradientPass<T> pass;
 };
 
+// Of a task whose grad_output are finite numbers, none of them zero, and of at least one point.
 template <class T>
 class Gradients {
  public:
@@ -158,10 +159,6 @@ class Gradients {
     double largest = 0;
     for (int64_t i = 0; i < m_; ++i)
       largest = std::max(largest, std::abs(double(task_.grad_output[i])));
-    if (largest == 0) {
-      write_zeros();
-      return 0;
-    }
     unit_bits_ = std::ilogb(largest);
     start_from_log_density();
     if (task_.grad_noise_std) squares_.resize(size_t(m_));
@@ -203,13 +200,6 @@ class Gradients {
   // The gradient that comes in, over 2^unit_bits: less than 2.
   double unit_gain(int64_t i) const {
     return std::ldexp(double(task_.grad_output[i]), -unit_bits_);
-  }
-
-  void write_zeros() {
-    if (task_.grad_points) std::fill_n(task_.grad_points, m_ * d_, T(0));
-    if (task_.grad_centers) std::fill_n(task_.grad_centers, n_ * d_, T(0));
-    if (task_.grad_weights) std::fill_n(task_.grad_weights, n_, T(0));
-    if (task_.grad_noise_std) *task_.grad_noise_std = 0;
   }
 
   void start_from_log_density() {
@@ -364,8 +354,7 @@ class Gradients {
       double u = b + 2 * std::log(b + 2) + 2;
       for (int step = 0; step < 2; ++step)
         u = std::max(2.01, u - (u - 2 * std::log(u) - b) / (1 - 2 / u));
-      const bool is_needed = !is_far_[i] && task_.grad_output[i] != 0;
-      limits_[i] = T(is_needed ? u * variance_ * (1 + 4 * double(kEpsilon<T>)) : -1.0);
+      limits_[i] = T(!is_far_[i] ? u * variance_ * (1 + 4 * double(kEpsilon<T>)) : -1.0);
     }
   }
 
@@ -652,10 +641,60 @@ class Gradients {
   std::vector<Far> found_;
 };
 
+template <class T>
+void fill(const GradientTask<T>& task, T value) {
+  const int64_t n = task.mixture.n, d = task.mixture.d;
+  if (task.grad_points) std::fill_n(task.grad_points, task.points.m * d, value);
+  if (task.grad_centers) std::fill_n(task.grad_centers, n * d, value);
+  if (task.grad_weights) std::fill_n(task.grad_weights, n, value);
+  if (task.grad_noise_std) *task.grad_noise_std = double(value);
+}
+
+// The same with the points `kept` alone; the gradients of the others are zero.
+template <class T>
+int64_t run_part(const GradientTask<T>& task, const std::vector<int64_t>& kept,
+                 const KernelTable& table, int num_threads) {
+  const int64_t d = task.mixture.d, count = int64_t(kept.size());
+  std::vector<T> points, log_density, grad_output;
+  std::vector<T> grad_points(task.grad_points ? size_t(count * d) : 0);
+  points.reserve(size_t(count * d));
+  for (const int64_t i : kept) {
+    const T* point = task.points.points + i * task.points.stride;
+    points.insert(points.end(), point, point + d);
+    log_density.push_back(task.log_density[i]);
+    grad_output.push_back(task.grad_output[i]);
+  }
+  GradientTask<T> part = task;
+  part.points = {points.data(), d, count};
+  part.log_density = log_density.data();
+  part.grad_output = grad_output.data();
+  if (task.grad_points) part.grad_points = grad_points.data();
+  const int64_t pairs = Gradients<T>(part, table, num_threads).run();
+  if (!task.grad_points) return pairs;
+  std::fill_n(task.grad_points, task.points.m * d, T(0));
+  for (int64_t at = 0; at < count; ++at)
+    std::copy_n(part.grad_points + at * d, d, task.grad_points + kept[size_t(at)] * d);
+  return pairs;
+}
+
 }  // namespace
 
 template <class T>
 int64_t run_gradient_task(const GradientTask<T>& task, const KernelTable& table, int num_threads) {
+  std::vector<int64_t> kept;
+  for (int64_t i = 0; i < task.points.m; ++i) {
+    const T gain = task.grad_output[i];
+    if (!std::isfinite(gain)) {  // a loss that has diverged is to be seen
+      fill(task, std::numeric_limits<T>::quiet_NaN());
+      return 0;
+    }
+    if (gain != 0) kept.push_back(i);
+  }
+  if (kept.empty()) {
+    fill(task, T(0));
+    return 0;
+  }
+  if (int64_t(kept.size()) < task.points.m) return run_part(task, kept, table, num_threads);
   return Gradients<T>(task, table, num_threads).run();
 }
 
