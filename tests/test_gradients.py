@@ -481,12 +481,10 @@ def test_points_without_gain_take_no_time(rng, cpu_target, dtype, d, noise_std):
 # -- leaving out far pairs -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_lost_mass", [0.3, 1e-2, 1e-4])
-@pytest.mark.parametrize(
-    ("d", "is_weighted"), [(1, True), (2, False), (3, True), (8, False)]
-)
-def test_skipping_is_certified(rng, cpu_target, dtype, max_lost_mass, d, is_weighted):
-    """Errors against the bounds of docs/numerics.md, of data with much to leave out."""
+def make_clusters(
+    rng: np.random.Generator, d: int, dtype: Any, *, is_weighted: bool
+) -> Problem:
+    """Data with much to leave out."""
     m, n, noise_std = 1100, 1000, 0.02
     clusters = rng.uniform(-1, 1, (40, d))
     centers = clusters[rng.integers(0, 40, n)] + 0.05 * rng.normal(size=(n, d)) / d**0.5
@@ -497,15 +495,17 @@ def test_skipping_is_certified(rng, cpu_target, dtype, max_lost_mass, d, is_weig
         weights = rng.random(n) * (rng.random(n) > 0.2)
         weights = (weights / weights.sum()).astype(dtype)
     gains = rng.normal(size=m).astype(dtype)
-    problem = Problem(
+    return Problem(
         points.astype(dtype), centers.astype(dtype), noise_std, weights, gains
     )
-    assert problem.pairs(0) >= 2 * m * n
-    assert problem.pairs(max_lost_mass) < 0.8 * 2 * m * n
-    found = problem.gradients(max_lost_mass=max_lost_mass)
+
+
+def assert_certified(problem: Problem, found: Any, max_lost_mass: float) -> None:
+    """Errors against the bounds of docs/numerics.md."""
+    noise_std, (n, d) = problem.noise_std, problem.centers.shape
     exact = problem.exact()
-    rounding = 2e-4 if dtype == np.float32 else 1e-10
-    g = np.abs(gains.astype(float))
+    rounding = 2e-4 if problem.points.dtype == np.float32 else 1e-10
+    g = np.abs(problem.grad_output.astype(float))
     unit = max_lost_mass * g / noise_std
     of_points = np.linalg.norm(found[0] - exact[0], axis=1)
     reach = np.linalg.norm(exact[0], axis=1)
@@ -516,14 +516,41 @@ def test_skipping_is_certified(rng, cpu_target, dtype, max_lost_mass, d, is_weig
     assert abs(found[3] - exact[3]) <= unit.sum() + rounding * (
         abs(exact[3]) + g.sum() * d / noise_std
     )
-    w = np.full(n, 1 / n) if weights is None else weights.astype(float)
+    w = problem.weights
+    w = np.full(n, 1 / n) if w is None else w.astype(float)
     of_weights = np.abs(found[2] - exact[2])
     of_weights = np.where(np.abs(exact[2]) < 1e30, of_weights, 0)
     mass = (w * of_weights).sum()
     assert mass <= max_lost_mass * g.sum() + rounding * g.sum()
+
+
+@pytest.mark.parametrize("max_lost_mass", [0.3, 1e-2, 1e-4])
+@pytest.mark.parametrize(
+    ("d", "is_weighted"), [(1, True), (2, False), (3, True), (8, False)]
+)
+def test_skipping_is_certified(rng, cpu_target, dtype, max_lost_mass, d, is_weighted):
+    problem = make_clusters(rng, d, dtype, is_weighted=is_weighted)
+    every = len(problem.points) * len(problem.centers)
+    assert problem.pairs(0) >= 2 * every
+    assert problem.pairs(max_lost_mass) < 0.8 * 2 * every
+    found = problem.gradients(max_lost_mass=max_lost_mass)
+    assert_certified(problem, found, max_lost_mass)
     if max_lost_mass >= 1e-2 and d < 8:  # something was left out
         everything = problem.gradients()
         assert np.abs(found[0] - everything[0]).max() > 1e-12
+
+
+@pytest.mark.parametrize("max_lost_mass", [1e-3, 1e-6])
+@pytest.mark.parametrize("wrong", [1.0, 3.0, -15.0, 15.0, -20.0, 20.0])
+def test_a_wrong_log_density_leaves_out_no_more(
+    rng, cpu_target, dtype, max_lost_mass, wrong
+):
+    """Too large a value claims mass that is not there, and so too small a radius."""
+    for d, is_weighted in ((1, True), (3, False)):
+        problem = make_clusters(rng, d, dtype, is_weighted=is_weighted)
+        saved = problem.log_density() + dtype(wrong)  # of one and all: tiles are shared
+        found = problem.gradients(log_density=saved, max_lost_mass=max_lost_mass)
+        assert_certified(problem, found, max_lost_mass)
 
 
 @pytest.mark.parametrize("beyond", [0.5, 4.0, 7.0, 9.0])

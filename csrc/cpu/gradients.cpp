@@ -173,7 +173,9 @@ class Gradients {
       pass_points();
     }
     for (int64_t i = 0; i < m_; ++i) {
-      if (is_far_[size_t(i)] || !is_passed) mass_[size_t(i)] = 0;
+      const bool has_cut_off = is_promising_;  // the pass was over a tree
+      const bool is_short = has_cut_off && mass_[size_t(i)] < least_mass_[size_t(i)];
+      if (is_far_[size_t(i)] || is_short || !is_passed) mass_[size_t(i)] = 0;
       if (mass_[size_t(i)] == 0) far_.push_back(i);
     }
     evaluate_far_points();
@@ -336,19 +338,25 @@ class Gradients {
 
   // The squared distances beyond which a point needs no center, docs/numerics.md: u variances with
   // exp(-u / 2) max(1, u) <= max_lost_mass / 2 times the point's density over that of a center at
-  // it. Newton's method from above stays above.
+  // it. Newton's method from above stays above. least_mass_: where less than that is found, the
+  // point's density is too small for its limit.
   void find_limits() {
+    constexpr double kMoreDoubt = 0.1;
     if (task_.max_lost_mass == 0) return;
     limits_.resize(size_t(m_));
+    least_mass_.resize(size_t(m_));
     const double log_n = task_.weights ? 0 : std::log(double(n_));
     for (size_t i = 0; i < size_t(m_); ++i) {
       const double nats = double(base_[i]) * exponent_;
       const double log_mass = -nats - log_n;
-      // The saved log-density's own rounding, and what its sum may lack.
+      // The saved log-density's own rounding, what its sum may lack, and some more, so that the
+      // rounding of the mass does not count.
       const double doubt =
+          kMoreDoubt +
           4 * double(kEpsilon<T>) *
               (std::abs(double(task_.log_density[i])) + std::abs(nats) + double(d_)) -
           std::log1p(-task_.max_lost_mass);
+      least_mass_[i] = std::exp(-doubt);
       const double least = 2 * (doubt - log_mass - std::log(task_.max_lost_mass / 2));
       const double b = std::max(least, 2 - 2 * M_LN2);
       double u = b + 2 * std::log(b + 2) + 2;
@@ -630,8 +638,9 @@ class Gradients {
   int unit_bits_ = 0;
   bool is_promising_ = false;
   int64_t pairs_ = 0;
-  std::vector<T> limits_;  // of each point: see find_limits(); empty: none
-  std::vector<T> base_;    // of each point: the squared distance that its exponents start from
+  std::vector<T> limits_;           // of each point: see find_limits(); empty: none
+  std::vector<double> least_mass_;  // likewise
+  std::vector<T> base_;  // of each point: the squared distance that its exponents start from
   std::vector<char> is_far_;
   std::vector<double> mass_;     // of each point's terms; 0: among the far ones
   std::vector<double> squares_;  // of each point: mean squared distance
