@@ -534,6 +534,21 @@ def test_warnings_are_kept_and_name_this_file() -> None:
     assert found[0].filename == __file__
 
 
+@pytest.mark.parametrize("has_gradients", [True, False])
+@pytest.mark.parametrize("noise_std", [0.1, 0.3])  # most isolated; merely biased
+def test_a_training_loop_is_told_once_that_samples_are_too_few(
+    noise_std: float, has_gradients: bool
+) -> None:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("default")
+        for step in range(4):
+            samples = leaf(CLOUD[step : step + 40, 0] * (1 + 0.1 * step))
+            entropy(samples if has_gradients else samples.detach(), noise_std)
+    assert (len(found) == 1) is has_gradients
+    assert {warning.category for warning in found} == {UndersampledWarning}
+    assert {warning.filename for warning in found} == {__file__}
+
+
 def test_second_derivatives_are_refused() -> None:
     """Also where the first gradient's own factor is a constant."""
     samples = leaf(CLOUD)

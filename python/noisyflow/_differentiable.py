@@ -70,6 +70,7 @@ class Call:
 
     `arguments` are those of the estimator itself: detached, with half of the budgets
     where gradients are wanted, the other half being theirs.
+    `wants_gradients`: whether they are.
     """
 
     def __init__(self, name: str, arguments: dict[str, Any]) -> None:
@@ -79,16 +80,16 @@ class Call:
         noise_std = arguments["noise_std"]
         if _arrays.is_tensor(noise_std):
             self.arguments["noise_std"] = _noise_as_float(noise_std)
-        self._wants_gradients = torch.is_grad_enabled() and any(
+        self.wants_gradients = torch.is_grad_enabled() and any(
             _requires_gradients(value) for value in arguments.values()
         )
-        if self._wants_gradients:
+        if self.wants_gradients:
             self._budget = _Budget(name, arguments)
             self.arguments.update(self._budget.of_value())
 
     def attach(self, estimate: Estimate) -> Estimate:
         """The estimate, its value a tensor with gradients if they are wanted."""
-        if not self._wants_gradients:
+        if not self.wants_gradients:
             return estimate
         parts = self._parts()
         gradient = _gradient(

@@ -15,6 +15,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Literal, ParamSpec
 
 import numpy as np
@@ -41,6 +42,9 @@ from noisyflow.sampling import (
 )
 
 _Arguments = ParamSpec("_Arguments")
+# Python shows a text once for every line that warns: a training loop needs one without
+# numbers that change from step to step.
+_is_repeated: ContextVar[bool] = ContextVar("_is_repeated", default=False)
 
 
 def _with_gradients(
@@ -63,7 +67,12 @@ def _with_gradients(
         bound.apply_defaults()
         this = _differentiable.Call(name, bound.arguments)
         plain: dict[str, Any] = this.arguments
-        return this.attach(estimator(**plain))  # type: ignore[call-arg]
+        is_repeated = _is_repeated.set(this.wants_gradients)
+        try:
+            estimate = estimator(**plain)  # type: ignore[call-arg]
+        finally:
+            _is_repeated.reset(is_repeated)
+        return this.attach(estimate)
 
     return call
 
@@ -131,6 +140,8 @@ def entropy(
     -----
     UndersampledWarning
         If the samples are too few to trust the value (`Estimate.is_undersampled`).
+        Where gradients are wanted the text is the same every time, so that Python
+        shows it once for a line of a training loop.
     TargetWarning
         If a `standard_error` was asked for and is not reached; the message says why.
 
@@ -370,7 +381,8 @@ def conditional_entropy(
     -----
     UndersampledWarning
         If the draws are too few to trust the value (`Estimate.is_undersampled`). The
-        number needed grows exponentially with d.
+        number needed grows exponentially with d. Where gradients are wanted the text is
+        the same every time, so that Python shows it once for a line of a training loop.
     TargetWarning
         If a `standard_error` was asked for and is not reached; the message says why.
 
@@ -540,6 +552,8 @@ def mutual_information(
     -----
     UndersampledWarning
         If the samples are too few to trust the value (`Estimate.is_undersampled`).
+        Where gradients are wanted the text is the same every time, so that Python
+        shows it once for a line of a training loop.
     TargetWarning
         If a `standard_error` was asked for and is not reached; the message says why.
 
@@ -709,7 +723,13 @@ def _warn_target(estimate: Estimate, budget: Budget) -> None:
 def _warn_undersampled(
     estimate: Estimate, too_few: str, then: str, remedy: str, *, stacklevel: int = 4
 ) -> None:
-    if estimate.isolated > 0.5:
+    if _is_repeated.get():
+        found = (
+            "the samples are too few for this dimension and noise_std: the value is"
+            " biased; trust only the bracket [lower, upper]. The estimate's `isolated`"
+            " and `saturation` say how far, and without gradients this warning does."
+        )
+    elif estimate.isolated > 0.5:
         found = (
             f"{100 * estimate.isolated:.0f} % of the queries have no neighbour but"
             f" their own sample: {too_few}. The value is then {then}, whatever the"
