@@ -556,6 +556,14 @@ def test_misaligned_memory_is_copied(fake: FakeCuda, rng: np.random.Generator) -
     np.testing.assert_allclose(found.numpy(), exact, rtol=1e-12)
 
 
+def test_a_sample_that_is_not_finite_is_named_as_it_was_given(fake: FakeCuda) -> None:
+    samples = np.zeros((3, 4, 2))
+    samples[1, 2, 0] = math.nan
+    words = r"samples must be finite, got nan at \[1, 2, 0\]"
+    with pytest.raises(ValueError, match=words):
+        noisyflow.mutual_information(posing(samples), 1.0)
+
+
 def test_no_points_give_an_empty_result(fake: FakeCuda) -> None:
     assert _device.log_density(rows((0, 2)), rows(), 0.5).shape == (0,)
     empty = rows((0,))

@@ -1309,6 +1309,8 @@ def test_estimate_cannot_be_changed():
 CENTERS = np.zeros((3, 2))
 SAMPLES = np.zeros((3, 2, 2))
 WITH_NAN = np.array([[0.0, np.nan]])
+ONE_NAN = np.zeros((3, 4, 2))
+ONE_NAN[1, 2, 0] = np.nan
 
 
 @pytest.mark.parametrize(
@@ -1330,7 +1332,8 @@ WITH_NAN = np.array([[0.0, np.nan]])
         (lambda: entropy(CENTERS, np.inf), ValueError, "noise_std .* inf"),
         (lambda: entropy(CENTERS, "1"), TypeError, "noise_std .* str"),
         (lambda: entropy(CENTERS, True), TypeError, "noise_std .* bool"),
-        (lambda: entropy(CENTERS, np.ones(1)), TypeError, "noise_std .* ndarray"),
+        (lambda: entropy(CENTERS, np.ones(1)), ValueError, r"noise_std .*std\[0\]"),
+        (lambda: entropy(CENTERS, np.array(1.0)), TypeError, "noise_std .* ndarray"),
         (
             lambda: entropy(CENTERS, 1.0, weights=np.array([0.5, 0.5])),
             ValueError,
@@ -1352,9 +1355,9 @@ WITH_NAN = np.array([[0.0, np.nan]])
             "weights .* nan",
         ),
         (
-            lambda: entropy(CENTERS, 1.0, weights=np.array([1, 0, 0])),
+            lambda: entropy(CENTERS, 1.0, weights=np.array([True, False, False])),
             TypeError,
-            "weights .* int64",
+            "weights .* bool",
         ),
         (
             lambda: entropy(CENTERS, 1.0, standard_error=0.0),
@@ -1436,7 +1439,12 @@ WITH_NAN = np.array([[0.0, np.nan]])
         (
             lambda: mutual_information(SAMPLES * np.nan, 1.0),
             ValueError,
-            "samples.* nan",
+            r"samples must be finite, got nan at \[0, 0, 0\]",
+        ),
+        (
+            lambda: mutual_information(ONE_NAN, 1.0),
+            ValueError,
+            r"samples must be finite, got nan at \[1, 2, 0\]",
         ),
         (
             lambda: mutual_information(SAMPLES.astype(int), 1.0),

@@ -595,9 +595,14 @@ Y = np.ones((4, 2))
         ((X.astype(np.float16), Y, 1.0), TypeError, "float16"),
         ((X.astype(np.float32), Y, 1.0), TypeError, "same dtype"),
         ((torch.zeros(3, 2), Y, 1.0), TypeError, "both be NumPy arrays or both torch"),
-        ((torch.zeros(3, 2).bfloat16(), Y, 1.0), TypeError, "bfloat16"),
+        (
+            (torch.zeros(3, 2).bfloat16(), Y, 1.0),
+            TypeError,
+            r"bfloat16; pass points.float\(\)",
+        ),
         ((torch.zeros(3, 2, device="meta"), Y, 1.0), ValueError, "points must be on"),
-        ((torch.zeros(3, 2, requires_grad=True), Y, 1.0), ValueError, "detach"),
+        ((torch.zeros(3, 2, requires_grad=True), Y, 1.0), TypeError, "both be NumPy"),
+        ((X, torch.zeros(3, 2, requires_grad=True), 1.0), TypeError, "both be NumPy"),
         ((X + np.nan, Y, 1.0), ValueError, r"points must be finite, got nan at \[0, 0"),
         ((X, Y * [1, np.inf], 1.0), ValueError, r"centers must be finite.*\[0, 1\]"),
         ((X, Y, 0.0), ValueError, "noise_std must be positive"),
@@ -629,9 +634,12 @@ def test_bad_input_is_named(
         (np.full(3, 1 / 3), ValueError, r"weights must have shape \(4,\)"),
         (np.array([0.5, 0.6, -0.1, 0.0]), ValueError, "not negative, got -0.1"),
         (np.array([0.5, np.nan, 0.5, 0.0]), ValueError, "finite.*got nan"),
-        (np.full(4, 0.3), ValueError, "sum to 1, got a sum of 1.2"),
+        (np.full(4, 0.3), ValueError, r"1, got a sum of 1.2; pass weights / weights.s"),
+        ([0.3] * 4, ValueError, "sum to 1, got a sum of 1.2"),
+        ([[0.5], [0.5, 0.0]], ValueError, "weights must be an array of numbers"),
+        (["a"] * 4, TypeError, "weights must be float32 or float64"),
         (np.full(4, 0.25, np.float32), TypeError, "dtype of centers"),
-        (np.array([1, 0, 0, 0]), TypeError, "int64"),
+        (np.array([True, False, False, False]), TypeError, "bool"),
     ],
 )
 def test_bad_weights_are_named(
@@ -639,6 +647,41 @@ def test_bad_weights_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         mixture_log_density(X, Y, 1.0, weights=weights)
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.25, 0.25, 0], (1, 0, 0, 0), "integers"])
+@pytest.mark.parametrize("is_tensor", [False, True])
+def test_weights_without_a_dtype_take_that_of_the_centers(
+    weights: Any, is_tensor: bool, dtype: Any, rng: np.random.Generator
+) -> None:
+    if weights == "integers":
+        weights = np.array([0, 0, 1, 0])
+    points, centers = rng.normal(size=(5, 2)), rng.normal(size=(4, 2))
+    (x, y) = (array.astype(dtype) for array in (points, centers))
+    if is_tensor:
+        (x, y) = (torch.from_numpy(array) for array in (x, y))
+    found = mixture_log_density(x, y, 0.7, weights=weights)
+    exact = np.asarray(weights, dtype)
+    expected = mixture_log_density(np.asarray(x), np.asarray(y), 0.7, weights=exact)
+    np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+def test_weights_may_be_off_by_the_rounding_of_a_softmax() -> None:
+    """A million logits in float32 gave a sum of 1.000072; that of four is exact."""
+    off = 1 + 7.2e-5
+    many = np.full(10**6, off / 10**6, np.float32)
+    found = mixture_log_density(
+        np.zeros((1, 1), np.float32),
+        np.zeros((10**6, 1), np.float32),
+        1.0,
+        weights=many,
+    )
+    np.testing.assert_allclose(found, -0.5 * np.log(2 * np.pi), atol=2e-4)
+    few = np.full(4, off / 4, np.float32)
+    with pytest.raises(ValueError, match="weights must sum to 1"):
+        mixture_log_density(
+            X.astype(np.float32), Y.astype(np.float32), 1.0, weights=few
+        )
 
 
 @pytest.mark.parametrize(

@@ -638,7 +638,7 @@ HALF = torch.tensor(0.5)
         ((X, torch.ones(4, 3), 1.0), ValueError, r"same dimension.*\(3, 2\).*\(4, 3\)"),
         ((X.int(), Y, 1.0), TypeError, "points must be float32 or float64.*int32"),
         ((X.half(), Y.half(), 1.0), TypeError, "float16"),
-        ((X.bfloat16(), Y.bfloat16(), 1.0), TypeError, "bfloat16"),
+        ((X.bfloat16(), Y.bfloat16(), 1.0), TypeError, r"bfloat16; .*points.float\(\)"),
         ((X.cfloat(), Y.cfloat(), 1.0), TypeError, "complex64"),
         ((X.double(), Y, 1.0), TypeError, "same dtype.*float64 and.*float32"),
         ((X, Y.to("meta"), 1.0), ValueError, "points and centers.*cpu and meta"),

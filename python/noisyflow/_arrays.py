@@ -28,6 +28,11 @@ _NOISE_RANGE = {
 }
 _MOST_CENTERS = 2**31 - 2  # the kernels count them in int32
 _WEIGHT_SUM_TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-9}
+# A softmax divides by a sum in its own dtype. In 16 running sums, as of a vector
+# register, of equal terms that all round the same way, it is off by a part of n eps /
+# 64: n / 16 additions, each of half an eps of a sum that is half its last on average.
+# Those of a million logits in float32 were off by up to a sixteenth of that.
+_ACCUMULATED_ROUNDING = 1 / 64
 
 
 def is_tensor(value: object) -> bool:
@@ -61,7 +66,8 @@ def to_numpy(name: str, value: Any) -> NDArray[Any]:
         except ValueError as error:
             raise ValueError(f"{name} must be an array of numbers: {error}") from error
     if array.dtype not in _NOISE_RANGE:
-        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
+        remedy = f"; pass {name}.float()" if is_tensor(value) else ""
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}{remedy}")
     return array
 
 
@@ -86,7 +92,9 @@ def _tensor_to_numpy(name: str, value: Any) -> NDArray[Any]:
             "mutual_information do"
         )
     if str(value.dtype) not in ("torch.float32", "torch.float64"):
-        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
+        raise TypeError(
+            f"{name} must be float32 or float64, got {value.dtype}; pass {name}.float()"
+        )
     if str(value.layout) != "torch.strided":
         raise TypeError(
             f"{name} must be a dense tensor, got layout {value.layout}; pass "
@@ -95,14 +103,18 @@ def _tensor_to_numpy(name: str, value: Any) -> NDArray[Any]:
     return value.resolve_conj().resolve_neg().numpy()  # type: ignore[no-any-return]
 
 
-def check_finite(name: str, array: Floats) -> None:
-    """Raises ValueError at the first NaN or infinity; (n, d), contiguous rows."""
+def check_finite(
+    name: str, array: Floats, shape: tuple[int, ...] | None = None
+) -> None:
+    """Raises ValueError at the first NaN or infinity; (n, d), contiguous rows.
+
+    shape: that of the array as it was given.
+    """
     index = _core.first_nonfinite(array)
     if index >= 0:
         row, column = divmod(index, array.shape[1])
-        raise ValueError(
-            f"{name} must be finite, got {array[row, column]} at [{row}, {column}]"
-        )
+        at = [int(i) for i in np.unravel_index(index, shape or array.shape)]
+        raise ValueError(f"{name} must be finite, got {array[row, column]} at {at}")
 
 
 def check_matrix_shape(name: str, array: Any, *, allow_empty: bool = False) -> None:
@@ -120,8 +132,12 @@ def as_matrix(
     *,
     allow_empty: bool = False,
     most_rows: int | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Floats:
-    """A finite (n, d) array with contiguous rows, copied only if it must be."""
+    """A finite (n, d) array with contiguous rows, copied only if it must be.
+
+    shape: that of the array as it was given, to name an entry by.
+    """
     array = to_numpy(name, value)
     check_matrix_shape(name, array, allow_empty=allow_empty)
     (n, d), (row_stride, stride), itemsize = array.shape, array.strides, array.itemsize
@@ -133,7 +149,7 @@ def as_matrix(
     contiguous_rows = d == 1 or stride == itemsize
     if not contiguous_rows or row_stride % itemsize or not array.flags.aligned:
         array = np.ascontiguousarray(array)
-    check_finite(name, array)
+    check_finite(name, array, shape)
     return array
 
 
@@ -157,6 +173,11 @@ def check_same_kind(name: str, value: Any, other_name: str, other: Any) -> None:
 
 def as_point_pair(points: Any, centers: Any) -> tuple[Floats, Floats]:
     """Points, maybe none, and centers: of one library, dtype and dimension."""
+    if is_tensor(points) != is_tensor(centers) and (
+        getattr(points, "requires_grad", False)
+        or getattr(centers, "requires_grad", False)
+    ):  # before it is refused for its gradients, which two tensors would have
+        check_same_kind("points", points, "centers", centers)
     x = as_matrix("points", points, allow_empty=True)
     y = as_matrix("centers", centers, most_rows=_MOST_CENTERS)
     if x.dtype != y.dtype or is_tensor(points) != is_tensor(centers):
@@ -260,9 +281,31 @@ def group_by_label(
     return np.argsort(index, kind="stable"), sizes
 
 
+def check_weight_sum(total: float, num_centers: int, dtype: np.dtype[Any]) -> None:
+    """Raises ValueError unless the weights sum to 1, but for rounding."""
+    rounding = _ACCUMULATED_ROUNDING * num_centers * float(np.finfo(dtype).eps)
+    if abs(total - 1) > max(_WEIGHT_SUM_TOLERANCE[dtype], rounding):
+        remedy = "; pass weights / weights.sum()" if total > 0 else ""
+        raise ValueError(f"weights must sum to 1, got a sum of {total}{remedy}")
+
+
+def with_dtype(weights: Any, dtype: Any) -> Any:
+    """Lists of numbers and integers, whose dtype says nothing, in this one."""
+    array = weights
+    if isinstance(weights, list | tuple):
+        try:
+            array = np.asarray(weights)
+        except ValueError:
+            return weights
+    is_list = array is not weights and array.dtype.kind == "f"
+    if is_list or (isinstance(array, np.ndarray) and array.dtype.kind in "iu"):
+        return array.astype(dtype)
+    return weights
+
+
 def as_weights(weights: Any, num_centers: int, dtype: np.dtype[Any]) -> Floats:
     """(n,) non-negative weights that sum to 1, in the dtype of the centers."""
-    array = to_numpy("weights", weights)
+    array = to_numpy("weights", with_dtype(weights, dtype))
     if array.shape != (num_centers,):
         raise ValueError(
             f"weights must have shape ({num_centers},), one per center, "
@@ -276,8 +319,7 @@ def as_weights(weights: Any, num_centers: int, dtype: np.dtype[Any]) -> Floats:
         worst = array[~(array >= 0) | ~np.isfinite(array)][0]
         raise ValueError(f"weights must be finite and not negative, got {worst}")
     total = float(array.sum(dtype=np.float64))
-    if abs(total - 1) > _WEIGHT_SUM_TOLERANCE[dtype]:
-        raise ValueError(f"weights must sum to 1, got a sum of {total}")
+    check_weight_sum(total, num_centers, dtype)
     return array
 
 

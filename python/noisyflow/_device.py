@@ -243,7 +243,9 @@ def _check_kind(name: str, value: Any) -> None:
             f"{name}.to_dense()"
         )
     if numpy_dtype(value) is None:
-        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
+        raise TypeError(
+            f"{name} must be float32 or float64, got {value.dtype}; pass {name}.float()"
+        )
 
 
 def numpy_dtype(tensor: Any) -> np.dtype[Any] | None:
@@ -432,8 +434,7 @@ def _check_weights(weights: Any, total: float, least: float) -> None:
     if not math.isfinite(total) or not least >= 0:
         worst = weights[~(weights >= 0) | ~_torch().isfinite(weights)][0]
         raise ValueError(f"weights must be finite and not negative, got {float(worst)}")
-    if abs(total - 1) > _arrays._WEIGHT_SUM_TOLERANCE[dtype]:
-        raise ValueError(f"weights must sum to 1, got a sum of {total}")
+    _arrays.check_weight_sum(total, len(weights), dtype)
 
 
 def _problem(x: Any, y: Any, noise_std: float, shift: Any) -> tuple[Any, ...]:

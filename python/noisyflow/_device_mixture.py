@@ -33,11 +33,15 @@ class DeviceRows:
         self.largest = largest
 
     @classmethod
-    def checked(cls, name: str, value: Any) -> DeviceRows:
-        """A finite (n, d) tensor on a GPU."""
+    def checked(
+        cls, name: str, value: Any, shape: tuple[int, ...] | None = None
+    ) -> DeviceRows:
+        """A finite (n, d) tensor on a GPU; shape: as it was given."""
         _device.refuse_gradients(**{name: value})
         rows = _device.as_rows(name, value)
-        (largest,) = _device.check_values({name: rows}, None, {})
+        (largest,) = _device.check_values(
+            {name: rows.reshape(shape or rows.shape)}, None, {}
+        )
         return cls(rows, largest)
 
     @property
@@ -286,5 +290,6 @@ def checked_samples(samples: Any) -> tuple[DeviceRows, Indices]:
     if samples.numel() == 0:
         raise ValueError(f"samples must not be empty, got shape {tuple(samples.shape)}")
     (num_inputs, num_draws, d) = samples.shape
-    rows = DeviceRows.checked(f"samples.reshape(-1, {d})", samples.reshape(-1, d))
+    shape = tuple(samples.shape)
+    rows = DeviceRows.checked("samples", samples.reshape(-1, d), shape)
     return rows, np.full(num_inputs, num_draws)

@@ -781,7 +781,7 @@ def _checked_samples(samples: Any) -> tuple[Any, Indices]:
         if array.size == 0:
             raise ValueError(f"samples must not be empty, got shape {array.shape}")
         (num_inputs, num_draws, d) = array.shape
-        centers = _arrays.as_matrix(f"samples.reshape(-1, {d})", array.reshape(-1, d))
+        centers = _arrays.as_matrix("samples", array.reshape(-1, d), shape=array.shape)
         sizes = np.full(num_inputs, num_draws)
     _check_draws(sizes)
     return centers, sizes

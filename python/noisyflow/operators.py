@@ -64,6 +64,8 @@ def mixture_log_density(
     elif type(noise_std) is not float:
         noise_std = _arrays.check_noise_std(noise_std)
     if weights is not None and not isinstance(weights, torch.Tensor):
+        dtype = np.float32 if centers.dtype == torch.float32 else np.float64
+        weights = _arrays.with_dtype(weights, dtype)
         weights = torch.tensor(_arrays.to_numpy("weights", weights))
     if max_lost_mass is not None and type(max_lost_mass) is not float:
         max_lost_mass = checked_max_lost_mass(max_lost_mass, None)
@@ -163,7 +165,10 @@ def _check_has_value(noise_std: Tensor, points: Tensor) -> None:
 def _check_scalar(noise_std: Tensor) -> None:
     _arrays.check_scalar_shape(noise_std)
     if noise_std.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"noise_std must be float32 or float64, got {noise_std.dtype}")
+        raise TypeError(
+            f"noise_std must be float32 or float64, got {noise_std.dtype}; pass "
+            "noise_std.float()"
+        )
 
 
 def _per_point(name: str, value: Tensor, points: Any) -> Any:
@@ -191,7 +196,10 @@ def _fake(
     _arrays.check_matrix_shape("centers", centers)
     _arrays.check_same_kind("points", points, "centers", centers)
     if points.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"points must be float32 or float64, got {points.dtype}")
+        raise TypeError(
+            f"points must be float32 or float64, got {points.dtype}; pass "
+            "points.float()"
+        )
     if points.shape[1] != centers.shape[1]:
         raise ValueError(
             "points and centers must have the same dimension, "
