@@ -49,11 +49,14 @@ run() {
   "$@"
 }
 
+lacks=() # what a dry run misses here
+
 # A command must be there before minutes are spent on others.
 need() {
   if command -v "$1" > /dev/null; then return; fi
   if $is_dry; then
-    echo "missing here: $1 ($2)"
+    lacks+=("$1 ($2)")
+    echo "missing here: ${lacks[-1]}"
   else
     fail "$1 was not found; $2"
   fi
@@ -68,12 +71,9 @@ need "$PYTHON" "set PYTHON to the interpreter that has torch"
 status=3 need nvidia-smi "there is no GPU, or no driver of NVIDIA for it"
 if wants build || wants ceilings; then need nvcc "install the CUDA toolkit, or set CUDA_HOME"; fi
 if wants sanitize; then need compute-sanitizer "it comes with the CUDA toolkit; set CUDA_HOME"; fi
-if ! $is_dry; then
-  if ! gpus=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1); then
-    status=3 fail "there is no GPU: $gpus"
-  fi
-  echo "$gpus"
-  "$PYTHON" - << 'PYTHON' || status=3 fail "this Python cannot use the GPU"
+# Prints what is not installed, and fails.
+modules() {
+  "$PYTHON" - << 'PYTHON'
 import importlib.util
 import sys
 
@@ -81,6 +81,22 @@ needed = ("torch", "scikit_build_core", "pybind11", "pytest", "numpy", "scipy")
 missing = [name for name in needed if importlib.util.find_spec(name) is None]
 if missing:
     sys.exit(f"{sys.executable} has no {', '.join(missing)}")
+PYTHON
+}
+
+if $is_dry && command -v "$PYTHON" > /dev/null && ! found=$(modules 2>&1); then
+  lacks+=("$found")
+  echo "missing here: $found"
+fi
+if ! $is_dry; then
+  if ! gpus=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1); then
+    status=3 fail "there is no GPU: $gpus"
+  fi
+  echo "$gpus"
+  modules || status=3 fail "this Python lacks what is needed"
+  "$PYTHON" - << 'PYTHON' || status=3 fail "this Python cannot use the GPU"
+import sys
+
 import torch
 
 if not torch.cuda.is_available():
@@ -170,6 +186,7 @@ fi
 
 if $is_dry; then
   say "nothing was run"
+  for missing in ${lacks[@]+"${lacks[@]}"}; do echo "missing here: $missing"; done
 else
   say "done: $OUT"
 fi
