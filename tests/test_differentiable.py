@@ -7,6 +7,7 @@ with anything random.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
@@ -547,6 +548,14 @@ def test_a_training_loop_is_told_once_that_samples_are_too_few(
     assert (len(found) == 1) is has_gradients
     assert {warning.category for warning in found} == {UndersampledWarning}
     assert {warning.filename for warning in found} == {__file__}
+
+
+def test_a_deep_copy_is_without_the_graph() -> None:
+    estimate = mutual_information(leaf(CLOUD), NOISE)
+    copied = copy.deepcopy({"last": estimate})["last"]
+    assert copied == estimate.detached()
+    assert type(copied.value) is float
+    estimate.value.backward()
 
 
 def test_second_derivatives_are_refused() -> None:

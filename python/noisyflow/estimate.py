@@ -108,6 +108,10 @@ class Estimate:
             return self
         return replace(self, value=float(value.detach()))
 
+    def __deepcopy__(self, memo: object) -> Estimate:
+        """A copy, `detached()`: torch copies no graph."""
+        return replace(self.detached())
+
     def to_dict(self) -> dict[str, float | int | str]:
         """All fields by name, as plain numbers and words: what a file can hold.
 
