@@ -26,9 +26,11 @@ struct MixtureView {
 template <class T>
 constexpr T kNever = std::numeric_limits<T>::max() / 8;
 
-// A constant, so that target files need not instantiate a function of the standard library.
+// Constants, so that target files need not instantiate functions of the standard library.
 template <class T>
 constexpr T kEpsilon = std::numeric_limits<T>::epsilon();
+template <class T>
+constexpr T kLargest = std::numeric_limits<T>::max();
 
 // m points, rows `stride` elements apart, each row contiguous.
 template <class T>

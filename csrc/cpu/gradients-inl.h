@@ -17,6 +17,7 @@
 #include <math.h>
 
 #include "../core/exp2_poly.h"
+#include "../core/saturate.h"
 #include "../core/views.h"
 #include "dispatch.h"
 #include "log_density-inl.h"
@@ -255,13 +256,6 @@ AddColumns<T, Q> choose_add_columns(const GradientPass<T>& pass) {
   return pass.gradient ? choose_form<T, Q, C, kGradient>(pass) : choose_form<T, Q, C, 0>(pass);
 }
 
-// The nearest number that T holds; NaN stays.
-template <class T>
-double saturated(double x) {
-  constexpr double kMost = 8 * double(kNever<T>);
-  return x > kMost ? kMost : x < -kMost ? -kMost : x;
-}
-
 template <class T, int Q>
 void write_rows(const GradientPass<T>& pass, RowSums<T, Q>& sums, T scale) {
   constexpr int kGroup = Q * kLanes<T>;
@@ -286,7 +280,7 @@ void write_rows(const GradientPass<T>& pass, RowSums<T, Q>& sums, T scale) {
     for (int64_t k = 0; k < pass.d; ++k) {
       double sum = sums.sums[k * kGroup + l];
       if (pass.step) sum += 0.5 * double(sums.rows[k * kGroup + l]) * sums.mass[l];
-      out[k] = T(saturated<T>(gain * saturated<double>(sum * per_variance)));
+      out[k] = T(saturate<T>(gain * saturate<double>(sum * per_variance)));
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "../core/saturate.h"
 #include "../spatial/center_tree.h"
 #include "../spatial/kd_order.h"
 #include "dispatch.h"
@@ -27,14 +28,8 @@ constexpr double kMostCoordinateOverNoise = sizeof(T) == 4 ? 1e12 : 1e140;
 // Weights below: terms without them would be too large for the passes.
 constexpr double kLeastWeight = 1.0 / (int64_t(1) << 60);
 
-// The nearest number that T holds.
-template <class T>
-double saturate(double x) {
-  constexpr double kMost = double(std::numeric_limits<T>::max());
-  return std::min(std::max(x, -kMost), kMost);
-}
-
-// A sum of numbers that may each be larger than any of double.
+// A sum of numbers of either sign that may each be larger than any of double: a LogSum, whose
+// value is a logarithm, has no sign.
 class LargeSum {
  public:
   void add(double factor, double log_value) {

@@ -61,14 +61,11 @@ __global__ void offsets_kernel(const T* log_density, int64_t m, Nats nats, T* of
   if (!is_fine) atomicMax(is_rare, 1);
 }
 
-// Constants, since a kernel may not call std::numeric_limits.
-template <class T>
-constexpr double kLargest = double(std::numeric_limits<T>::max());
-
 template <class T>
 __device__ __forceinline__ T to_finite(double value) {
-  value = value > kLargest<T> ? kLargest<T> : value;
-  return T(value < -kLargest<T> ? -kLargest<T> : value);
+  constexpr double kMost = double(kLargest<T>);
+  value = value > kMost ? kMost : value;
+  return T(value < -kMost ? -kMost : value);
 }
 
 __device__ inline double sum_of_splits(const double* sums, int64_t d, int splits, int64_t rows,
