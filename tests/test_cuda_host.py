@@ -305,6 +305,29 @@ def test_gradients_are_finite_at_little_noise(
         assert np.isfinite(out).all()
 
 
+@pytest.mark.parametrize("d", [1, 3, 24, 40])
+@pytest.mark.parametrize("gain", [np.nan, np.inf, -np.inf])
+def test_gains_that_are_no_numbers_show(
+    d: int, gain: float, dtype: Any, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    """In their own rows, and in sums over points; also of points that are rare."""
+    points, centers, _ = make_mixture(rng, 40, 50, d, 0.3, dtype)
+    points[7] *= dtype(1e12)
+    weights = make_weights(rng, 50)
+    saved = exact_log_density(points, centers, 0.3, weights).astype(dtype)
+    for wrong in (range(40), [0], [7], [39]):
+        for others in (0.0, 1.0):
+            grad_output = np.full(40, others, dtype)
+            grad_output[wrong] = gain
+            problem = (points, centers, 0.3, weights, saved, grad_output)
+            of_points, of_centers, weight_mass, noise_terms = cuda.gradients(*problem)
+            is_wrong = np.isin(np.arange(40), wrong)
+            assert (np.isnan(of_points) == is_wrong[:, None]).all()
+            assert (np.isnan(noise_terms) == is_wrong).all()
+            assert np.isnan(of_centers).all()
+            assert np.isnan(weight_mass).all()
+
+
 # -- skipping ------------------------------------------------------------------------
 
 

@@ -83,7 +83,9 @@ __global__ void finish_points_kernel(const double* sums, int splits, int64_t m, 
   const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
   if (i >= m) return;
   const double mass = sum_of_splits(sums, d, splits, m, 0, i);
-  const double g = double(grad_output[i]), factor = mass > 0 ? g / mass : 0;
+  // One that is no number, or infinite, shows in all that depends on it: to_finite() leaves NaN.
+  const double given = double(grad_output[i]), g = given - given == 0 ? given : double(NAN);
+  const double factor = mass > 0 ? g / mass : g * 0;
   factors[i] = to_finite<T>(factor);
   for (int64_t k = 0; grad_points && k < d; ++k) {
     const double moment = -sum_of_splits(sums, d, splits, m, 1 + k, i);
@@ -91,7 +93,8 @@ __global__ void finish_points_kernel(const double* sums, int splits, int64_t m, 
   }
   if (!noise_terms) return;
   const double spread = sum_of_splits(sums, d, splits, m, 1 + d, i) * (mass > 0 ? 1 / mass : 0);
-  noise_terms[i] = mass > 0 ? g * (spread / (noise_std * noise_std) - double(d)) / noise_std : 0;
+  noise_terms[i] =
+      mass > 0 ? g * (spread / (noise_std * noise_std) - double(d)) / noise_std : g * 0;
 }
 
 // A center so light that the posterior may underflow where the gradient of its weight does not.
