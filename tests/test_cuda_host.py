@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import cuda_host
-from noisyflow import _reference
+from noisyflow import _core, _reference
 
 ROOT = Path(__file__).parents[1]
 NUM_ROWS = [1, 2, 31, 127, 128, 129, 300, 1000]
@@ -326,6 +326,42 @@ def test_gains_that_are_no_numbers_show(
             assert (np.isnan(noise_terms) == is_wrong).all()
             assert np.isnan(of_centers).all()
             assert np.isnan(weight_mass).all()
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 7, 20, 24, 40, 100])
+@pytest.mark.parametrize("size", [1e18, 1e19, 1e20])
+def test_squares_beyond_all_numbers_count_for_nothing(
+    d: int, size: float, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    """Centers and points at the ends of float32's range, as on the CPU."""
+    points, centers, _ = make_mixture(rng, 70, 90, d, 0.3, np.float32)
+    centers[10], centers[70, 0], centers[80] = size, -size, -size
+    points[20], points[21, -1], points[69] = size, size, -size
+    weights = make_weights(rng, 90).astype(np.float32)
+    grad_output = rng.standard_normal(70).astype(np.float32)
+    is_near = np.ones(70, bool)
+    is_near[[20, 21, 69]] = False
+    for w in (None, weights):
+        exact = _core.log_density(points, centers, 0.3, w, 1)
+        for path in (1, 2):
+            ours = cuda.log_density(points, centers, 0.3, w, path)
+            assert not np.isnan(ours).any()
+            assert np.abs(ours[is_near] - exact[is_near]).max() <= 1e-4
+        ours = cuda.skipping_log_density(points, centers, 0.3, 1e-6, w)
+        assert np.abs(ours[is_near] - exact[is_near]).max() <= 1e-4
+        problem = (points, centers, 0.3, w, exact, grad_output)
+        found = cuda.gradients(*problem)
+        assert all(np.isfinite(out).all() for out in found)
+        # Without the far points, which are one or the other's by rounding alone.
+        problem = (points, centers, 0.3, w, exact, grad_output * is_near)
+        of_points, of_centers, weight_mass, noise_terms = cuda.gradients(*problem)
+        of_cpu = _core.log_density_gradients(*problem, *[True] * 4, 0.0, 1)
+        scale = np.abs(grad_output).max() / 0.3
+        assert np.abs(of_points - of_cpu[0]).max() <= 1e-4 * scale * d**0.5
+        assert np.abs(of_centers - of_cpu[1]).max() <= 1e-4 * scale * d**0.5
+        assert noise_terms.sum() == pytest.approx(of_cpu[3], rel=1e-4, abs=1e-3 * d)
+        if w is None:
+            assert np.allclose(weight_mass, of_cpu[2], rtol=1e-3, atol=1e-3)
 
 
 # -- skipping ------------------------------------------------------------------------

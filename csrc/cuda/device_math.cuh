@@ -65,6 +65,8 @@ __device__ __forceinline__ double rounded_product(double a, double b) {
 #endif
 }
 
+// Of a number and NaN, the number.
+__device__ __forceinline__ float smaller(float a, float b) { return fminf(a, b); }
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
 

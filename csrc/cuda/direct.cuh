@@ -482,11 +482,12 @@ __device__ __forceinline__ void add_squares(
   }
 }
 
-// -s (high - low) - ref.
+// -s (high - low) - ref. A square beyond all numbers leaves NaN, infinity less infinity, in Kahan's
+// rule: its exponent is -inf.
 template <class T>
 __device__ __forceinline__ T exponent(T high, T low, T minus_scale, T ref) {
   const T t = fused(high, minus_scale, -ref);
-  return TileShape<T>::kIsFloat ? fused(low, -minus_scale, t) : t;
+  return TileShape<T>::kIsFloat ? larger(fused(low, -minus_scale, t), -T(INFINITY)) : t;
 }
 
 // The sums of a thread's rows over its columns of tiles.
