@@ -364,6 +364,43 @@ def test_squares_beyond_all_numbers_count_for_nothing(
             assert np.allclose(weight_mass, of_cpu[2], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("distance", [100.0, 1000.0, 1e5])
+@pytest.mark.parametrize("d", [1, 3, 100])
+def test_far_points_at_little_noise_are_finite_and_right(
+    d: int, distance: float, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    """Exponents of up to 1e14: a fused product would keep what their rounding drops."""
+    noise_std, m, n = 0.005, 60, 300
+    centers = rng.uniform(-1, 1, (n, d)).astype(np.float32)
+    directions = rng.standard_normal((m, d))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    points = (distance * directions).astype(np.float32)
+    exact = exact_log_density(points, centers, noise_std)
+    # Of the exponent, nearly all of it: a rounding for each dimension, and more.
+    allowed = (d + 8) * np.finfo(np.float32).eps * np.abs(exact)
+    found = [cuda.log_density(points, centers, noise_std, path=path) for path in (1, 2)]
+    found.append(cuda.skipping_log_density(points, centers, noise_std, 1e-6))
+    for ours in found:
+        assert (np.abs(ours - exact) <= allowed).all()
+    grad_output = rng.standard_normal(m).astype(np.float32)
+    saved = exact.astype(np.float32)
+    problem = (points, centers, noise_std, None, saved, grad_output)
+    of_points, of_centers, weight_mass, noise_terms = cuda.gradients(*problem)
+    # Which of the centers is nearest, rounding decides: all pull nearly alike.
+    pull = -points.astype(float) / noise_std**2
+    reach = 2 * d**0.5 / noise_std**2
+    g = grad_output.astype(float)
+    wrong = np.linalg.norm(of_points - g[:, None] * pull, axis=1)
+    assert (wrong <= np.abs(g) * (reach + 1e-5 * distance / noise_std**2)).all()
+    sums = of_points.sum(axis=0, dtype=float) + of_centers.sum(axis=0, dtype=float)
+    assert np.abs(sums).max() <= 1e-5 * np.abs(of_points).sum(dtype=float)
+    assert weight_mass.sum(dtype=float) == pytest.approx(n * g.sum(), rel=1e-3)
+    squares = np.full(m, distance**2)
+    terms = g * (squares / noise_std**2 - d) / noise_std
+    slack = np.abs(g) * (2 * distance * d**0.5 + d) / noise_std**3
+    assert (np.abs(noise_terms - terms) <= slack + 1e-4 * np.abs(terms)).all()
+
+
 # -- skipping ------------------------------------------------------------------------
 
 
