@@ -221,8 +221,7 @@ class Gradients {
            double(largest) > kMostCoordinateOverNoise<T> * mixture_.noise_std;
   }
 
-  // -- |x|^2 + |y|^2 - 2 x.y where it is exact enough
-  // -----------------------------------------------
+  // -- |x|^2 + |y|^2 - 2 x.y where it is exact enough -----------------------------------------
 
   // The middle of the centers, or 0 where that is as good: then coordinates are not rounded.
   std::vector<T> find_origin() const {

@@ -85,22 +85,33 @@ def _tensor_to_numpy(name: str, value: Any) -> NDArray[Any]:
             f"{name} must be on the CPU, got a tensor on {value.device}; "
             f"pass {name}.cpu()"
         )
-    if value.requires_grad:
+    refuse_gradients(name, value)
+    check_dense_floats(name, value)
+    return value.resolve_conj().resolve_neg().numpy()  # type: ignore[no-any-return]
+
+
+def refuse_gradients(name: str, tensor: Any) -> None:
+    """Raises ValueError at a tensor whose gradients would be lost."""
+    if tensor.requires_grad:
         raise ValueError(
             f"{name} requires gradients, which this function does not compute; pass "
             f"{name}.detach(). mixture_log_density computes them, and entropy and "
             "mutual_information do"
         )
-    if str(value.dtype) not in ("torch.float32", "torch.float64"):
+
+
+def check_dense_floats(name: str, tensor: Any) -> None:
+    """Raises TypeError unless a tensor is a dense one of float32 or float64."""
+    if str(tensor.dtype) not in ("torch.float32", "torch.float64"):
         raise TypeError(
-            f"{name} must be float32 or float64, got {value.dtype}; pass {name}.float()"
+            f"{name} must be float32 or float64, got {tensor.dtype}; pass "
+            f"{name}.float()"
         )
-    if str(value.layout) != "torch.strided":
+    if str(tensor.layout) != "torch.strided":
         raise TypeError(
-            f"{name} must be a dense tensor, got layout {value.layout}; pass "
+            f"{name} must be a dense tensor, got layout {tensor.layout}; pass "
             f"{name}.to_dense()"
         )
-    return value.resolve_conj().resolve_neg().numpy()  # type: ignore[no-any-return]
 
 
 def check_finite(

@@ -58,11 +58,8 @@ def is_any_on_device(*values: object) -> bool:
 def refuse_gradients(**values: Any) -> None:
     """Raises ValueError at a tensor whose gradients would be lost."""
     for name, value in values.items():
-        if is_on_device(value) and value.requires_grad:
-            raise ValueError(
-                f"{name} requires gradients, which this function does not compute; "
-                f"pass {name}.detach()"
-            )
+        if is_on_device(value):
+            _arrays.refuse_gradients(name, value)
 
 
 def on_host(value: Any) -> Any:
@@ -237,15 +234,7 @@ def _check_kind(name: str, value: Any) -> None:
             f"{name} is on {value.device}, and other arguments are on a GPU; pass "
             f"{name}.cuda(), or all of them on the CPU"
         )
-    if str(value.layout) != "torch.strided":
-        raise TypeError(
-            f"{name} must be a dense tensor, got layout {value.layout}; pass "
-            f"{name}.to_dense()"
-        )
-    if numpy_dtype(value) is None:
-        raise TypeError(
-            f"{name} must be float32 or float64, got {value.dtype}; pass {name}.float()"
-        )
+    _arrays.check_dense_floats(name, value)
 
 
 def numpy_dtype(tensor: Any) -> np.dtype[Any] | None:
@@ -526,11 +515,9 @@ def near_share(x: Any, mixture: Mixture, max_lost_mass: float) -> float:
 
     Boxes are wider than the points in them: of blocks, hence the square root; and in
     many dimensions, where boxes are as wide as the data in most of them, hence 12.
-    Compared with the boxes themselves (2^14 points by 64, as many centers by 128, in
-    [-1, 1]^d, noise 0.02 and 0.1): within a factor of 1.1 for even data in two
-    dimensions; up to five times too large for 16 clusters in up to 20 dimensions; too
-    small for even data from 3 dimensions on, at worst 0.01 in place of 1, where boxes
-    are then tested for nothing.
+    A rough guide: right for even data in two dimensions, too large for clusters, and
+    far too small for even data in five dimensions and more, where boxes are then tested
+    for nothing.
     """
     y = mixture.centers
     (n, d) = y.shape

@@ -54,9 +54,8 @@ Indices = NDArray[np.int64]
 
 _STREAM = (0x67726164,)  # "grad": apart from the noise of the value
 _PASSES = 2  # of a query over its centers: the log-density, its gradient
-# Of a gradient's pass, beside one of the value: on a CPU 0.3 to 1.2 in 2 to 784
-# dimensions (measured, 256 to 10000 samples, float32 and float64). The rest is for a
-# GPU, where gradients leave out no pair (not measured).
+# Of a gradient's pass, beside one of the log-density: 1.1 to 2.2 on a CPU (the shares
+# of bench/bench_gradients.py); some more for a GPU, where gradients leave out no pair.
 _SECONDS_PER_PAIR = 2.5
 # Beyond two queries for every center, no more than this: a gradient is used once. A
 # choice: 2e10 pairs in both passes for 10^4 centers.

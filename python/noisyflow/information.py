@@ -569,16 +569,16 @@ def mutual_information(
     grid's error, and else drawn and mirrored. Drawn ones are unbiased, but for that of
     `noise_std`: from 400 queries on it has a control variate, whose slope is fitted to
     the same draws, and a bias of order 1 / queries, below its own error. A query costs
-    two passes over the pairs, counted in `num_pairs`, and on a CPU at most some two and
-    a half times the time of one of the value; of `max_seconds` and `max_pairs` value
-    and gradients have a half each. Where these allow less than two queries a sample,
-    some samples have a gradient of zero and the others so much more. For 256 samples of
-    4 tanh units at noise 0.2 the spread over the seeds of the gradient of all samples,
-    in parts of its length, is 0.15 by default (97 n^2 pairs), 0.47 with 32 n^2 and 0.93
-    with 8 n^2; of its sum along the samples 0.004, 0.03 and 0.04. In training take
-    another `seed` at every step, so that these errors average out. A call with
-    gradients takes some 10 ms however few its pairs, and these 15 to 30 ms, on two
-    cores (bench/bench_gradient_spread.py).
+    two passes over the pairs, counted in `num_pairs`, and on a CPU two to three times
+    the time of one of the value (bench/bench_gradients.py); of `max_seconds` and
+    `max_pairs` value and gradients have a half each. Where these allow less than two
+    queries a sample, some samples have a gradient of zero and the others so much more.
+    For 256 samples of 4 tanh units at noise 0.2 the spread over the seeds of the
+    gradient of all samples, in parts of its length, is 0.15 by default (97 n^2 pairs),
+    0.47 with 32 n^2 and 0.93 with 8 n^2; of its sum along the samples 0.004, 0.03 and
+    0.04. In training take another `seed` at every step, so that these errors average
+    out. A call with gradients takes some 10 ms however few its pairs, and these 15 to
+    30 ms, on two cores (bench/bench_gradient_spread.py).
 
     Source: Goldfeld et al. (2019), "Estimating Information Flow in Deep Neural
     Networks".

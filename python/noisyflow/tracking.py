@@ -136,11 +136,11 @@ class InformationTracker:
     Path importance of a `NoisyMLP`: the noise paths of one forward pass serve all
     layers, so that differences between layers have less error than the layers. A
     `NoisyChain` measures every layer on points of its own (`chain.chain_information`):
-    what follows is not about it. A round has every input
-    equally often, 16384 points or more; a random subset of as many where there are more
-    inputs, whose choice is then part of the standard error. Layer 1 is a known mixture
-    and has no bias. Values lie within [0, log m] and [0, H(Y)], where the truth is
-    known to be: with m inputs nothing above log m can be seen.
+    what follows is not about it. A round has every input equally often, 16384 points or
+    more; a random subset of as many where there are more inputs, whose choice is then
+    part of the standard error. Layer 1 is a known mixture and has no bias. Values lie
+    within [0, log m] and [0, H(Y)], where the truth is known to be: with m inputs
+    nothing above log m can be seen.
 
     Outputs of a network on a GPU stay there in sample propagation; path importance runs
     on the CPU, from a copy of the weights, and so does a NoisyChain.

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from noisyflow.experiments.bottleneck_findings import (
 from noisyflow.experiments.cells import CellRows, CellTable
 from noisyflow.information import mutual_information
 from noisyflow.nn import GaussianNoise
-from noisyflow.runs import Interruption, Row, RunError, RunFolder, check_device
+from noisyflow.runs import Row, RunError, RunFolder, check_device
 from noisyflow.runtime import check_device_name
 from noisyflow.training import one_thread
 
@@ -144,6 +145,11 @@ class Cell:
     repetition: int
 
     @property
+    def name(self) -> str:
+        """For the progress line."""
+        return f"{self.task.name} beta={self.beta:g} seed={self.repetition}"
+
+    @property
     def cost(self) -> float:
         """About in proportion to its seconds."""
         return 0.25 if self.beta == 0 else 1.0
@@ -227,28 +233,11 @@ def run(config: Config, out: Path) -> bool:
                 f"{out} holds results on the digits, and scikit-learn is not installed;"
                 " run: pip install scikit-learn"
             )
-        if table.num_done == len(cells):
-            print(f"bottleneck: the run in {out} is finished; making its figures again")
-        else:
-            _announce(config, tasks, len(cells), table.num_done, folder)
-            with (
-                Interruption() as interruption,
-                one_thread(torch.device(config.device)),
-            ):
-                table.advance(
-                    lambda number: _compute(config, cells[number]),
-                    [
-                        f"{cell.task.name} beta={cell.beta:g} seed={cell.repetition}"
-                        for cell in cells
-                    ],
-                    [cell.cost for cell in cells],
-                    interruption,
-                )
-        if table.num_done < len(cells):
-            print(
-                f"bottleneck: stopped after {table.num_done} of {len(cells)} trainings;"
-                " the same command takes it up from there"
+        with one_thread(torch.device(config.device)):
+            is_finished = table.complete(
+                "bottleneck", cells, partial(_compute, config), _plan(config, tasks)
             )
+        if not is_finished:
             return False
         study = Study(
             table.metrics,
@@ -452,27 +441,17 @@ def _label_entropy(task: Task) -> float:
     return -float(share @ np.log(share))
 
 
-def _announce(
-    config: Config,
-    tasks: Sequence[Task],
-    num_cells: int,
-    num_done: int,
-    folder: RunFolder,
-) -> None:
-    """Says what will be done, and what is missing."""
-    print(
-        f"bottleneck: {num_cells} trainings of {config.num_steps} steps, beta "
+def _plan(config: Config, tasks: Sequence[Task]) -> str:
+    """What will be done, and what is missing."""
+    num_cells = len(tasks) * len(config.betas) * config.num_seeds
+    text = (
+        f"{num_cells} trainings of {config.num_steps} steps, beta "
         + ", ".join(f"{beta:g}" for beta in config.betas)
         + f", on {' and '.join(task.name for task in tasks)}"
     )
     if len(tasks) == 1:
-        print(
-            "  without the digits, as scikit-learn is not installed; pip install"
+        text += (
+            "\n  without the digits, as scikit-learn is not installed; pip install"
             " scikit-learn adds them"
         )
-    if num_done:
-        print(f"  resumed after {num_done}")
-    print(
-        f"  into {folder.path}; Ctrl-C stops, the same command resumes",
-        flush=True,
-    )
+    return text

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
@@ -26,6 +26,18 @@ class CellRows:
 
     metrics: list[Row]
     history: list[Row]
+
+
+class Work(Protocol):
+    """A cell to be computed: its name for the progress line, its cost in any unit."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def cost(self) -> float: ...
+
+
+Cell = TypeVar("Cell", bound=Work)
 
 
 class CellTable:
@@ -75,39 +87,74 @@ class CellTable:
             if name.startswith("prepared.")
         }
 
-    def advance(
+    def complete(
         self,
-        compute: Callable[[int], CellRows],
-        names: Sequence[str],
-        costs: Sequence[float],
-        interruption: Interruption,
-    ) -> None:
-        """Computes the cells that are left until an interruption is wanted.
+        experiment: str,
+        cells: Sequence[Cell],
+        compute: Callable[[Cell], CellRows],
+        opening: str,
+    ) -> bool:
+        """Computes the cells that are left until Ctrl-C, and tells how it goes.
 
         Parameters
         ----------
+        experiment : str
+            Its name, which begins what is printed.
+        cells : sequence
+            All of them, those that are done included.
         compute : callable
-            `compute(cell)` gives the rows of cell number `cell`.
-        names : sequence of str
-            Of the cells, for the progress line.
-        costs : sequence of float
-            Their costs in any one unit, for the time left.
-        interruption : Interruption
+            `compute(cell)` gives the rows of a cell.
+        opening : str
+            What is about to be done.
+
+        Returns
+        -------
+        bool
+            Whether all cells are done.
         """
+        out = self._folder.path
+        if self.num_done == len(cells):
+            print(
+                f"{experiment}: the run in {out} is finished; making its figures again"
+            )
+            return True
+        print(f"{experiment}: {opening}")
+        if self.num_done:
+            print(f"  resumed after {self.num_done}")
+        print(f"  into {out}; Ctrl-C stops, the same command resumes", flush=True)
+        with Interruption() as interruption:
+            self._advance(cells, compute, interruption)
+        if self.num_done == len(cells):
+            return True
+        print(
+            f"{experiment}: stopped after {self.num_done} of {len(cells)} pieces of "
+            "work; the same command takes it up from there"
+        )
+        return False
+
+    def _advance(
+        self,
+        cells: Sequence[Cell],
+        compute: Callable[[Cell], CellRows],
+        interruption: Interruption,
+    ) -> None:
+        """Computes the cells that are left until an interruption is wanted."""
         progress = Progress()
         started = saved_at = time.monotonic()
+        costs = [cell.cost for cell in cells]
         first = self.num_done
-        for cell in range(first, len(names)):
+        for number in range(first, len(cells)):
             if interruption.is_wanted:
                 break
+            cell = cells[number]
             if progress.is_due():
                 progress.show(
-                    f"{cell} of {len(names)} done, now {names[cell]}"
-                    + _left(time.monotonic() - started, costs, first, cell)
+                    f"{number} of {len(cells)} done, now {cell.name}"
+                    + _left(time.monotonic() - started, costs, first, number)
                 )
             rows = compute(cell)
-            self.metrics += [{"cell": cell, **row} for row in rows.metrics]
-            self.history += [{"cell": cell, **row} for row in rows.history]
+            self.metrics += [{"cell": number, **row} for row in rows.metrics]
+            self.history += [{"cell": number, **row} for row in rows.history]
             if time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS:
                 self._save()
                 saved_at = time.monotonic()

@@ -43,7 +43,7 @@ from noisyflow.experiments.estimator_findings import (
 )
 from noisyflow.experiments.known_sources import Source, cube_mixture, full_code
 from noisyflow.information import entropy
-from noisyflow.runs import Interruption, RunFolder, check_device
+from noisyflow.runs import RunFolder, check_device
 from noisyflow.runtime import check_device_name
 
 __all__ = ["Config", "claims", "configure", "plot", "run"]
@@ -118,6 +118,11 @@ class Cell:
     methods: Sequence[str]
 
     @property
+    def name(self) -> str:
+        """For the progress line."""
+        return f"{self.source.name} n={self.num_samples}"
+
+    @property
     def cost(self) -> float:
         """About in proportion to its seconds."""
         d, n = self.source.num_dimensions, self.num_samples
@@ -169,22 +174,13 @@ def run(config: Config, out: Path) -> bool:
     with folder.open("estimators", asdict(config)):
         table.resume()
         cells = list(_cells(config, spiral_layer.source(table.prepared)))
-        if table.num_done == len(cells):
-            print(f"estimators: the run in {out} is finished; making its figures again")
-        else:
-            _announce(cells, table.num_done, folder)
-            with Interruption() as interruption:
-                table.advance(
-                    lambda number: _compute(config, cells[number]),
-                    [f"{cell.source.name} n={cell.num_samples}" for cell in cells],
-                    [cell.cost for cell in cells],
-                    interruption,
-                )
-        if table.num_done < len(cells):
-            print(
-                f"estimators: stopped after {table.num_done} of {len(cells)} pieces of "
-                "work; the same command takes it up from there"
-            )
+        opening_words = (
+            f"{len({cell.source.name for cell in cells})} sources, {len(cells)} pieces "
+            f"of work, up to n = {max(cell.num_samples for cell in cells)}"
+        )
+        if not table.complete(
+            "estimators", cells, partial(_compute, config), opening_words
+        ):
             return False
         study = Study(
             _sources(spiral_layer.source(table.prepared)),
@@ -311,21 +307,6 @@ def _compute(config: Config, cell: Cell) -> CellRows:
         )
         history.append({"method": method, "seconds": round(seconds, 4)})
     return CellRows(metrics, history)
-
-
-def _announce(cells: Sequence[Cell], num_done: int, folder: RunFolder) -> None:
-    """Says what will be done."""
-    print(
-        f"estimators: {len({cell.source.name for cell in cells})} sources, "
-        f"{len(cells)} pieces of work, up to n = "
-        f"{max(cell.num_samples for cell in cells)}"
-    )
-    if num_done:
-        print(f"  resumed after {num_done}")
-    print(
-        f"  into {folder.path}; Ctrl-C stops, the same command resumes",
-        flush=True,
-    )
 
 
 def _prepared(config: Config) -> dict[str, NDArray[Any]]:
