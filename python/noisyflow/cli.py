@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the machine failed, 2 a mistake in the arguments or the fo
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import dataclasses
 import logging
@@ -82,7 +83,7 @@ def _command(arguments: Sequence[str] | None) -> int:
     command = options.pop("command")
     if command == "list":
         for name, summary in EXPERIMENTS.items():
-            print(f"{name:<12}{summary}")
+            print(f"{name:<19}{summary}")
         return 0
     if command == "plan":
         return _plan(**options)
@@ -164,9 +165,19 @@ def _logs_to_stderr(verbose: bool) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _run(experiment: str, quick: bool, out: Path | None, **settings: object) -> int:
+def _run(
+    experiment: str,
+    quick: bool,
+    out: Path | None,
+    more: Sequence[tuple[str, object]],
+    **settings: object,
+) -> int:
     """Runs an experiment with those settings that were given."""
     given = {name: value for name, value in settings.items() if value is not None}
+    for name, value in more:
+        if name in given:
+            return _fail(f"{name} is given twice", 2)
+        given[name] = value
     if out is None:
         out = Path("runs") / (f"{experiment}-quick" if quick else experiment)
     try:
@@ -184,7 +195,11 @@ def _run(experiment: str, quick: bool, out: Path | None, **settings: object) -> 
     for name in given:
         if name not in allowed:
             option = "orthonormal" if name == "orthonormal_rate" else name
-            return _fail(f"{experiment} has no --{option.replace('_', '-')}", 2)
+            return _fail(
+                f"{experiment} has no --{option.replace('_', '-')}; its settings are "
+                f"{', '.join(sorted(allowed))}",
+                2,
+            )
     try:
         config = module.configure(quick=quick, **given)
     except (ValueError, TypeError) as error:
@@ -269,6 +284,18 @@ def _count(text: str) -> int:
     raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
 
 
+def _setting(text: str) -> tuple[str, object]:
+    """NAME=VALUE: a number, a list of numbers, or else a word."""
+    name, equals, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return name, value.strip()
+
+
 def _rate(text: str) -> float:
     """The optional value of --orthonormal, which may catch a word that follows it."""
     try:
@@ -348,6 +375,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="D",
         help="where networks, data and estimates are: cpu, cuda, cuda:1, ... (default: "
         "cpu)",
+    )
+    run.add_argument(
+        "--data",
+        metavar="DIR",
+        help="mnist: folder with MNIST's IDX files (default: scikit-learn's digits)",
+    )
+    run.add_argument(
+        "--set",
+        dest="more",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting of the experiment, as its report names it; may be "
+        "repeated",
     )
     run.add_argument(
         "--out",

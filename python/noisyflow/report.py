@@ -1,15 +1,17 @@
 """A run's folder as one page, `report.html`, that stands alone.
 
-Figures are embedded, styles are inline, nothing is scripted.
+Figures are embedded, styles are inline, nothing is scripted. `report.json` holds the
+same for programs, with figures by their names.
 """
 
 from __future__ import annotations
 
 import base64
 import html
+import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,19 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+
+
+@dataclass(frozen=True)
+class ClaimsTable(Table):
+    """A table of statements and whether they hold; made by `claims_table`.
+
+    Parameters
+    ----------
+    claims : sequence of Claim
+        What the rows say.
+    """
+
+    claims: Sequence[Claim] = ()
 
 
 Part = str | Figure | Table
@@ -158,13 +173,13 @@ def write_report(
         _end_table(results),
         _quality_table(results),
         settings_table(config["settings"]),
-        _work_table(config, results),
+        work_table(folder, _tracking_rows(results)),
     ]
     write_page(folder, title, parts)
 
 
 def write_page(folder: RunFolder, title: str, parts: Sequence[Part]) -> None:
-    """Writes `report.html` from its parts.
+    """Writes `report.html` from its parts, and `report.json`.
 
     Parameters
     ----------
@@ -182,9 +197,18 @@ def write_page(folder: RunFolder, title: str, parts: Sequence[Part]) -> None:
         f"<h1>{html.escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
     write_atomically(folder.report, page.encode())
+    summary = {
+        "experiment": folder.config()["experiment"],
+        "noisyflow": folder.config()["noisyflow"],
+        "title": title,
+        **asdict(folder.usage()),
+        "parts": [_plain(part, folder) for part in parts],
+    }
+    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder.path / "report.json", text.encode())
 
 
-def claims_table(title: str, claims: Sequence[Claim]) -> Table:
+def claims_table(title: str, claims: Sequence[Claim]) -> ClaimsTable:
     """Statements, what was measured, and whether they hold.
 
     Parameters
@@ -194,12 +218,13 @@ def claims_table(title: str, claims: Sequence[Claim]) -> Table:
 
     Returns
     -------
-    Table
+    ClaimsTable
     """
-    return Table(
+    return ClaimsTable(
         title,
         ["statement", "measured", "holds"],
         [[claim.statement, claim.measured, _VERDICTS[claim.holds]] for claim in claims],
+        claims=tuple(claims),
     )
 
 
@@ -216,6 +241,44 @@ def settings_table(settings: Mapping[str, object]) -> Table:
     """
     rows = [[name, str(value)] for name, value in settings.items()]
     return Table("Settings", ["name", "value"], rows)
+
+
+def work_table(folder: RunFolder, rows: Sequence[Sequence[str]] = ()) -> Table:
+    """What was run, on what, what it took.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Its usage is what the work took.
+    rows : sequence of (str, str)
+        More to say, of this experiment.
+
+    Returns
+    -------
+    Table
+    """
+    import torch
+
+    config, usage = folder.config(), folder.usage()
+    return Table(
+        "What was run",
+        ["what", "value"],
+        [
+            ["experiment", str(config["experiment"])],
+            *rows,
+            [
+                "time and largest memory, figures apart",
+                f"{duration(usage.seconds)} ({usage.seconds:.1f} s), "
+                f"{usage.peak_mib:.0f} MiB",
+            ],
+            ["device", str(config.get("device", "not recorded"))],
+            [
+                "versions",
+                f"noisyflow {config['noisyflow']}, Python {platform.python_version()}, "
+                f"torch {torch.__version__}, NumPy {np.__version__}",
+            ],
+        ],
+    )
 
 
 def _opening(results: Results) -> str:
@@ -304,37 +367,36 @@ def _largest(values: np.ndarray, results: Results) -> str:
     return f"{values.max():.4f} (layer {layer + 1}, epoch {results.epochs[at]})"
 
 
-def _work_table(config: dict[str, object], results: Results) -> Table:
-    """What was run, on what, and how long it took."""
-    import torch
-
+def _tracking_rows(results: Results) -> list[list[str]]:
+    """How many epochs were logged, and what training and tracking took."""
     last = {name: column[-1] for name, column in results.history.items()}
     training, tracking = last["training_seconds"], last["tracking_seconds"]
     num_logs = len(results.epochs)
-    return Table(
-        "What was run",
-        ["what", "value"],
+    return [
         [
-            ["experiment", str(config["experiment"])],
-            [
-                "logged epochs",
-                f"{num_logs}, {results.epochs[0]} to {results.epochs[-1]}"
-                if num_logs > 1
-                else f"1, epoch {results.epochs[0]}",
-            ],
-            ["time in training", f"{duration(training)} ({training:.1f} s)"],
-            [
-                "time in tracking",
-                f"{duration(tracking)} ({tracking:.1f} s, {tracking / num_logs:.2f} s "
-                "per logged epoch)",
-            ],
-            [
-                "versions",
-                f"noisyflow {config['noisyflow']}, Python {platform.python_version()}, "
-                f"torch {torch.__version__}, NumPy {np.__version__}",
-            ],
+            "logged epochs",
+            f"{num_logs}, {results.epochs[0]} to {results.epochs[-1]}"
+            if num_logs > 1
+            else f"1, epoch {results.epochs[0]}",
         ],
-    )
+        ["time in training", f"{duration(training)} ({training:.1f} s)"],
+        [
+            "time in tracking",
+            f"{duration(tracking)} ({tracking:.1f} s, {tracking / num_logs:.2f} s "
+            "per logged epoch)",
+        ],
+    ]
+
+
+def _plain(part: Part, folder: RunFolder) -> dict[str, object]:
+    """A part for `report.json`."""
+    if isinstance(part, Figure):
+        path = part.path.relative_to(folder.path).as_posix()
+        return {"kind": "figure", "path": path, "caption": part.caption}
+    if isinstance(part, Table):
+        kind = "claims" if isinstance(part, ClaimsTable) else "table"
+        return {"kind": kind, **asdict(part)}
+    return {"kind": "paragraph", "text": part}
 
 
 def _html(part: Part) -> str:

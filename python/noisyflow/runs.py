@@ -15,12 +15,13 @@ import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -37,9 +38,33 @@ Row = dict[str, Any]  # numbers and words
 _SECONDS_BETWEEN_LINES = 10.0
 
 _TABLES = ("metrics.csv", "history.csv")
-_FILES = ("config.json", "checkpoint.safetensors", "report.html", *_TABLES)
+_FILES = (
+    "config.json",
+    "checkpoint.safetensors",
+    "usage.json",
+    "report.html",
+    "report.json",
+    *_TABLES,
+)
 # What a damaged but readable file can raise while it is taken apart.
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, RuntimeError, OverflowError)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the work in a folder took so far, figures and report apart.
+
+    Parameters
+    ----------
+    seconds : float
+        Time that passed while the work went on, over all times it was taken up; a kill
+        loses those of its own.
+    peak_mib : float
+        Largest memory of a process that did it, in MiB.
+    """
+
+    seconds: float = 0.0
+    peak_mib: float = 0.0
 
 
 class RunError(Exception):
@@ -58,7 +83,8 @@ class RunFolder:
     -----
     `config.json` names the experiment and its settings; `metrics.csv` and `history.csv`
     hold one row per measurement; `checkpoint.safetensors` holds all that a resumed run
-    needs; `figures/` and `report.html` can be made again from these at any time.
+    needs; `usage.json` says what the work took; `figures/`, `report.html` and
+    `report.json` can be made again from these at any time.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -121,6 +147,30 @@ class RunFolder:
         ):
             raise RunError(f"{path} is not a run's config")
         return config
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Counts the time of a block and the process's memory as the run's usage."""
+        before, started = self.usage(), time.monotonic()
+        try:
+            yield
+        finally:
+            usage = Usage(
+                round(before.seconds + time.monotonic() - started, 3),
+                max(before.peak_mib, round(_peak_mib(), 1)),
+            )
+            with contextlib.suppress(OSError):  # the work matters more
+                write_atomically(
+                    self.path / "usage.json", json.dumps(asdict(usage)).encode()
+                )
+
+    def usage(self) -> Usage:
+        """What the work took so far; nothing where that is not known."""
+        try:
+            found = json.loads((self.path / "usage.json").read_bytes())
+            return Usage(float(found["seconds"]), float(found["peak_mib"]))
+        except (*DAMAGE, RecursionError, OSError):
+            return Usage()
 
     def save(
         self, tables: Mapping[str, Sequence[Row]], tensors: Mapping[str, NDArray[Any]]
@@ -498,6 +548,11 @@ def _results(
         },
         parameters=parameters,
     )
+
+
+def _peak_mib() -> float:
+    """Largest memory that this process has held, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _table_bytes(rows: Sequence[Row]) -> bytes:

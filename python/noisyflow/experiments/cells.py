@@ -122,7 +122,7 @@ class CellTable:
         if self.num_done:
             print(f"  resumed after {self.num_done}")
         print(f"  into {out}; Ctrl-C stops, the same command resumes", flush=True)
-        with Interruption() as interruption:
+        with Interruption() as interruption, self._folder.working():
             self._advance(cells, compute, interruption)
         if self.num_done == len(cells):
             return True

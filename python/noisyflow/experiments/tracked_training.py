@@ -146,6 +146,11 @@ class TrackedTraining:
 
     def advance(self, interruption: Interruption) -> None:
         """Trains and measures until all is done or an interruption is wanted."""
+        with self._folder.working():
+            self._advance(interruption)
+
+    def _advance(self, interruption: Interruption) -> None:
+        """Trains and measures; what it takes is counted by the caller."""
         self._save()
         progress = Progress()
         saved_at = time.monotonic()
