@@ -84,6 +84,8 @@ def test_a_run_writes_all_that_it_promises(finished: Path) -> None:
         "history.csv",
         "metrics.csv",
         "report.html",
+        "report.json",
+        "usage.json",
     }
     settings = json.loads((finished / "config.json").read_text())["settings"]
     assert (settings["epochs"], settings["seed"], settings["noise_std"]) == (
@@ -276,7 +278,15 @@ def test_a_folder_that_cannot_be_made_is_named(
         (["run"], "arguments are required: experiment"),
         (["run", "szt", "--epochs", "many"], "invalid int value: 'many'"),
         (["run", "szt", "--wings"], "unrecognized arguments: --wings"),
-        (["run", "szzt"], "unknown experiment 'szzt'; known: szt"),
+        (["run", "szzt"], "unknown experiment 'szzt', did you mean szt? known: szt"),
+        (["run", "qqqq"], "unknown experiment 'qqqq'; known: szt"),
+        (["run", "szt", "--set", "epochs"], "must be NAME=VALUE, got 'epochs'"),
+        (
+            ["run", "szt", "--set", "wings=2"],
+            "szt has no --wings; its settings are act",
+        ),
+        (["run", "szt", "--set", "epochs=x"], "epochs must be an integer, got str"),
+        (["run", "szt", "--seed", "1", "--set", "seed=1"], "seed is given twice"),
         (["run", "szt", "--epochs", "1"], "epochs must be at least 2, got 1"),
         (["run", "szt", "--noise-std", "-1"], "noise_std must be positive and finite"),
         (["run", "szt", "--noise-std", "nan"], "noise_std must be positive and finite"),

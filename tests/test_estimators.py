@@ -138,6 +138,8 @@ def test_a_run_writes_all_that_it_promises(finished: Path) -> None:
         "history.csv",
         "metrics.csv",
         "report.html",
+        "report.json",
+        "usage.json",
     }
 
 

@@ -1,0 +1,42 @@
+"""Figures: every function takes results and an Axes, draws, and returns the Axes.
+
+The only package that knows matplotlib, which it imports when a figure is made.
+"""
+
+from noisyflow.plotting.bottleneck import (
+    information_over_beta,
+    information_while_training,
+    trade_off,
+)
+from noisyflow.plotting.common import (
+    layer_colors,
+    legend_above,
+    legend_of_layers,
+    new_figure,
+    png,
+)
+from noisyflow.plotting.estimators import errors, estimates, information_over_noise
+from noisyflow.plotting.training import (
+    activation_histograms,
+    history,
+    information,
+    scatter_3d,
+)
+
+__all__ = [
+    "activation_histograms",
+    "errors",
+    "estimates",
+    "history",
+    "information",
+    "information_over_beta",
+    "information_over_noise",
+    "information_while_training",
+    "layer_colors",
+    "legend_above",
+    "legend_of_layers",
+    "new_figure",
+    "png",
+    "scatter_3d",
+    "trade_off",
+]
