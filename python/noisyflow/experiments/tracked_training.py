@@ -12,6 +12,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,14 @@ _SECONDS_BETWEEN_CHECKPOINTS = 10.0
 _FIGURES_GIB = 0.15
 
 
+@dataclass(frozen=True)
+class Pace:
+    """What one pass and one measurement take, in seconds."""
+
+    seconds_per_epoch: float
+    seconds_per_log: float
+
+
 class TrackedTraining:
     """A training run with its measurements so far, in a folder.
 
@@ -56,6 +65,17 @@ class TrackedTraining:
         counted from 0, that is after e + 1 passes.
     folder : RunFolder
         Opened before `resume` and `advance` are called.
+    name : str, optional
+        Of the network, where a folder has several; begins the progress line.
+    passes_later, logs_later : int
+        Passes and measurements of the networks that come after this one, for the time
+        left that is told.
+
+    Attributes
+    ----------
+    pace : Pace or None
+        What the time left is told from; None before `calibrate`, unless it is set from
+        that of a network like this.
 
     Raises
     ------
@@ -72,6 +92,9 @@ class TrackedTraining:
         epochs: int,
         logged_epochs: Sequence[int],
         folder: RunFolder,
+        name: str = "",
+        passes_later: int = 0,
+        logs_later: int = 0,
     ) -> None:
         try:
             self.trainer, self._tracker = build()
@@ -88,8 +111,9 @@ class TrackedTraining:
         self._parameters: list[NDArray[np.float32]] = []
         self._training_seconds = 0.0
         self._tracking_seconds = 0.0
-        self._seconds_per_epoch: float | None = None
-        self._seconds_per_log: float | None = None
+        self._name = name
+        self._later = (passes_later, logs_later)
+        self.pace: Pace | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -134,8 +158,7 @@ class TrackedTraining:
             trainer.train_epoch()
         trained = time.perf_counter()
         _measured(tracker, 0)
-        self._seconds_per_log = time.perf_counter() - trained
-        self._seconds_per_epoch = (trained - started) / 10
+        self.pace = Pace((trained - started) / 10, time.perf_counter() - trained)
         training, tracking = self._seconds_left() or (0.0, 0.0)
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return (
@@ -247,15 +270,17 @@ class TrackedTraining:
 
     def _seconds_left(self) -> tuple[float, float] | None:
         """Time left for training and for tracking; None before `calibrate`."""
-        if self._seconds_per_epoch is None or self._seconds_per_log is None:
+        if self.pace is None:
             return None
-        passes_left = self._epochs - self.trainer.epochs_done
-        logs_left = len(self._logged_epochs) - len(self._history)
-        return passes_left * self._seconds_per_epoch, logs_left * self._seconds_per_log
+        passes_later, logs_later = self._later
+        passes = self._epochs - self.trainer.epochs_done + passes_later
+        logs = len(self._logged_epochs) - len(self._history) + logs_later
+        return passes * self.pace.seconds_per_epoch, logs * self.pace.seconds_per_log
 
     def _progress_line(self) -> str:
         """Epoch, loss, accuracy, information per layer and time left."""
-        line = f"epoch {self.trainer.epochs_done - 1}/{self._epochs - 1}"
+        line = f"{self._name}  " if self._name else ""
+        line += f"epoch {self.trainer.epochs_done - 1}/{self._epochs - 1}"
         if self._history:
             last = self._history[-1]
             values = " ".join(
