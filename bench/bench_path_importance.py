@@ -37,13 +37,15 @@ STANDARD_ERROR = 0.02
 def train(folder: Path) -> None:
     import torch
 
-    from noisyflow.experiments import szt
+    from noisyflow.experiments import szt, szt_network
 
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     for noise in WIDTHS:
         config = szt.Config(noise_std=noise)
-        trainer, _ = szt._build(config, datasets.split(datasets.szt(), seed=0)[0])
+        trainer, _ = szt_network.build(
+            config, datasets.split(datasets.szt(), seed=0)[0]
+        )
         kept = {}
         for epoch in range(1, EPOCHS[-1] + 1):
             trainer.train_epoch()

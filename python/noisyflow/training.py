@@ -9,6 +9,7 @@ same machine.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -56,12 +57,15 @@ class Trainer:
     labels : (m,) array of int
         Classes, from 0.
     learning_rate : float
-        Of Adam; its other settings are torch's defaults. Positive.
+        Of Adam; what is not set here is torch's default. Positive.
     batch_size : int
         Inputs per step, at least 1; the last batch of a pass may be smaller.
     orthonormal_rate : float
         Step size of `nn.orthonormality_step`, taken after every step on all linear
         layers but the last. 0 leaves it out; at 1 and beyond it would diverge.
+    weight_decay : float
+        Of Adam: this times each weight and bias is added to its gradient, the penalty
+        weight_decay / 2 times the sum of their squares. 0 or more.
     seed : int
         Decides the order of the inputs, in [0, 2**64); the noise is the network's own.
     device : str or torch.device
@@ -91,6 +95,7 @@ class Trainer:
         learning_rate: float = 4e-4,
         batch_size: int = 256,
         orthonormal_rate: float = 0.0,
+        weight_decay: float = 0.0,
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -102,6 +107,10 @@ class Trainer:
             raise ValueError(
                 f"orthonormal_rate must be 0 or more and below 1, got "
                 f"{orthonormal_rate}"
+            )
+        if not 0 <= as_real("weight_decay", weight_decay) < math.inf:
+            raise ValueError(
+                f"weight_decay must be finite and 0 or more, got {weight_decay}"
             )
         seed = as_seed(seed)
         _check_network(network)
@@ -119,7 +128,7 @@ class Trainer:
         ][:-1]
         self._parameters = _flatten_parameters(network)
         self._optimizer = torch.optim.Adam(
-            [self._parameters], lr=learning_rate, fused=True
+            [self._parameters], lr=learning_rate, weight_decay=weight_decay, fused=True
         )
         self._shuffle = torch.Generator().manual_seed(seed)
 

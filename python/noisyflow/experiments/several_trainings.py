@@ -41,6 +41,8 @@ class Arm:
         after e + 1 passes.
     settings : mapping
         All that decides its numbers, as JSON knows it; for its `config.json`.
+    experiment : str
+        Whose run the network's is, for its `config.json`; the comparison's by default.
 
     Raises
     ------
@@ -54,6 +56,7 @@ class Arm:
     test: Dataset
     logged_epochs: Sequence[int]
     settings: Mapping[str, Any]
+    experiment: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -159,7 +162,7 @@ def _advance(
     pace: Pace | None = None
     for number, (arm, work) in enumerate(zip(arms, works, strict=True)):
         inner = network_folder(folder, arm.name)
-        with _told_of(arm), inner.open(experiment, arm.settings):
+        with _told_of(arm), inner.open(arm.experiment or experiment, arm.settings):
             work.resume()
             if not work.is_finished:
                 if pace is None:

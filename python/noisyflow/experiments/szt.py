@@ -9,36 +9,50 @@ inputs.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from noisyflow import datasets, plotting, report
-from noisyflow._arrays import check_noise_std
-from noisyflow._checks import as_int, as_real
+from noisyflow import datasets, report
 from noisyflow.experiments import Claim
-from noisyflow.experiments.tracked_training import TrackedTraining
-from noisyflow.nn import NoisyMLP, check_activation
-from noisyflow.report import Figure, Table
-from noisyflow.runs import (
-    Interruption,
-    Results,
-    RunFolder,
-    check_device,
-    duration,
+from noisyflow.experiments.szt_findings import (
+    SCATTER_INPUTS,
+    accuracy_claims,
+    activations_figure,
+    extreme,
+    history_figure,
+    information_figure,
+    scatter_epochs,
+    scatter_figure,
+    share_near_ends,
+    too_short,
 )
-from noisyflow.runtime import check_device_name
-from noisyflow.tracking import InformationTracker
-from noisyflow.training import Trainer, set_parameters
+from noisyflow.experiments.szt_network import (
+    CEILING,
+    SIZES,
+    Config,
+    build,
+    labels,
+    layer_outputs,
+    logged_epochs,
+)
+from noisyflow.experiments.tracked_training import TrackedTraining
+from noisyflow.report import Figure, Table
+from noisyflow.runs import Interruption, Results, RunFolder, check_device, duration
 
-SIZES = (12, 10, 7, 5, 4, 3, 2)
-CEILING = math.log(4096)
+__all__ = [
+    "AUTHORS",
+    "SIZES",
+    "Config",
+    "claims",
+    "compare",
+    "configure",
+    "labels",
+    "layer_outputs",
+    "logged_epochs",
+    "plot",
+    "run",
+]
 
 # I(X;T_1) ... I(X;T_5) in nats that the authors saved of their own run (github.com/
 # kgreenewald/smoothMI): tanh, noise 0.005, 10,000 epochs, one unknown seed.
@@ -51,100 +65,6 @@ AUTHORS = {
 # Mean plug-in information of 4096 inputs drawn with replacement from 4096, without
 # noise.
 _CEILING_WITH_REPLACEMENT = 7.7445
-
-# Epochs of the scatter plots in the paper's figure.
-_SCATTER_EPOCHS = (11, 35, 356, 7389)
-# More points than the authors' first 1000 hide one another.
-_SCATTER_INPUTS = 1000
-
-# Fixed: the figures of a run must not depend on when they are made.
-_FIGURE_SEED = 0
-
-# A thousand times the authors' run; what is more is a slip of the keyboard.
-_MOST_EPOCHS = 10_000_000
-
-
-@dataclass(frozen=True)
-class Config:
-    """Settings of one run; the defaults are the authors'.
-
-    Parameters
-    ----------
-    epochs : int
-        Passes over the training inputs, from 2 to 10 million; the last epoch is
-        `epochs - 1`.
-    num_log_points : int
-        Logarithmically spaced epochs to measure at, before rounding makes some of them
-        coincide. 100 gives 84 of 10,000.
-    noise_std : float
-        Standard deviation of the noise in every hidden layer, positive.
-    activation : str
-        tanh, relu, leaky_relu, linear or sigmoid.
-    learning_rate : float
-        Of Adam; at most 1.
-    batch_size : int
-        Inputs per step.
-    orthonormal_rate : float
-        Step of the orthonormality regulariser; 0 leaves it out, 1e-4 is the authors'
-        choice. Less than 1, where it would diverge.
-    seed : int
-        Decides split, initial weights, order of inputs, noise and measurement; in
-        [0, 2**63).
-    device : str
-        Where network and data are: cpu, cuda, cuda:1, ... Path importance, which
-        measures, runs on the CPU from a copy of the weights.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a setting is not allowed.
-    """
-
-    epochs: int = 10_000
-    num_log_points: int = 100
-    noise_std: float = 0.005
-    activation: str = "tanh"
-    learning_rate: float = 4e-4
-    batch_size: int = 256
-    orthonormal_rate: float = 0.0
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        whole = {
-            "epochs": (2, _MOST_EPOCHS),
-            "num_log_points": (1, 100_000),
-            "batch_size": (1, None),
-            "seed": (0, 2**63 - 1),
-        }
-        for name, (low, high) in whole.items():
-            value = as_int(name, getattr(self, name), at_least=low, at_most=high)
-            object.__setattr__(self, name, value)
-        check_noise_std(self.noise_std, np.dtype(np.float32))
-        check_activation(self.activation)
-        if not 0 < as_real("learning_rate", self.learning_rate) <= 1:
-            raise ValueError(
-                f"learning_rate must be positive and at most 1, got "
-                f"{self.learning_rate}"
-            )
-        if not 0 <= as_real("orthonormal_rate", self.orthonormal_rate) < 1:
-            raise ValueError(
-                f"orthonormal_rate must be 0 or more and below 1, got "
-                f"{self.orthonormal_rate}"
-            )
-        for name in ("noise_std", "learning_rate", "orthonormal_rate"):
-            object.__setattr__(self, name, float(getattr(self, name)))
-        object.__setattr__(self, "device", check_device_name(self.device))
-
-    @property
-    def is_authors_training(self) -> bool:
-        """Whether training is as the authors', but for seed, device and length."""
-        return self == Config(
-            epochs=self.epochs,
-            num_log_points=self.num_log_points,
-            seed=self.seed,
-            device=self.device,
-        )
 
 
 def configure(*, quick: bool = False, **settings: Any) -> Config:
@@ -160,19 +80,6 @@ def configure(*, quick: bool = False, **settings: Any) -> Config:
     """
     brief = {"epochs": 600, "num_log_points": 36} if quick else {}
     return Config(**{**brief, **settings})
-
-
-def logged_epochs(epochs: int, num_log_points: int) -> list[int]:
-    """Epochs at which a run of `epochs` passes is measured, from 1 to `epochs - 1`.
-
-    Returns
-    -------
-    list of int
-        unique(round(logspace(0, log10(epochs - 1), num_log_points))), as the authors
-        did.
-    """
-    spaced = np.logspace(0, math.log10(epochs - 1), num_log_points)
-    return sorted({round(epoch) for epoch in spaced} | {epochs - 1})
 
 
 def run(config: Config, out: Path) -> bool:
@@ -204,7 +111,7 @@ def run(config: Config, out: Path) -> bool:
     folder = RunFolder(out)
     train, test = datasets.split(datasets.szt(), seed=config.seed)
     work = TrackedTraining(
-        lambda: _build(config, train),
+        lambda: build(config, train),
         train,
         test,
         epochs=config.epochs,
@@ -260,11 +167,11 @@ def plot(config: Config, results: Results, folder: RunFolder) -> list[Figure]:
     list of Figure
         Files and captions, in the order of the report.
     """
-    wanted = (results.nearest(epoch) for epoch in _scatter_epochs(config.epochs))
+    wanted = (results.nearest(epoch) for epoch in scatter_epochs(config.epochs))
     shown = sorted(set(wanted))
     return [
         Figure(
-            folder.save_figure("information.png", _information_figure(results)),
+            folder.save_figure("information.png", information_figure(results)),
             "Information about the input, I(X;T_l), and about the label, I(Y;T_l), "
             "in every hidden layer. Bands: from the lower to the upper end of the "
             "bias bracket, with two standard errors on either side; where no band is "
@@ -273,18 +180,18 @@ def plot(config: Config, results: Results, folder: RunFolder) -> list[Figure]:
             "one over another.",
         ),
         Figure(
-            folder.save_figure("history.png", _history_figure(results)),
+            folder.save_figure("history.png", history_figure(results)),
             "Cross-entropy (nats) and accuracy, both with the noise off.",
         ),
         Figure(
-            folder.save_figure("scatter.png", _scatter_figure(config, results, shown)),
+            folder.save_figure("scatter.png", scatter_figure(config, results, shown)),
             "The three units of the last hidden layer for the first "
-            f"{_SCATTER_INPUTS} inputs, before the layer's own noise. "
+            f"{SCATTER_INPUTS} inputs, before the layer's own noise. "
             "Clusters that come closer than the noise lose information; clusters of "
             "one class lose none that the label needs.",
         ),
         Figure(
-            folder.save_figure("activations.png", _activations_figure(config, results)),
+            folder.save_figure("activations.png", activations_figure(config, results)),
             "Share of the activations (over all inputs and units of a layer, before "
             "its noise) in each of 100 bins, on a logarithmic colour scale.",
         ),
@@ -312,14 +219,14 @@ def claims(config: Config, results: Results) -> list[Claim]:
     numbers; the thresholds were set before this code was first run.
     """
     if not config.is_authors_training:
-        return _accuracy_claims(results)
+        return accuracy_claims(results)
     course = _course_claims(config, results)
     if config.epochs < Config().epochs:
         course = [
             Claim(claim.statement, f"{claim.measured} (too short a run)", None)
             for claim in course
         ]
-    return course + _accuracy_claims(results)
+    return course + accuracy_claims(results)
 
 
 def compare(config: Config, results: Results) -> list[Table]:
@@ -375,130 +282,17 @@ def compare(config: Config, results: Results) -> list[Table]:
     ]
 
 
-def _information_figure(results: Results) -> bytes:
-    """I(X;T_l) and I(Y;T_l) side by side."""
-    figure, (left, right) = plotting.new_figure(12, 4.6, columns=2)
-    metrics = results.metrics
-    labels = datasets.szt().labels
-    share = float(labels.mean())
-    label_entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
-    for axes, prefix, value, ceiling, name, title in (
-        (left, "", "mutual_information", CEILING, "log 4096", "I(X;T), in nats"),
-        (
-            right,
-            "label_",
-            "label_information",
-            label_entropy,
-            "H(Y)",
-            "I(Y;T), in nats",
-        ),
-    ):
-        error = 2 * metrics[f"{prefix}standard_error"]
-        plotting.information(
-            axes,
-            results.epochs,
-            metrics[value],
-            metrics[f"{prefix}lower"] - error,
-            metrics[f"{prefix}upper"] + error,
-            ceiling=ceiling,
-            ceiling_name=name,
-        )
-        axes.set_ylabel(title, fontsize=13)
-    plotting.legend_of_layers(right)
-    return plotting.png(figure)
-
-
-def _history_figure(results: Results) -> bytes:
-    """Loss and accuracy side by side."""
-    figure, (left, right) = plotting.new_figure(12, 4, columns=2)
-    history = results.history
-    for axes, quantity, name in (
-        (left, "loss", "cross-entropy, in nats"),
-        (right, "accuracy", "accuracy"),
-    ):
-        plotting.history(
-            axes,
-            results.epochs,
-            history[f"train_{quantity}"],
-            history[f"test_{quantity}"],
-            name=name,
-        )
-    left.set_ylim(bottom=0)
-    return plotting.png(figure)
-
-
-def _scatter_figure(config: Config, results: Results, shown: list[int]) -> bytes:
-    """The last hidden layer at some of the logged epochs."""
-    figure, panels = plotting.new_figure(15, 4.2, columns=len(shown), projection="3d")
-    labels = datasets.szt().labels[:_SCATTER_INPUTS]
-    for axes, at in zip(panels, shown, strict=True):
-        points = _layer_outputs(config, results.parameters[at])[-1][:_SCATTER_INPUTS]
-        plotting.scatter_3d(axes, points, labels, title=f"epoch {results.epochs[at]}")
-    panels[0].legend(loc="upper left", fontsize=12, markerscale=2, frameon=False)
-    return plotting.png(figure)
-
-
-def _activations_figure(config: Config, results: Results) -> bytes:
-    """Histograms of every layer's activations over epochs."""
-    outputs = [_layer_outputs(config, vector) for vector in results.parameters]
-    figure, panels = plotting.new_figure(14, 3.8, columns=results.num_layers)
-    for layer, axes in enumerate(panels):
-        values = [epoch_outputs[layer] for epoch_outputs in outputs]
-        edges = np.linspace(*_activation_range(config.activation, values), 101)
-        counts = np.stack([np.histogram(value, edges)[0] for value in values])
-        shares = counts / [[value.size] for value in values]
-        plotting.activation_histograms(
-            axes, results.epochs, edges, shares, title=f"layer {layer + 1}"
-        )
-        axes.locator_params(axis="y", nbins=5)
-    panels[0].set_ylabel("activation", fontsize=13)
-    bar = figure.colorbar(panels[-1].collections[-1], ax=panels, pad=0.01)
-    bar.set_label("share of activations", fontsize=13)
-    return plotting.png(figure)
-
-
-def _activation_range(
-    activation: str, values: Iterable[NDArray[Any]]
-) -> tuple[float, float]:
-    """The interval that a histogram covers."""
-    bounded = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
-    if activation in bounded:
-        return bounded[activation]
-    arrays = list(values)
-    low = min(float(array.min()) for array in arrays)
-    high = max(float(array.max()) for array in arrays)
-    return low, max(high, low + 1e-6)
-
-
-def _layer_outputs(
-    config: Config, parameters: NDArray[np.float32]
-) -> list[NDArray[np.float32]]:
-    """S_l (4096, d_l) of every hidden layer with these weights."""
-    network = NoisyMLP(SIZES, activation=config.activation, noise_std=config.noise_std)
-    set_parameters(network, parameters)
-    inputs = torch.from_numpy(datasets.szt().inputs)
-    outputs = network.clean_outputs(inputs, seed=_FIGURE_SEED)
-    return [layer[:, 0].numpy() for layer in outputs]
-
-
-def _scatter_epochs(epochs: int) -> list[int]:
-    """The authors' four epochs in a full run, four spread ones in a shorter."""
-    if epochs > _SCATTER_EPOCHS[-1]:
-        return list(_SCATTER_EPOCHS)
-    return [round((epochs - 1) ** share) for share in (0.25, 0.5, 0.75, 1.0)]
-
-
 def _course_claims(config: Config, results: Results) -> list[Claim]:
     """How information rises and falls while the authors' network learns."""
     information = results.metrics["mutual_information"]
     fifth = information[:, 4]
-    early = _extreme(results, fifth, 10, 70, largest=True)
-    dip = _extreme(results, fifth, 70, 300, largest=False)
-    peak = _extreme(results, fifth, 300, 9999, largest=True)
+    early = extreme(results, fifth, 10, 70, largest=True)
+    dip = extreme(results, fifth, 70, 300, largest=False)
+    peak = extreme(results, fifth, 300, 9999, largest=True)
     fourth_peak = int(information[:, 3].argmax())
     flat = information[:, :3]
     train_loss, test_loss = results.history["train_loss"], results.history["test_loss"]
-    near_ends = _share_near_ends(config, results)
+    near_ends = share_near_ends(config, results)
     claims = [
         Claim(
             f"Layer {layer} stays within 0.5 nats of the ceiling log 4096 = 8.318.",
@@ -510,7 +304,7 @@ def _course_claims(config: Config, results: Results) -> list[Claim]:
         )
     ]
     if early is None or dip is None or peak is None:
-        return [*claims, _too_short("I(X;T_5) rises, dips, rises again and falls.")]
+        return [*claims, too_short("I(X;T_5) rises, dips, rises again and falls.")]
     return [
         *claims,
         Claim(
@@ -559,56 +353,6 @@ def _course_claims(config: Config, results: Results) -> list[Claim]:
     ]
 
 
-def _accuracy_claims(results: Results) -> list[Claim]:
-    """How good the measurement is, whatever the settings."""
-    check = report.data_processing(results)
-    errors = results.metrics["standard_error"]
-    widths = results.metrics["upper"] - results.metrics["lower"]
-    return [
-        Claim(
-            "Data processing: I(X;T_1) >= I(X;T_2) >= ... within two standard errors "
-            "at every logged epoch.",
-            f"{check.num_violations} violations in {check.num_pairs} pairs",
-            check.num_violations == 0,
-        ),
-        Claim(
-            "Every standard error of I(X;T_l) is at most 0.05 nats.",
-            f"largest {errors.max():.4f}",
-            bool(errors.max() <= 0.05),
-        ),
-        Claim(
-            "Every bracket of I(X;T_l) is at most 0.05 nats wide.",
-            f"widest {widths.max():.4f}",
-            bool(widths.max() <= 0.05),
-        ),
-    ]
-
-
-def _share_near_ends(config: Config, results: Results) -> tuple[float, float]:
-    """Share of layer 5's activations beyond 0.9 in size, at epoch 11 and at the end."""
-    first, last = (
-        np.abs(_layer_outputs(config, results.parameters[at])[-1]) > 0.9
-        for at in (results.nearest(11), -1)
-    )
-    return float(first.mean()), float(last.mean())
-
-
-def _extreme(
-    results: Results, values: NDArray[Any], first: int, last: int, *, largest: bool
-) -> int | None:
-    """Index of the largest or smallest value between two epochs, if any."""
-    inside = np.flatnonzero((results.epochs >= first) & (results.epochs <= last))
-    if inside.size == 0:
-        return None
-    chosen = values[inside].argmax() if largest else values[inside].argmin()
-    return int(inside[chosen])
-
-
-def _too_short(statement: str) -> Claim:
-    """A claim that a run of too few epochs can say nothing about."""
-    return Claim(statement, "the run is too short", None)
-
-
 def _announce(config: Config, work: TrackedTraining, folder: RunFolder) -> None:
     """Says what will be done, how long it will take and how much memory."""
     epochs = logged_epochs(config.epochs, config.num_log_points)
@@ -634,33 +378,6 @@ def _announce(config: Config, work: TrackedTraining, folder: RunFolder) -> None:
         f"  into {folder.path}; Ctrl-C stops, the same command resumes",
         flush=True,
     )
-
-
-def _build(
-    config: Config, train: datasets.Dataset
-) -> tuple[Trainer, InformationTracker]:
-    """A fresh network's trainer and tracker."""
-    network = NoisyMLP(
-        SIZES,
-        activation=config.activation,
-        noise_std=config.noise_std,
-        seed=config.seed,
-    )
-    trainer = Trainer(
-        network,
-        train.inputs,
-        train.labels,
-        learning_rate=config.learning_rate,
-        batch_size=config.batch_size,
-        orthonormal_rate=config.orthonormal_rate,
-        seed=config.seed,
-        device=config.device,
-    )
-    everything = datasets.szt()
-    tracker = InformationTracker(
-        network, everything.inputs, everything.labels, seed=config.seed
-    )
-    return trainer, tracker
 
 
 def _summary(results: Results) -> str:
