@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,30 +17,15 @@ from numpy.typing import NDArray
 
 from noisyflow import plotting
 from noisyflow.experiments import Claim
+from noisyflow.experiments.measured import Measured
 from noisyflow.report import Figure, Table
 from noisyflow.runs import Row, RunFolder, duration
 
 Floats = NDArray[np.float64]
 
 _TITLES = {"szt": "4096 binary patterns", "digits": "digits of 8 x 8 pixels"}
-# A difference that a few seeds show is one beyond so many of its standard errors.
-_CLEAR = 3.0
 # Of fewer seeds the standard error is itself known too badly for that.
 _ENOUGH_SEEDS = 4
-
-
-class Measured(NamedTuple):
-    """A mean with its standard error."""
-
-    mean: float
-    error: float
-
-    @property
-    def is_clear(self) -> bool:
-        return abs(self.mean) > _CLEAR * self.error
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.error:.3f}"
 
 
 class Study:

@@ -16,6 +16,12 @@ from noisyflow.plotting.common import (
     png,
 )
 from noisyflow.plotting.estimators import errors, estimates, information_over_noise
+from noisyflow.plotting.neurons import (
+    densities,
+    information_over_steps,
+    learning,
+    symbols,
+)
 from noisyflow.plotting.training import (
     activation_histograms,
     history,
@@ -25,18 +31,22 @@ from noisyflow.plotting.training import (
 
 __all__ = [
     "activation_histograms",
+    "densities",
     "errors",
     "estimates",
     "history",
     "information",
     "information_over_beta",
     "information_over_noise",
+    "information_over_steps",
     "information_while_training",
     "layer_colors",
+    "learning",
     "legend_above",
     "legend_of_layers",
     "new_figure",
     "png",
     "scatter_3d",
+    "symbols",
     "trade_off",
 ]
