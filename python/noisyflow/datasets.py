@@ -1,21 +1,44 @@
 """Data sets of the papers, as plain NumPy arrays.
 
-Inputs are float32, labels int64 starting at 0. Nothing is downloaded and no file is
-read: what can be generated is generated.
+Inputs are float32, labels int64 starting at 0. Nothing is downloaded: what can be
+generated is generated, the small digits come with scikit-learn, MNIST from files that
+are there (image_files.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyflow import image_files
 from noisyflow._checks import as_int, as_real, as_seed
+from noisyflow.image_files import ImageFileError
+
+__all__ = [
+    "Dataset",
+    "ImageDataset",
+    "ImageFileError",
+    "TrainTest",
+    "digits",
+    "from_torch",
+    "mnist",
+    "spiral",
+    "split",
+    "szt",
+]
 
 # Keeps a split apart from data that its user draws from default_rng of the same seed.
 _SPLIT_STREAM = 2
 _SPIRAL_STREAM = 3
+# Labels from elsewhere beyond it are no classes but something else.
+_MOST_CLASSES = 10_000
 
 # The twelve input bits of the SZT task sit on the vertices of an icosahedron.
 # Bit 0 is the most significant bit of the pattern's number, the first input column.
@@ -81,6 +104,60 @@ class Dataset:
     def __len__(self) -> int:
         """Number of inputs, m."""
         return len(self.inputs)
+
+
+@dataclass(frozen=True)
+class ImageDataset(Dataset):
+    """A data set whose inputs are images, flattened.
+
+    Parameters
+    ----------
+    inputs, labels
+        As of `Dataset`; pixels are ordered by channel, row, column.
+    shape : (int, int, int)
+        Channels, height and width, whose product is d.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Dataset`, or if `shape` does not fit the inputs.
+    """
+
+    shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shape = tuple(as_int("shape", size, at_least=1) for size in self.shape)
+        if len(shape) != 3 or math.prod(shape) != self.inputs.shape[1]:
+            raise ValueError(
+                "shape must be channels, height and width of "
+                f"{self.inputs.shape[1]} values, got {shape}"
+            )
+        object.__setattr__(self, "shape", shape)
+
+    @property
+    def images(self) -> NDArray[np.float32]:
+        """The inputs as (m, channels, height, width); a view."""
+        return self.inputs.reshape(-1, *self.shape)
+
+
+class TrainTest(NamedTuple):
+    """Two parts of a data set of images.
+
+    Parameters
+    ----------
+    train, test : ImageDataset
+        Of the same shape.
+    is_split : bool
+        Whether the parts were drawn here, from what came as one.
+    """
+
+    train: ImageDataset
+    test: ImageDataset
+    is_split: bool
+
+
+AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 
 
 def szt() -> Dataset:
@@ -163,9 +240,158 @@ def spiral(
     return Dataset(inputs.astype(np.float32), labels.astype(np.int64))
 
 
+def digits() -> ImageDataset:
+    """The 1797 digits of 8 x 8 pixels that come with scikit-learn, in its order.
+
+    Returns
+    -------
+    ImageDataset
+        Pixels in [0, 1], ten classes.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If scikit-learn is not installed.
+
+    Notes
+    -----
+    The test part of "Optical Recognition of Handwritten Digits", Alpaydin and Kaynak
+    (1998).
+    """
+    sklearn = importlib.import_module("sklearn.datasets")  # optional
+    pixels, labels = sklearn.load_digits(return_X_y=True)
+    inputs = (np.asarray(pixels) / 16).astype(np.float32)
+    return ImageDataset(inputs, np.asarray(labels, np.int64), (1, 8, 8))
+
+
+def mnist(folder: str | Path, *, seed: int = 0) -> TrainTest:
+    """MNIST, or what has its format, from the IDX files in a folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+        With train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte
+        and t10k-labels-idx1-ubyte, plain or with `.gz`, there or in `MNIST/raw` as
+        torchvision has them. If both training files are missing, the others are split.
+    seed : int
+        Of that split; see `split`. In [0, 2**64).
+
+    Returns
+    -------
+    TrainTest
+        Pixels in [0, 1], labels 0 to 9.
+
+    Raises
+    ------
+    ImageFileError
+        If files are missing, damaged or of another kind: one line that names the file,
+        what was seen and what would be right.
+    """
+    seed = as_seed(seed)
+    parts = {
+        name: ImageDataset(
+            (pixels.reshape(len(pixels), -1) / np.float32(255)).astype(np.float32),
+            labels.astype(np.int64),
+            (1, *pixels.shape[1:]),
+        )
+        for name, (pixels, labels) in image_files.read_mnist(folder).items()
+    }
+    test = parts[image_files.TEST]
+    if image_files.TRAIN in parts:
+        return TrainTest(parts[image_files.TRAIN], test, is_split=False)
+    if len(test) < 2:
+        raise ImageFileError(f"{folder} holds one image; to split them takes two")
+    return TrainTest(*split(test, seed=seed), is_split=True)
+
+
+def from_torch(dataset: Any) -> ImageDataset:
+    """A torch data set of (image, label) pairs, all of them, in memory.
+
+    Parameters
+    ----------
+    dataset : torch.utils.data.Dataset or sequence
+        Of known length, as those of torchvision are. An image is an array, a tensor or
+        a PIL image: (height, width) or, of tensors, (channels, height, width), and
+        otherwise (height, width, channels). A label is a whole number from 0.
+
+    Returns
+    -------
+    ImageDataset
+        Pixels of 8 bits are scaled to [0, 1], floats are taken as they are.
+
+    Raises
+    ------
+    TypeError
+        If `dataset` has no length, or holds no pairs of image and label.
+    ValueError
+        If it is empty, or if an image is not of the shape of the first, not finite or
+        not of floats or 8 bits, or a label below 0 or above 9999.
+    """
+    try:
+        count = len(dataset)
+    except TypeError:
+        raise TypeError(
+            "dataset must have a length, as torch's map-style data sets have, got "
+            f"{type(dataset).__name__}"
+        ) from None
+    if count == 0:
+        raise ValueError("dataset must hold images, got none")
+    images, labels = [], np.empty(count, np.int64)
+    for index, (image, label) in _pairs(dataset, count):
+        images.append(_image(index, image))
+        if images[-1].shape != images[0].shape:
+            raise ValueError(
+                f"dataset must hold images of one shape, got {images[0].shape} first "
+                f"and {images[-1].shape} at {index}"
+            )
+        labels[index] = as_int(
+            f"label {index}",
+            label.item() if hasattr(label, "item") else label,
+            at_least=0,
+            at_most=_MOST_CLASSES - 1,
+        )
+    shape = images[0].shape
+    inputs = np.stack(images).reshape(count, -1)
+    return ImageDataset(inputs, labels, (shape[0], shape[1], shape[2]))
+
+
+def _pairs(dataset: Any, count: int) -> Iterator[tuple[int, tuple[Any, Any]]]:
+    """Index, image and label, one after another."""
+    for index in range(count):
+        pair = dataset[index]
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(
+                "dataset must hold pairs of image and label, got "
+                f"{type(pair).__name__} at {index}"
+            )
+        yield index, (pair[0], pair[1])
+
+
+def _image(index: int, image: Any) -> NDArray[np.float32]:
+    """An image as float32 (channels, height, width)."""
+    is_tensor = hasattr(image, "detach")
+    pixels = np.asarray(image.detach().cpu() if is_tensor else image)
+    if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
+        raise ValueError(
+            f"image {index} must hold floats or 8 bits, got {pixels.dtype}; convert "
+            "it, by torchvision's ToTensor for instance"
+        )
+    if pixels.ndim not in (2, 3) or pixels.size == 0:
+        raise ValueError(
+            f"image {index} must have height and width and may have channels, got "
+            f"shape {pixels.shape}"
+        )
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    elif not is_tensor:
+        pixels = np.moveaxis(pixels, 2, 0)
+    scale = np.float32(255 if pixels.dtype == np.uint8 else 1)
+    return (pixels / scale).astype(np.float32)
+
+
 def split(
-    dataset: Dataset, *, train_share: float = 0.8, seed: int = 0
-) -> tuple[Dataset, Dataset]:
+    dataset: AnyDataset, *, train_share: float = 0.8, seed: int = 0
+) -> tuple[AnyDataset, AnyDataset]:
     """Two disjoint parts of a data set, for training and for testing, drawn at random.
 
     Parameters
@@ -180,7 +406,8 @@ def split(
     Returns
     -------
     (Dataset, Dataset)
-        Train and test part: 3277 and 819 inputs for `szt()` at the default share.
+        Train and test part, of the class of `dataset`: 3277 and 819 inputs for
+        `szt()` at the default share.
 
     Raises
     ------
@@ -202,6 +429,6 @@ def split(
     order = np.random.default_rng(sequence).permutation(len(dataset))
     train, test = order[:num_train], order[num_train:]
     return (
-        Dataset(dataset.inputs[train], dataset.labels[train]),
-        Dataset(dataset.inputs[test], dataset.labels[test]),
+        replace(dataset, inputs=dataset.inputs[train], labels=dataset.labels[train]),
+        replace(dataset, inputs=dataset.inputs[test], labels=dataset.labels[test]),
     )

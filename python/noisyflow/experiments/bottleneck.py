@@ -9,7 +9,6 @@ Bottleneck", have a bound in its place.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import math
 import statistics
@@ -26,7 +25,7 @@ import torch
 
 from noisyflow import _arrays, report
 from noisyflow._checks import as_int, as_real
-from noisyflow.datasets import Dataset, split, szt
+from noisyflow.datasets import Dataset, digits, split, szt
 from noisyflow.estimate import UndersampledWarning
 from noisyflow.experiments.bottleneck_findings import (
     Study,
@@ -268,20 +267,15 @@ def _tasks(config: Config) -> list[Task]:
     """What is learned, the digits last: a run without them can be gone on with."""
     patterns = szt()
     tasks = [Task(SZT, patterns, *split(patterns, seed=config.seed), True)]
-    digits = _digits()
-    if digits is not None:
-        tasks.append(Task(DIGITS, digits, *split(digits, seed=config.seed), False))
+    images = _digits()
+    if images is not None:
+        tasks.append(Task(DIGITS, images, *split(images, seed=config.seed), False))
     return tasks
 
 
 def _digits() -> Dataset | None:
-    """The 1797 digits of 8 x 8 pixels that come with scikit-learn; None without it."""
-    if importlib.util.find_spec("sklearn") is None:
-        return None
-    sklearn = importlib.import_module("sklearn.datasets")
-    (pixels, labels) = sklearn.load_digits(return_X_y=True)
-    inputs = (np.asarray(pixels) / 16).astype(np.float32)
-    return Dataset(inputs, np.asarray(labels, np.int64))
+    """The digits that come with scikit-learn; None without it."""
+    return digits() if importlib.util.find_spec("sklearn") is not None else None
 
 
 def _cells(config: Config, tasks: Sequence[Task]) -> Iterator[Cell]:

@@ -1,0 +1,260 @@
+"""Images and labels from files in the IDX format, that of MNIST, plain or gzipped.
+
+A file is never trusted: what its header promises is compared with what the file can
+hold before anything of that size is read, and a gzip stream is unpacked in small pieces
+and never beyond the promise. Nothing is written or executed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+_GZIP = b"\x1f\x8b"
+# What a gzipped byte can unpack to at most, in the deflate format.
+_MOST_UNPACKED = 1032
+# The type of a value by the third byte of a file; all are big-endian.
+_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_PIECE_BYTES = 2**20
+_MOST_LABEL = 9
+
+TRAIN, TEST = "train", "t10k"
+IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+
+
+class ImageFileError(Exception):
+    """A file that holds no such images or labels, and why, in one line."""
+
+
+def read_idx(path: str | Path, *, max_bytes: int = 2**31) -> NDArray[Any]:
+    """The array in an IDX file, plain or gzipped, whatever its name ends in.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file.
+    max_bytes : int
+        The largest array that is accepted.
+
+    Returns
+    -------
+    array
+        Of the shape and type that the header states, in native byte order.
+
+    Raises
+    ------
+    ImageFileError
+        If the file cannot be read, is not in the format, is damaged, or holds less or
+        more than its header promises.
+
+    Notes
+    -----
+    The format: two zero bytes, a byte for the type, one for the number k of dimensions,
+    k sizes of four bytes, then the values; all big-endian.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise ImageFileError(
+                f"{path} is {'not a file' if path.exists() else 'missing'}; it must be "
+                "an IDX file"
+            )
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            is_gzip = file.read(2) == _GZIP
+            file.seek(0)
+            if not is_gzip:
+                return _array(file, path, size, max_bytes, is_exact=True)
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return _array(unpacked, path, size * _MOST_UNPACKED, max_bytes)
+    except EOFError as error:
+        raise ImageFileError(
+            f"{path} is cut short: its gzip stream has no end; copy it anew"
+        ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise ImageFileError(
+            f"{path} is not sound gzip: {error}; copy it anew"
+        ) from error
+    except OSError as error:
+        raise ImageFileError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _array(
+    file: BinaryIO | gzip.GzipFile,
+    path: Path,
+    most: int,
+    max_bytes: int,
+    *,
+    is_exact: bool = False,
+) -> NDArray[Any]:
+    """What follows from the header on; `most` bytes are there, or fewer of a gzip."""
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES:
+        raise ImageFileError(
+            f"{path} begins with the bytes {magic.hex(' ') or 'of an empty file'}; IDX "
+            "files of images begin with 00 00 08 03, of labels with 00 00 08 01"
+        )
+    kind, num_sizes = np.dtype(_TYPES[magic[2]]), magic[3]
+    header = file.read(4 * num_sizes)
+    if len(header) < 4 * num_sizes:
+        raise ImageFileError(
+            f"{path} is cut short: it ends after {4 + len(header)} bytes, within its "
+            f"header of {4 + 4 * num_sizes}"
+        )
+    shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
+    promised = math.prod(shape) * kind.itemsize
+    there = most - 4 - len(header)
+    if promised > max_bytes:
+        raise ImageFileError(
+            f"{path} promises {_sizes(shape)} values, {promised} bytes; at most "
+            f"{max_bytes} are read"
+        )
+    if promised > there or (is_exact and promised < there):
+        raise ImageFileError(
+            f"{path} promises {_sizes(shape)} values, {promised} bytes after its "
+            f"header, and holds {'' if is_exact else 'at most '}{there}"
+        )
+    data = bytearray()
+    while len(data) < promised:
+        piece = file.read(min(_PIECE_BYTES, promised - len(data)))
+        if not piece:
+            raise ImageFileError(
+                f"{path} is cut short: its header promises {_sizes(shape)} values, "
+                f"{promised} bytes, and it holds {len(data)}"
+            )
+        data += piece
+    if file.read(1):  # of gzip, this also checks the sum at its end
+        raise ImageFileError(
+            f"{path} holds more than the {_sizes(shape)} values, {promised} bytes, "
+            "that its header promises"
+        )
+    try:
+        values = np.frombuffer(data, kind).reshape(shape)
+    except ValueError as error:  # too many dimensions, or a large size beside a zero
+        raise ImageFileError(
+            f"{path} promises {_sizes(shape)} values, which no array can have"
+        ) from error
+    return values.astype(kind.newbyteorder("="), copy=False)
+
+
+def read_images(images: Path, labels: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Pictures (m, height, width) and their labels (m,), both uint8.
+
+    Parameters
+    ----------
+    images, labels : Path
+        IDX files.
+
+    Raises
+    ------
+    ImageFileError
+        If a file is not what `read_idx` takes, if one has another type or number of
+        dimensions, if there is no image or not one label for each, or if a label is not
+        in 0 to 9.
+    """
+    pixels, digits = _values(images, 3, "images"), _values(labels, 1, "labels")
+    if pixels.size == 0:
+        raise ImageFileError(f"{images} holds no images: {_sizes(pixels.shape)} values")
+    if len(pixels) != len(digits):
+        raise ImageFileError(
+            f"{images} holds {len(pixels)} images and {labels} holds {len(digits)} "
+            "labels; there must be one for each"
+        )
+    if digits.max() > _MOST_LABEL:
+        at = int((digits > _MOST_LABEL).argmax())
+        raise ImageFileError(
+            f"{labels} holds the label {digits[at]} for image {at}; labels are 0 to "
+            f"{_MOST_LABEL}"
+        )
+    return pixels, digits
+
+
+def read_mnist(folder: str | Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """The parts of MNIST that a folder holds: `train` and `t10k`, or `t10k` alone.
+
+    Parameters
+    ----------
+    folder : str or Path
+        With the four files by their names, plain or with `.gz`, or with these in
+        `MNIST/raw`, where torchvision puts them. A plain file goes before a gzipped
+        one. Without any of the two training files the other two are enough.
+
+    Returns
+    -------
+    dict of str to (images, labels)
+        As of `read_images`.
+
+    Raises
+    ------
+    ImageFileError
+        If files are missing, or are not what `read_images` takes, or if the images of
+        the two parts differ in size.
+    """
+    folder = Path(folder)
+    try:
+        found = _found(folder)
+    except OSError as error:
+        raise ImageFileError(f"cannot read {folder}: {error.strerror}") from error
+    missing = [name for name, path in found.items() if path is None]
+    test_only = [f"{TRAIN}-{IMAGES}", f"{TRAIN}-{LABELS}"]
+    if missing and missing != test_only:
+        raise ImageFileError(
+            f"{folder} lacks {', '.join(missing)}: looked for these, plain or with "
+            ".gz, there and in MNIST/raw"
+        )
+    parts = {}
+    for part in (TRAIN, TEST):
+        images, labels = (found[f"{part}-{kind}"] for kind in (IMAGES, LABELS))
+        if images is not None and labels is not None:
+            parts[part] = read_images(images, labels)
+    sizes = {part: images.shape[1:] for part, (images, _) in parts.items()}
+    if len(set(sizes.values())) > 1:
+        raise ImageFileError(
+            f"{folder} holds images of {_sizes(sizes[TRAIN])} pixels to train with and "
+            f"of {_sizes(sizes[TEST])} to test with; they must be equal"
+        )
+    return parts
+
+
+def _found(folder: Path) -> dict[str, Path | None]:
+    """Where each of the four files is, or None."""
+    if not folder.is_dir():
+        raise ImageFileError(
+            f"{folder} is {'not a folder' if folder.exists() else 'missing'}; it must "
+            "be a folder with MNIST's IDX files"
+        )
+    found: dict[str, Path | None] = {}
+    for part in (TRAIN, TEST):
+        for kind in (IMAGES, LABELS):
+            name = f"{part}-{kind}"
+            candidates = [
+                place / (name + ending)
+                for place in (folder, folder / "MNIST" / "raw")
+                for ending in ("", ".gz")
+            ]
+            there = [path for path in candidates if path.exists()]
+            found[name] = there[0] if there else None
+    return found
+
+
+def _values(path: Path, num_dimensions: int, what: str) -> NDArray[Any]:
+    """Bytes of so many dimensions."""
+    values = read_idx(path)
+    if values.dtype != np.uint8 or values.ndim != num_dimensions:
+        raise ImageFileError(
+            f"{path} holds {values.ndim} dimensions of {values.dtype}; {what} are "
+            f"{num_dimensions} of uint8"
+        )
+    return values
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    """A shape for people: 60000 x 28 x 28."""
+    return " x ".join(str(size) for size in shape) or "1"
