@@ -7,19 +7,17 @@ are of the mean; differences are between trainings that share their seed.
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from noisyflow import plotting
+from noisyflow import plotting, report
 from noisyflow.experiments import Claim
 from noisyflow.experiments.measured import Measured
 from noisyflow.report import Figure, Table
-from noisyflow.runs import Row, RunFolder, duration
+from noisyflow.runs import Row, RunFolder
 
 Floats = NDArray[np.float64]
 
@@ -511,7 +509,6 @@ def work_table(study: Study, folder: RunFolder) -> Table:
     -------
     Table
     """
-    seconds = sum(float(row["seconds"]) for row in study.history)
     plain, rest = (
         1000
         * np.median(
@@ -523,22 +520,13 @@ def work_table(study: Study, folder: RunFolder) -> Table:
         )
         for has_penalty in (False, True)
     )
-    return Table(
-        "What was run",
-        ["what", "value"],
+    return report.work_table(
+        folder,
         [
-            ["experiment", str(folder.config()["experiment"])],
             ["trainings", str(len(study.history))],
-            ["time", f"{duration(seconds)} ({seconds:.1f} s)"],
             [
                 "median time of a training step, with and without the penalty",
                 f"{rest:.1f} and {plain:.1f} ms",
-            ],
-            [
-                "versions",
-                f"noisyflow {folder.config()['noisyflow']}, Python "
-                f"{platform.python_version()}, torch {torch.__version__}, NumPy "
-                f"{np.__version__}",
             ],
         ],
     )

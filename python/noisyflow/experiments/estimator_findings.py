@@ -6,15 +6,13 @@ Everything here reads the rows of a finished run and estimates nothing.
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from noisyflow import plotting
+from noisyflow import plotting, report
 from noisyflow.experiments import Claim
 from noisyflow.experiments.known_sources import (
     Source,
@@ -489,27 +487,18 @@ def error_table(study: Study) -> Table:
 
 
 def work_table(study: Study, folder: RunFolder) -> Table:
-    """What was run, on what, and how long it took."""
+    """What was run, on what, and how long it took, by method."""
     seconds = {
         method: sum(
             float(row["seconds"]) for row in study.history if row["method"] == method
         )
         for method in METHODS
     }
-    return Table(
-        "What was run",
-        ["what", "value"],
+    return report.work_table(
+        folder,
         [
-            *(
-                [f"time in {method}", f"{duration(spent)} ({spent:.1f} s)"]
-                for method, spent in seconds.items()
-            ),
-            [
-                "versions",
-                f"noisyflow {folder.config()['noisyflow']}, Python "
-                f"{platform.python_version()}, torch {torch.__version__}, NumPy "
-                f"{np.__version__}",
-            ],
+            [f"time in {method}", f"{duration(spent)} ({spent:.1f} s)"]
+            for method, spent in seconds.items()
         ],
     )
 
