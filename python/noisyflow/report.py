@@ -10,6 +10,7 @@ import base64
 import html
 import json
 import platform
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,20 +20,44 @@ import numpy as np
 from noisyflow.experiments import Claim
 from noisyflow.runs import Results, RunFolder, duration, write_atomically
 
+# Below 48rem, as on a telephone, wide tables and figures scroll in boxes of their own,
+# figures at half their size, where their letters are still 12 pixels; statements stand
+# one part below another.
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d2329; background: #fff;
-       max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+:root { color-scheme: light dark; --ink: #1d2329; --paper: #fff; --soft: #48525c;
+        --line: #dfe3e8; --rule: #8a949e; --yes: #12703a; --no: #b3261e; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7ea; --paper: #16191d; --soft: #b3bbc4; --line: #333a42;
+          --rule: #6b7580; --yes: #6fd39a; --no: #ff8f87; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
+       background: var(--paper); max-width: 64rem; margin: 2rem auto;
+       padding: 0 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; line-height: 1.2; }
 h2 { font-size: 1.25rem; margin-top: 2.5rem; }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top;
-         border-bottom: 1px solid #dfe3e8; }
-th { border-bottom: 2px solid #8a949e; font-weight: 600; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
-figcaption, .note { color: #48525c; font-size: .93rem; max-width: 52rem; }
-.yes { color: #12703a; } .no { color: #b3261e; } .yes, .no { font-weight: 600; }
-.open { white-space: nowrap; }
+         border-bottom: 1px solid var(--line); }
+th { border-bottom: 2px solid var(--rule); font-weight: 600; }
+.long { min-width: 12rem; }
+figure { margin: 1.5rem 0; }
+img { display: block; max-width: 100%; height: auto; background: #fff; }
+figcaption, .note { color: var(--soft); font-size: .93rem; max-width: 52rem; }
+.yes { color: var(--yes); } .no { color: var(--no); } .yes, .no { font-weight: 600; }
+.open, .short { white-space: nowrap; }
+@media screen and (max-width: 48rem) {
+  img { width: var(--half); max-width: none; }
+  .claims th { display: none; }
+  .claims tr { display: block; padding: .5rem 0;
+               border-bottom: 1px solid var(--rule); }
+  .claims td { display: block; border: 0; padding: 0; }
+  .claims td::before { content: attr(data-column) ": "; color: var(--soft);
+                       font-weight: 400; } }
+@media print { .scroll { overflow: visible; } figure, tr { break-inside: avoid; } }
 """
+# A cell of up to so many characters, a number mostly, stays on one line; one of more
+# than so many is a text, which wraps, but not after every word.
+_SHORT, _LONG = 24, 40
 _VERDICTS = {True: "yes", False: "no", None: "not judged"}
 _VERDICT_STYLES = {
     "yes": ' class="yes"',
@@ -410,28 +435,62 @@ def _html(part: Part) -> str:
 
 def _figure(figure: Figure) -> str:
     """A picture, embedded."""
-    data = base64.b64encode(figure.path.read_bytes()).decode()
+    picture = figure.path.read_bytes()
+    data = base64.b64encode(picture).decode()
     name = html.escape(figure.path.stem)
+    width, height = picture_size(picture)
+    kind = "gif" if picture.startswith(b"GIF8") else "png"
     return (
-        f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
+        f'<figure><div class="scroll" tabindex="0"><img alt="{name}" width="{width}" '
+        f'height="{height}" style="--half: {width // 2}px" '
+        f'src="data:image/{kind};base64,{data}"></div>'
         f"<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
     )
+
+
+def picture_size(picture: bytes) -> tuple[int, int]:
+    """Width and height in pixels of a PNG or GIF file, by its first bytes.
+
+    Parameters
+    ----------
+    picture : bytes
+
+    Returns
+    -------
+    (int, int)
+
+    Raises
+    ------
+    ValueError
+        If it is no such file.
+    """
+    if picture.startswith(b"\x89PNG\r\n\x1a\n") and len(picture) >= 24:
+        width, height = struct.unpack(">II", picture[16:24])
+    elif picture.startswith((b"GIF87a", b"GIF89a")) and len(picture) >= 10:
+        width, height = struct.unpack("<HH", picture[6:10])
+    else:
+        raise ValueError("neither a PNG nor a GIF file")
+    return int(width), int(height)
 
 
 def _table(table: Table) -> str:
     """A heading, the table and its note."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
     body = "\n".join(
-        "<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in table.rows
+        "<tr>" + "".join(map(_cell, row, table.columns)) + "</tr>" for row in table.rows
     )
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
+    style = ' class="claims"' if isinstance(table, ClaimsTable) else ""
     return (
-        f"<h2>{html.escape(table.title)}</h2>\n<table>\n<tr>{head}</tr>\n{body}\n"
-        f"</table>\n{note}"
+        f'<h2>{html.escape(table.title)}</h2>\n<div class="scroll" tabindex="0">'
+        f"<table{style}>\n<tr>{head}</tr>\n{body}\n</table></div>\n{note}"
     )
 
 
-def _cell(text: str) -> str:
+def _cell(text: str, column: str) -> str:
     """A cell; verdicts are coloured and stay on one line."""
-    style = _VERDICT_STYLES.get(text, "")
-    return f"<td{style}>{html.escape(text)}</td>"
+    if len(text) <= _SHORT:
+        style = _VERDICT_STYLES.get(text, ' class="short"')
+    else:
+        style = ' class="long"' if len(text) > _LONG else ""
+    return f'<td{style} data-column="{html.escape(column)}">{html.escape(text)}</td>'
