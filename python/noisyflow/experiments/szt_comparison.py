@@ -1,0 +1,254 @@
+"""Several networks on the SZT task beside one another: settings, work, differences.
+
+Every arm is one way to set or train the network; all arms have the same seeds, and with
+one seed the same split, initial weights, order of inputs and noise. So arms are
+compared seed by seed. The first seed of every arm is measured at many epochs, the
+others at a few. Each network is a run of `szt` in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from noisyflow._checks import as_int
+from noisyflow.experiments import szt_network
+from noisyflow.experiments.several_trainings import complete
+from noisyflow.runs import Results, RunError, RunFolder, check_device
+
+_MOST_SEEDS = 100
+# Of a run of less than a minute.
+QUICK = {"epochs": 300, "num_log_points": 10, "num_sparse_points": 3, "num_seeds": 2}
+# One-sided: a difference is claimed in one direction.
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """Settings that all comparisons of SZT networks have.
+
+    Parameters
+    ----------
+    epochs : int
+        Passes over the training inputs of each network, from 2 to 10 million.
+    num_log_points : int
+        Logarithmically spaced epochs to measure the first seed's networks at, before
+        rounding makes some of them coincide. 46 gives 40 of 5,000.
+    num_sparse_points : int
+        The same for the other seeds, which serve the error bars.
+    num_seeds : int
+        Networks in each arm: `seed`, `seed + 1`, ... At least 2, to have a spread.
+    noise_std : float
+        Standard deviation of the noise in every hidden layer, positive.
+    learning_rate : float
+        Of Adam; at most 1.
+    batch_size : int
+        Inputs per step.
+    seed : int
+        The first; in [0, 2**63).
+    device : str
+        Where networks and data are: cpu, cuda, cuda:1, ... What is measured runs on the
+        CPU.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting is not allowed.
+    """
+
+    epochs: int = 5_000
+    num_log_points: int = 46
+    num_sparse_points: int = 8
+    num_seeds: int = 3
+    noise_std: float = 0.005
+    learning_rate: float = 4e-4
+    batch_size: int = 256
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        number = as_int("num_seeds", self.num_seeds, at_least=2, at_most=_MOST_SEEDS)
+        object.__setattr__(self, "num_seeds", number)
+        points = as_int(
+            "num_sparse_points", self.num_sparse_points, at_least=1, at_most=100_000
+        )
+        object.__setattr__(self, "num_sparse_points", points)
+        last_seed = as_int("seed", self.seed, at_least=0) + number - 1
+        as_int("seed + num_seeds - 1", last_seed, at_least=0, at_most=2**63 - 1)
+        # The rest is checked where it is used, and taken from there as it is kept.
+        network = next(iter(self.networks().values()))
+        for name in ("epochs", "num_log_points", "noise_std", "learning_rate"):
+            object.__setattr__(self, name, getattr(network, name))
+        for name in ("batch_size", "seed", "device"):
+            object.__setattr__(self, name, getattr(network, name))
+
+    def arms(self) -> dict[str, dict[str, Any]]:
+        """By name, the settings in which an arm differs from `szt`."""
+        raise NotImplementedError
+
+    def networks(self) -> dict[str, szt_network.Config]:
+        """The settings of every network, by name, in the order of training."""
+        return {
+            network_name(arm, seed): szt_network.Config(
+                **{
+                    "epochs": self.epochs,
+                    "num_log_points": self.num_log_points
+                    if seed == self.seed
+                    else self.num_sparse_points,
+                    "noise_std": self.noise_std,
+                    "learning_rate": self.learning_rate,
+                    "batch_size": self.batch_size,
+                    "seed": seed,
+                    "device": self.device,
+                    **different,
+                }
+            )
+            for seed in range(self.seed, self.seed + self.num_seeds)
+            for arm, different in self.arms().items()
+        }
+
+
+def network_name(arm: str, seed: int) -> str:
+    """How a network is called, in tables and as a folder."""
+    return f"{arm}-{seed}"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds.
+
+    Parameters
+    ----------
+    values : tuple of float
+        One for each seed.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return float(np.mean(self.values))
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, from the spread over seeds."""
+        return float(np.std(self.values, ddof=1)) / math.sqrt(len(self.values))
+
+    @property
+    def margin(self) -> float:
+        """How far the true mean may be to one side at 95 % confidence (Student's t)."""
+        degrees = len(self.values) - 1
+        return float(scipy.stats.t.ppf(_CONFIDENCE, degrees)) * self.standard_error
+
+    def text(self, digits: int = 2, *, percent: bool = False) -> str:
+        """The mean with its standard error, for a table."""
+        scale, unit = (100, " %") if percent else (1, "")
+        return (
+            f"{scale * self.mean:.{digits}f} ± "
+            f"{scale * self.standard_error:.{digits}f}{unit}"
+        )
+
+
+Measure = Callable[[szt_network.Config, Results], float]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The networks of a comparison with what was measured.
+
+    Parameters
+    ----------
+    config : ComparisonConfig
+    networks : dict of str to Config
+        Settings by name.
+    results : dict of str to Results
+        By the same names.
+    """
+
+    config: ComparisonConfig
+    networks: Mapping[str, szt_network.Config]
+    results: Mapping[str, Results]
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms."""
+        return list(self.config.arms())
+
+    @property
+    def seeds(self) -> range:
+        """Seeds that every arm has."""
+        return range(self.config.seed, self.config.seed + self.config.num_seeds)
+
+    def tracked(self, arm: str) -> tuple[szt_network.Config, Results]:
+        """The network of an arm that was measured at many epochs."""
+        name = network_name(arm, self.config.seed)
+        return self.networks[name], self.results[name]
+
+    def spread(self, arm: str, measure: Measure) -> Spread:
+        """A measure of an arm's networks, over seeds."""
+        names = [network_name(arm, seed) for seed in self.seeds]
+        return Spread(
+            tuple(measure(self.networks[name], self.results[name]) for name in names)
+        )
+
+    def difference(self, arm: str, other: str, measure: Measure) -> Spread:
+        """A measure of one arm minus that of another, seed by seed."""
+        first, second = self.spread(arm, measure), self.spread(other, measure)
+        pairs = zip(first.values, second.values, strict=True)
+        return Spread(tuple(one - two for one, two in pairs))
+
+
+def run(
+    experiment: str,
+    config: ComparisonConfig,
+    out: Path,
+    write: Callable[[Study, RunFolder], str],
+    *,
+    opening: str,
+) -> bool:
+    """Trains and measures all networks in an output folder and writes its report.
+
+    Parameters
+    ----------
+    experiment : str
+        Its name.
+    config : ComparisonConfig
+    out : Path
+        Created if needed; a run there is taken up.
+    write : callable
+        `write(study, folder)` writes figures and report and returns what to print.
+    opening : str
+        What is about to be done.
+
+    Returns
+    -------
+    bool
+        Whether the run is finished; False after Ctrl-C.
+
+    Raises
+    ------
+    RunError
+        If the folder cannot be used or holds a run with other settings, the device is
+        not there, or a training diverges.
+    """
+    check_device(config.device)
+    folder = RunFolder(out)
+    networks = config.networks()
+    try:
+        arms = [szt_network.arm(name, one) for name, one in networks.items()]
+    except (ValueError, MemoryError) as error:
+        raise RunError(f"cannot set up this run: {error}") from error
+    with folder.open(experiment, asdict(config)):
+        results = complete(experiment, folder, arms, opening=opening)
+        if results is None:
+            return False
+        print(write(Study(config, networks, results), folder))
+        print(f"{experiment}: report in {folder.report}")
+    return True
