@@ -186,7 +186,7 @@ class RunFolder:
         """
         vouchers: dict[str, NDArray[Any]] = {}
         for name, rows in tables.items():
-            data = _table_bytes(rows)
+            data = table_bytes(rows)
             if rows:
                 write_atomically(self.path / name, data)
             vouchers[f"{name}.size"] = np.array(len(data))
@@ -555,7 +555,7 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _table_bytes(rows: Sequence[Row]) -> bytes:
+def table_bytes(rows: Sequence[Row]) -> bytes:
     """Rows as CSV; numbers keep all their digits. Nothing at all for no rows."""
     text = io.StringIO()
     if rows:

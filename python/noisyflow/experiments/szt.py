@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from noisyflow import datasets, report
-from noisyflow.experiments import Claim
+from noisyflow.experiments import Claim, binned
 from noisyflow.experiments.szt_findings import (
     SCATTER_INPUTS,
     accuracy_claims,
@@ -134,13 +134,22 @@ def run(config: Config, out: Path) -> bool:
             )
             return False
         results = folder.results()
+        binned_course = {"": binned.measure(config, results)}
+        binned.save(folder, binned_course)
         report.write_report(
             folder,
             results,
             title="Information flow in a noisy network on the SZT task",
-            figures=plot(config, results, folder),
-            comparison=compare(config, results),
-            claims=claims(config, results),
+            figures=[
+                *plot(config, results, folder),
+                binned.information_over_bins(folder, binned_course),
+                binned.bin_width_figure(folder, binned_course),
+            ],
+            comparison=[
+                *compare(config, results),
+                binned.correlation_table(binned_course),
+            ],
+            claims=[*claims(config, results), binned.tracks(binned_course)],
             claims_title=(
                 "What a reproduction must show"
                 if config.is_authors_training

@@ -13,7 +13,6 @@ from typing import Any
 
 from noisyflow.experiments import szt_comparison
 from noisyflow.experiments.szt_comparison import ComparisonConfig
-from noisyflow.runs import RunFolder
 
 __all__ = ["Config", "configure", "run"]
 

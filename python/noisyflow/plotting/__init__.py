@@ -3,6 +3,7 @@
 The only package that knows matplotlib, which it imports when a figure is made.
 """
 
+from noisyflow.plotting.binning import bin_widths
 from noisyflow.plotting.bottleneck import (
     information_over_beta,
     information_while_training,
@@ -31,6 +32,7 @@ from noisyflow.plotting.training import (
 
 __all__ = [
     "activation_histograms",
+    "bin_widths",
     "densities",
     "errors",
     "estimates",
