@@ -91,6 +91,8 @@ def _command(arguments: Sequence[str] | None) -> int:
         return _estimate(**options)
     if command == "check":
         return _check()
+    if command == "film":
+        return _film(**options)
     return _run(**options)
 
 
@@ -188,9 +190,7 @@ def _run(
     except ValueError as error:
         return _fail(str(error), 2)
     except ModuleNotFoundError as error:
-        return _fail(
-            f"{error.name} is not installed; run: pip install 'noisyflow[train]'", 2
-        )
+        return _fail(_is_missing(error), 2)
     allowed = {field.name for field in dataclasses.fields(module.Config)}
     for name in given:
         if name not in allowed:
@@ -209,6 +209,32 @@ def _run(
     except RunError as error:
         return _fail(str(error), 2)
     return 0 if finished else 130
+
+
+def _film(path: Path, out: Path | None, fps: float, layer: int | None) -> int:
+    """Makes the film of a run."""
+    try:
+        _check_environment()
+        with _ends_at_once_on_interrupt():
+            from noisyflow.film import make_film
+            from noisyflow.runs import RunError
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        return _fail(_is_missing(error), 2)
+    try:
+        film = make_film(path, out, fps=fps, layer=layer)
+    except (RunError, ValueError, TypeError) as error:
+        return _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        return _fail(_is_missing(error), 2)
+    print(f"film in {film}")
+    return 0
+
+
+def _is_missing(error: ModuleNotFoundError) -> str:
+    """What to do about a package that is not installed."""
+    return f"{error.name} is not installed; run: pip install 'noisyflow[train]'"
 
 
 def _check_environment() -> None:
@@ -396,6 +422,31 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="output folder (default: runs/NAME, or runs/NAME-quick)",
+    )
+    film = commands.add_parser(
+        "film",
+        help="an animation of a run: a layer's points beside its I(X;T)",
+        description="Makes a film of a run with tracked information, finished or not: "
+        "the points of its last hidden layer, coloured by class, beside the growing "
+        "curve of I(X;T) with its band.",
+    )
+    film.add_argument("path", type=Path, metavar="RUN_FOLDER", help="as --out of run")
+    film.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="ends in .gif, or .mp4 where ffmpeg is installed (default: "
+        "RUN_FOLDER/figures/film.gif)",
+    )
+    film.add_argument(
+        "--fps",
+        type=float,
+        default=10.0,
+        metavar="F",
+        help="logged epochs per second, at most 50 (default: 10)",
+    )
+    film.add_argument(
+        "--layer", type=int, metavar="L", help="from 1 (default: the last hidden layer)"
     )
     return parser
 

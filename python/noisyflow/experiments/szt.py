@@ -36,6 +36,7 @@ from noisyflow.experiments.szt_network import (
     layer_outputs,
     logged_epochs,
 )
+from noisyflow.experiments.tracked_figures import information_plane
 from noisyflow.experiments.tracked_training import TrackedTraining
 from noisyflow.report import Figure, Table
 from noisyflow.runs import Interruption, Results, RunFolder, check_device, duration
@@ -188,6 +189,7 @@ def plot(config: Config, results: Results, folder: RunFolder) -> list[Figure]:
             "the entropy of the input and of the label; the first layers lie on it, "
             "one over another.",
         ),
+        information_plane(folder, results, labels(config)),
         Figure(
             folder.save_figure("history.png", history_figure(results)),
             "Cross-entropy (nats) and accuracy, both with the noise off.",

@@ -17,12 +17,15 @@ from noisyflow.plotting.common import (
     png,
 )
 from noisyflow.plotting.estimators import errors, estimates, information_over_noise
+from noisyflow.plotting.film import SUFFIXES as FILM_SUFFIXES
+from noisyflow.plotting.film import Scenes, film, has_ffmpeg
 from noisyflow.plotting.neurons import (
     densities,
     information_over_steps,
     learning,
     symbols,
 )
+from noisyflow.plotting.plane import information_plane
 from noisyflow.plotting.training import (
     activation_histograms,
     history,
@@ -31,16 +34,21 @@ from noisyflow.plotting.training import (
 )
 
 __all__ = [
+    "FILM_SUFFIXES",
+    "Scenes",
     "activation_histograms",
     "bin_widths",
     "densities",
     "errors",
     "estimates",
+    "film",
+    "has_ffmpeg",
     "history",
     "information",
     "information_over_beta",
     "information_over_noise",
     "information_over_steps",
+    "information_plane",
     "information_while_training",
     "layer_colors",
     "learning",
