@@ -211,7 +211,7 @@ def _run(
     return 0 if finished else 130
 
 
-def _film(path: Path, out: Path | None, fps: float, layer: int | None) -> int:
+def _film(path: Path, out: Path | None, fps: int, layer: int | None) -> int:
     """Makes the film of a run."""
     try:
         _check_environment()
@@ -440,9 +440,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     film.add_argument(
         "--fps",
-        type=float,
-        default=10.0,
-        metavar="F",
+        type=int,
+        default=10,
+        metavar="N",
         help="logged epochs per second, at most 50 (default: 10)",
     )
     film.add_argument(

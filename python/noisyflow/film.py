@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyflow import experiments, plotting
-from noisyflow._checks import as_int, as_real
+from noisyflow._checks import as_int
 from noisyflow.runs import DAMAGE, Results, RunError, RunFolder, write_atomically
 
 Floats = NDArray[np.floating[Any]]
@@ -28,13 +28,13 @@ _MOST_POINTS = 1000
 # Beyond it a layer is shown by its principal components.
 _MOST_DIMENSIONS = 3
 # What GIF files can say, and players play.
-_MOST_FPS = 50.0
+_MOST_FPS = 50
 # The same points in every film of a task.
 _SEED = 0
 
 
 def make_film(
-    path: Path, out: Path | None = None, *, fps: float = 10.0, layer: int | None = None
+    path: Path, out: Path | None = None, *, fps: int = 10, layer: int | None = None
 ) -> Path:
     """Makes the film of a run with tracked information, as far as it is.
 
@@ -45,8 +45,8 @@ def make_film(
     out : Path, optional
         A name that ends in .gif or .mp4 (needs the program ffmpeg) in an existing
         folder; `figures/film.gif` in the run's folder by default. Replaced if there.
-    fps : float
-        Frames, that is logged epochs, per second; above 0 and at most 50.
+    fps : int
+        Frames, that is logged epochs, per second; from 1 to 50.
     layer : int, optional
         Hidden layer, from 1; the last by default.
 
@@ -71,8 +71,7 @@ def make_film(
     components of all epochs together.
     """
     folder = RunFolder(path)
-    if not 0 < as_real("fps", fps) <= _MOST_FPS:
-        raise ValueError(f"fps must be above 0 and at most {_MOST_FPS:g}, got {fps}")
+    fps = as_int("fps", fps, at_least=1, at_most=_MOST_FPS)
     out = folder.figures / "film.gif" if out is None else Path(out)
     _check_output(out)
     module, config = _experiment(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Scenes:
     axis_names: Sequence[str]
 
 
-def film(scenes: Scenes, suffix: str, *, fps: float) -> bytes:
+def film(scenes: Scenes, suffix: str, *, fps: int) -> bytes:
     """The contents of a film's file, a frame per epoch.
 
     Parameters
@@ -70,31 +71,16 @@ def film(scenes: Scenes, suffix: str, *, fps: float) -> bytes:
     scenes : Scenes
     suffix : str
         `.gif` or `.mp4`; the latter needs the program ffmpeg.
-    fps : float
+    fps : int
         Frames per second.
 
     Returns
     -------
     bytes
     """
-    from matplotlib.animation import FFMpegWriter
-
-    writer: Any
-    if suffix == ".gif":
-        writer = _gif_writer(fps)
-    else:
-        hold = f"tpad=stop_mode=clone:stop_duration={_SECONDS_AT_END}"
-        # Players in browsers know no other way to store colours.
-        options = ["-pix_fmt", "yuv420p", "-crf", "24", "-vf", hold]
-        writer = FFMpegWriter(fps=fps, codec="h264", extra_args=options)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"film{suffix}"
-        frames = _frames(scenes)
-        figure = next(frames)
-        with writer.saving(figure, str(path), _DOTS_PER_INCH):
-            for _ in frames:
-                writer.grab_frame()
-        return path.read_bytes()
+    frames = _frames(scenes)
+    figure = next(frames)
+    return _gif(figure, frames, fps) if suffix == ".gif" else _mp4(figure, frames, fps)
 
 
 def has_ffmpeg() -> bool:
@@ -104,35 +90,54 @@ def has_ffmpeg() -> bool:
     return bool(FFMpegWriter.isAvailable())
 
 
-def _gif_writer(fps: float) -> Any:
-    """matplotlib's writer of GIF files, with one palette for all frames.
+def _gif(figure: Figure, frames: Iterator[Figure], fps: int) -> bytes:
+    """A GIF file that repeats itself, with one palette for all frames.
 
-    A palette per frame, as Pillow chooses them, doubles the size and flickers.
+    matplotlib's own writer chooses a palette per frame, which doubles the size and
+    flickers.
     """
-    from matplotlib.animation import PillowWriter
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    class SmallGifWriter(PillowWriter):
-        def finish(self) -> None:
-            frames = [frame.convert("RGB") for frame in self._frames]
-            chosen = np.linspace(0, len(frames) - 1, _NUM_PALETTE_FRAMES).round()
-            mosaic = np.concatenate([frames[int(at)] for at in chosen])
-            palette = Image.fromarray(mosaic).quantize(_NUM_COLORS)
-            # A pattern of dots in place of a colour would not compress.
-            first, *others = (
-                frame.quantize(palette=palette, dither=Image.Dither.NONE)
-                for frame in frames
-            )
-            pause = round(1000 / self.fps)
-            first.save(
-                self.outfile,
-                save_all=True,
-                append_images=others,
-                duration=[pause] * len(others) + [round(1000 * _SECONDS_AT_END)],
-                loop=0,
-            )
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(_DOTS_PER_INCH)
+    pictures = []
+    for _ in frames:
+        canvas.draw()
+        pictures.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    chosen = np.linspace(0, len(pictures) - 1, _NUM_PALETTE_FRAMES).round()
+    mosaic = np.concatenate([pictures[int(at)] for at in chosen])
+    palette = Image.fromarray(mosaic).quantize(_NUM_COLORS)
+    # A pattern of dots in place of a colour would not compress.
+    first, *others = (
+        Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
+        for picture in pictures
+    )
+    file = io.BytesIO()
+    first.save(
+        file,
+        "gif",
+        save_all=True,
+        append_images=others,
+        duration=[round(1000 / fps)] * len(others) + [round(1000 * _SECONDS_AT_END)],
+        loop=0,
+    )
+    return file.getvalue()
 
-    return SmallGifWriter(fps=fps)
+
+def _mp4(figure: Figure, frames: Iterator[Figure], fps: int) -> bytes:
+    """An MP4 file that browsers play."""
+    from matplotlib.animation import FFMpegWriter
+
+    hold = f"tpad=stop_mode=clone:stop_duration={_SECONDS_AT_END}"
+    options = ["-pix_fmt", "yuv420p", "-crf", "24", "-vf", hold]
+    writer = FFMpegWriter(fps=fps, codec="h264", extra_args=options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.mp4"
+        with writer.saving(figure, str(path), _DOTS_PER_INCH):
+            for _ in frames:
+                writer.grab_frame()
+        return path.read_bytes()
 
 
 def _frames(scenes: Scenes) -> Iterator[Figure]:

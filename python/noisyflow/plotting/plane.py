@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def information_plane(
     from matplotlib.lines import Line2D
 
     last = max(float(epochs[-1]), float(epochs[0]) + 1)
-    colors = {"cmap": "plasma_r", "norm": LogNorm(float(epochs[0]), last)}
+    colors: dict[str, Any] = {"cmap": "plasma_r", "norm": LogNorm(float(epochs[0]), last)}
     (x, width), (y, height) = (_middle(about) for about in (about_input, about_label))
     handles = []
     for layer in range(x.shape[1]):
@@ -109,7 +109,7 @@ def _middle(about: Mapping[str, Array]) -> tuple[Array, Array]:
 
 def _limits(axes: Axes, input_entropy: float, label_entropy: float) -> None:
     """Names of the axes, their reach, and the largest possible values."""
-    style = {"color": "0.35", "linewidth": 1.2, "linestyle": "--", "zorder": 0}
+    style: dict[str, Any] = {"color": "0.35", "linewidth": 1.2, "linestyle": "--", "zorder": 0}
     axes.axvline(input_entropy, **style)
     axes.axhline(label_entropy, **style)
     axes.annotate(
