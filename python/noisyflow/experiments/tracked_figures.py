@@ -59,8 +59,8 @@ def information_plane(
     return Figure(
         folder.save_figure(name, plotting.png(figure)),
         f"{note}The information plane: I(Y;T_l) over I(X;T_l), one marker per layer "
-        "and logged epoch, from light (early) to dark (late). Ellipses: their half axes "
-        "are half the bias bracket and two standard errors, each axis for itself; "
+        "and logged epoch, from light (early) to dark (late). Ellipses: their half "
+        "axes are half the bias bracket and two standard errors, each axis for itself; "
         "where none is seen it is smaller than the marker. Dashed: the largest "
         "possible values, the entropies of input and label.",
     )

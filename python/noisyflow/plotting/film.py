@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from noisyflow.plotting.common import CLASS_COLORS, Array, epoch_axis, new_figure
 
@@ -96,15 +97,9 @@ def _gif(figure: Figure, frames: Iterator[Figure], fps: int) -> bytes:
     matplotlib's own writer chooses a palette per frame, which doubles the size and
     flickers.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(_DOTS_PER_INCH)
-    pictures = []
-    for _ in frames:
-        canvas.draw()
-        pictures.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    pictures = [_pixels(figure) for _ in frames]
     chosen = np.linspace(0, len(pictures) - 1, _NUM_PALETTE_FRAMES).round()
     mosaic = np.concatenate([pictures[int(at)] for at in chosen])
     palette = Image.fromarray(mosaic).quantize(_NUM_COLORS)
@@ -123,6 +118,14 @@ def _gif(figure: Figure, frames: Iterator[Figure], fps: int) -> bytes:
         loop=0,
     )
     return file.getvalue()
+
+
+def _pixels(figure: Figure) -> NDArray[np.uint8]:
+    """A figure as (height, width, 3) numbers."""
+    width, height = (round(_DOTS_PER_INCH * inches) for inches in _INCHES)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="rgba", dpi=_DOTS_PER_INCH)
+    return np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)[..., :3]
 
 
 def _mp4(figure: Figure, frames: Iterator[Figure], fps: int) -> bytes:

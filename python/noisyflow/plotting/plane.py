@@ -51,7 +51,10 @@ def information_plane(
     from matplotlib.lines import Line2D
 
     last = max(float(epochs[-1]), float(epochs[0]) + 1)
-    colors: dict[str, Any] = {"cmap": "plasma_r", "norm": LogNorm(float(epochs[0]), last)}
+    colors: dict[str, Any] = {
+        "cmap": "plasma_r",
+        "norm": LogNorm(float(epochs[0]), last),
+    }
     (x, width), (y, height) = (_middle(about) for about in (about_input, about_label))
     handles = []
     for layer in range(x.shape[1]):
@@ -109,9 +112,9 @@ def _middle(about: Mapping[str, Array]) -> tuple[Array, Array]:
 
 def _limits(axes: Axes, input_entropy: float, label_entropy: float) -> None:
     """Names of the axes, their reach, and the largest possible values."""
-    style: dict[str, Any] = {"color": "0.35", "linewidth": 1.2, "linestyle": "--", "zorder": 0}
-    axes.axvline(input_entropy, **style)
-    axes.axhline(label_entropy, **style)
+    style: dict[str, Any] = {"color": "0.35", "linewidth": 1.2, "zorder": 0}
+    axes.axvline(input_entropy, linestyle="--", **style)
+    axes.axhline(label_entropy, linestyle="--", **style)
     axes.annotate(
         f"H(Y) = {label_entropy:.3f}",
         (0.02, label_entropy),
