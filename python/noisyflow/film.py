@@ -72,9 +72,9 @@ def make_film(
     """
     folder = RunFolder(path)
     fps = as_int("fps", fps, at_least=1, at_most=_MOST_FPS)
+    module, config = _experiment(folder)
     out = folder.figures / "film.gif" if out is None else Path(out)
     _check_output(out)
-    module, config = _experiment(folder)
     results = folder.results()
     if layer is None:
         layer = results.num_layers
@@ -85,7 +85,11 @@ def make_film(
         raise RunError(
             f"the weights in {folder.path} do not fit its settings: {error}"
         ) from error
-    write_atomically(out, plotting.film(scenes, out.suffix, fps=fps))
+    data = plotting.film(scenes, out.suffix, fps=fps)
+    try:
+        write_atomically(out, data)
+    except OSError as error:
+        raise RunError(f"cannot write {out}: {error.strerror}") from error
     return out
 
 
@@ -97,13 +101,10 @@ def _check_output(out: Path) -> None:
         raise RunError("MP4 needs the program ffmpeg, which is not here; choose .gif")
     if not out.parent.is_dir():
         raise RunError(f"cannot write {out}: {out.parent} is not a folder")
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise RunError(f"cannot write {out}: " + _obstacle(out))
-
-
-def _obstacle(out: Path) -> str:
-    """Why nothing can be written there."""
-    return "it is a folder" if out.is_dir() else f"{out.parent} is not writable"
+    if out.is_dir():
+        raise RunError(f"cannot write {out}: it is a folder")
+    if not os.access(out.parent, os.W_OK):  # to be known before the work
+        raise RunError(f"cannot write {out}: {out.parent} is not writable")
 
 
 def _experiment(folder: RunFolder) -> tuple[ModuleType, Any]:
