@@ -83,6 +83,7 @@ def test_a_run_writes_all_that_it_promises(finished: Path) -> None:
         "figures/binning.png",
         "figures/history.png",
         "figures/information.png",
+        "figures/plane.png",
         "figures/scatter.png",
         "history.csv",
         "metrics.csv",
@@ -128,7 +129,7 @@ def test_logged_weights_give_the_logged_accuracy(finished: Path) -> None:
 
 def test_the_report_stands_alone(finished: Path) -> None:
     page = (finished / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 6
+    assert page.count('src="data:image/png;base64,') == 7
     assert "http:" not in page
     assert "https:" not in page
     assert "<script" not in page
@@ -152,7 +153,7 @@ def test_a_finished_run_makes_its_figures_and_report_again(
     before = (out / "checkpoint.safetensors").read_bytes()
     assert cli.main([*SETTINGS, "--out", str(out)]) == 0
     assert "is finished" in capsys.readouterr().out
-    assert len(list((out / "figures").iterdir())) == 6
+    assert len(list((out / "figures").iterdir())) == 7
     assert (out / "report.html").exists()
     assert (out / "checkpoint.safetensors").read_bytes() == before
 
