@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from noisyflow import cli, datasets, runs
-from noisyflow.experiments import EXPERIMENTS, szt
+from noisyflow import cli, datasets, plotting, runs
+from noisyflow.experiments import EXPERIMENTS, szt, szt_network
 from noisyflow.nn import NoisyMLP
 from noisyflow.runs import Results, RunError, RunFolder
 from noisyflow.training import evaluate, set_parameters
@@ -618,7 +618,7 @@ def test_what_cannot_be_built_fails_before_the_folder_is_made(
     def fail(*_: object, **settings: object) -> None:
         raise RuntimeError("no room\nfor this")
 
-    monkeypatch.setattr(szt, "NoisyMLP", fail)
+    monkeypatch.setattr(szt_network, "NoisyMLP", fail)
     assert cli.main([*SETTINGS, "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == "noisyflow: cannot set up this run: no room\n"
     assert not list(tmp_path.iterdir())
@@ -627,16 +627,16 @@ def test_what_cannot_be_built_fails_before_the_folder_is_made(
 def test_a_run_stopped_before_its_first_measurement_is_taken_up(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = szt.Trainer.train_epoch
+    train = szt_network.Trainer.train_epoch
 
-    def train_and_interrupt(trainer: szt.Trainer) -> None:
+    def train_and_interrupt(trainer: szt_network.Trainer) -> None:
         train(trainer)
         os.kill(os.getpid(), signal.SIGINT)
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(szt.TrackedTraining, "calibrate", lambda _: "soon")
-        patch.setattr(szt.Trainer, "train_epoch", train_and_interrupt)
+        patch.setattr(szt_network.Trainer, "train_epoch", train_and_interrupt)
         assert cli.main([*SETTINGS, "--out", str(out)]) == 130
     saved = RunFolder(out).load_checkpoint()
     assert saved["trainer.epochs_done"] == 1
@@ -786,7 +786,7 @@ def test_a_report_of_one_epoch_shows_points_and_no_epoch_twice(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            szt.plotting,
+            plotting,
             "scatter_3d",
             lambda axes, *_, title: axes.scatter(
                 [], [], [], label=str(titles.append(title))
@@ -795,6 +795,6 @@ def test_a_report_of_one_epoch_shows_points_and_no_epoch_twice(
         patch.setattr(RunFolder, "save_figure", lambda _, name, data: Path(name))
         szt.plot(szt.Config(epochs=2), single, RunFolder(finished))
     assert titles == ["epoch 1"]
-    _, (axes,) = szt.plotting.new_figure(4, 4)
-    szt.plotting.history(axes, single.epochs, *[np.ones(1)] * 2, name="loss")
+    _, (axes,) = plotting.new_figure(4, 4)
+    plotting.history(axes, single.epochs, *[np.ones(1)] * 2, name="loss")
     assert all(line.get_marker() == "o" for line in axes.lines)
