@@ -223,7 +223,8 @@ def _distances(
 
 def _lengths(differences: Floats) -> Floats:
     """Euclidean lengths of rows."""
-    return np.sqrt(np.einsum("ij,ij->i", differences, differences))
+    squares: Floats = np.einsum("ij,ij->i", differences, differences)
+    return np.sqrt(squares)
 
 
 def _jackknife_error(without_each: Floats) -> float:
@@ -279,7 +280,8 @@ def cosine_similarity(first: Any, second: Any) -> Floats:
             f"first and second must have the same shape, got {shape} and {other_shape}"
         )
     cosines = np.einsum("ij,ij->i", _directions("first", a), _directions("second", b))
-    return np.clip(cosines, -1.0, 1.0)
+    clipped: Floats = np.clip(cosines, -1.0, 1.0)
+    return clipped
 
 
 def _as_flat(name: str, value: Any) -> tuple[Floats, tuple[int, ...]]:
@@ -303,8 +305,8 @@ def _directions(name: str, rows: Floats) -> Floats:
             f"{name} must not hold a vector of zeros, which has no direction, got one "
             f"at [{int(largest.argmin())}]; leave those inputs out of both"
         )
-    rows = rows / largest  # its squares neither overflow nor vanish
-    return rows / _lengths(rows)[:, None]
+    scaled: Floats = rows / largest  # its squares neither overflow nor vanish
+    return scaled / _lengths(scaled)[:, None]
 
 
 # -- clusters -----------------------------------------------------------------

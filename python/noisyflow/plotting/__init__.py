@@ -3,7 +3,9 @@
 The only package that knows matplotlib, which it imports when a figure is made.
 """
 
-from noisyflow.plotting.binning import bin_widths
+from noisyflow.plotting.binning import (
+    bin_widths,
+)
 from noisyflow.plotting.bottleneck import (
     information_over_beta,
     information_while_training,
@@ -16,16 +18,31 @@ from noisyflow.plotting.common import (
     new_figure,
     png,
 )
-from noisyflow.plotting.estimators import errors, estimates, information_over_noise
-from noisyflow.plotting.film import SUFFIXES as FILM_SUFFIXES
-from noisyflow.plotting.film import Scenes, film, has_ffmpeg
+from noisyflow.plotting.estimators import (
+    errors,
+    estimates,
+    information_over_noise,
+)
+from noisyflow.plotting.film import (
+    Scenes,
+    film,
+    has_ffmpeg,
+)
 from noisyflow.plotting.neurons import (
     densities,
     information_over_steps,
     learning,
     symbols,
 )
-from noisyflow.plotting.plane import information_plane
+from noisyflow.plotting.plane import (
+    information_plane,
+)
+from noisyflow.plotting.representations import (
+    binned_entropy,
+    constellation,
+    distance_histograms,
+    similarity_histograms,
+)
 from noisyflow.plotting.training import (
     activation_histograms,
     history,
@@ -34,11 +51,13 @@ from noisyflow.plotting.training import (
 )
 
 __all__ = [
-    "FILM_SUFFIXES",
     "Scenes",
     "activation_histograms",
     "bin_widths",
+    "binned_entropy",
+    "constellation",
     "densities",
+    "distance_histograms",
     "errors",
     "estimates",
     "film",
@@ -57,6 +76,7 @@ __all__ = [
     "new_figure",
     "png",
     "scatter_3d",
+    "similarity_histograms",
     "symbols",
     "trade_off",
 ]
