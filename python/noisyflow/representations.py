@@ -56,8 +56,7 @@ class ClassDistances:
         Mean distances.
     within_error, between_error, ratio_error : float
         Standard errors of the two means and of `ratio` over repetitions with other
-        points. Infinite where so few pairs are of one class that leaving out a point
-        leaves none.
+        points. Infinite where leaving out a point leaves no pair.
     num_within, num_between : int
         Number of pairs that were looked at.
     """

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _SAME_SYMBOL = 0.25
 _DOT_AREA = 10.0  # points squared, of a symbol of hardly any mass
 _MASS_AREA = 400.0  # and of one of all inputs
+_HEADROOM = 1.4  # of a histogram with a legend of two lines
 _LINE_STYLES = ("-", "--", "-.", ":")
 
 
@@ -117,9 +118,29 @@ def _class_colors(num_classes: int) -> list[Any]:
     return few if num_classes <= len(few) else layer_colors(num_classes)
 
 
-def _areas(shares: Array) -> Array:
-    """Areas of dots, in points squared."""
-    return _DOT_AREA + _MASS_AREA * shares
+def _dots(axes: Any, classes: Sequence[_Symbols], *, flat: bool = False) -> None:
+    """All dots, none of a class in front of another: heavy first, the rest mixed."""
+    places = np.concatenate([symbols.places for symbols in classes])
+    shares = np.concatenate([symbols.shares for symbols in classes])
+    colors = np.concatenate(
+        [[_rgb(symbols.color)] * len(symbols.places) for symbols in classes]
+    )
+    mixed = np.random.default_rng(0).permutation(len(places))
+    order = mixed[np.argsort(-shares[mixed], kind="stable")]
+    columns = list(places[order].T)
+    if flat:
+        columns.append(np.zeros(len(places)))
+    axes.scatter(
+        *columns,
+        s=_DOT_AREA + _MASS_AREA * shares[order],
+        c=colors[order],
+        alpha=0.7,
+        linewidths=0,
+        zorder=3,
+        clip_on=not flat,
+    )
+    for symbols in classes:
+        _name(axes, symbols, *[[]] * len(columns))
 
 
 def _name(axes: Any, symbols: _Symbols, *nowhere: Any) -> None:
@@ -151,17 +172,7 @@ def _draw_line(axes: Axes, classes: Sequence[_Symbols], noise_std: float) -> Non
         )
         axes.fill_between(places, density, color=symbols.color, alpha=0.3, linewidth=0)
         axes.plot(places, density, color=symbols.color, linewidth=1.6)
-        axes.scatter(
-            symbols.places[:, 0],
-            np.zeros(len(symbols.places)),
-            s=_areas(symbols.shares),
-            color=symbols.color,
-            alpha=0.8,
-            linewidths=0,
-            clip_on=False,
-            zorder=3,
-        )
-        _name(axes, symbols, [], [])
+    _dots(axes, classes, flat=True)
     axes.set_xlim(low, high)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("unit 1", fontsize=13)
@@ -185,16 +196,7 @@ def _draw_plane(axes: Axes, classes: Sequence[_Symbols], noise_std: float) -> No
             linewidths=0.6,
         )
         axes.add_collection(discs, autolim=False)
-    for symbols in classes:
-        axes.scatter(
-            *symbols.places.T,
-            s=_areas(symbols.shares),
-            color=symbols.color,
-            alpha=0.8,
-            linewidths=0,
-            zorder=3,
-        )
-        _name(axes, symbols, [], [])
+    _dots(axes, classes)
     x, y = _limits(classes, noise_std)
     axes.set(xlim=x, ylim=y)
     axes.set_aspect("equal")
@@ -226,14 +228,7 @@ def _draw_space(axes: Any, classes: Sequence[_Symbols], noise_std: float) -> Non
                 outlines, colors=[symbols.color], alpha=alpha, linewidths=0.6
             )
         )
-        axes.scatter(
-            *symbols.places.T,
-            s=_areas(symbols.shares),
-            color=symbols.color,
-            alpha=0.8,
-            linewidths=0,
-        )
-        _name(axes, symbols, [], [], [])
+    _dots(axes, classes)
     limits = _limits(classes, noise_std)
     middle, reach = limits.mean(axis=1), np.ptp(limits, axis=1).max() / 2
     axes.set(
@@ -243,11 +238,12 @@ def _draw_space(axes: Any, classes: Sequence[_Symbols], noise_std: float) -> Non
     )
     for number, axis in enumerate((axes.xaxis, axes.yaxis, axes.zaxis), start=1):
         axis.set_label_text(f"unit {number}", fontsize=13)
-        axis.get_major_locator().set_params(nbins=4)
+        axis.get_major_locator().set_params(nbins=3)
     # As in `scatter_3d`: room for the label of the vertical axis.
     axes.set_box_aspect(None, zoom=0.8)
     axes.patch.set_visible(False)
-    axes.zaxis.labelpad = -2
+    axes.tick_params(pad=0)
+    axes.zaxis.labelpad = -1
 
 
 def _rgb(color: Any) -> tuple[float, float, float]:
@@ -294,9 +290,11 @@ def distance_histograms(axes: Axes, distances: ClassDistances, *, title: str) ->
             linewidth=1.6,
             label=f"{name}: mean {_with_error(mean, error)}",
         )
-        axes.axvline(mean, color=color, linewidth=2, linestyle="--")
+        axes.axvline(  # to below the legend
+            mean, ymax=1 / _HEADROOM, color=color, linewidth=2, linestyle="--"
+        )
     highest = 100 * max(distances.within.max(), distances.between.max())
-    axes.set_ylim(0, 1.4 * highest)  # room for the legend
+    axes.set_ylim(0, _HEADROOM * highest)
     axes.set_xlim(distances.edges[0], distances.edges[-1])
     axes.set_ylabel("share of pairs, in %", fontsize=13)
     axes.legend(loc="upper left", fontsize=12, frameon=False)
