@@ -185,7 +185,7 @@ def test_the_report_stands_alone(finished: Path) -> None:
 def test_the_spiral_network_is_measured_in_two_ways_that_agree(finished: Path) -> None:
     study = study_of(finished)
     assert float(study.prepared["spiral.accuracy"]) >= 0.98
-    assert estimator_findings._spiral_claim(study).holds
+    assert estimator_findings.spiral_claim(study).holds
 
 
 def test_a_finished_run_makes_its_figures_and_report_again(
@@ -208,7 +208,7 @@ def test_a_run_interrupted_and_then_killed_ends_with_the_same_numbers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "disturbed"
-    compute = estimators._compute
+    compute = estimators.compute
     calls = []
 
     def disturbed(*arguments: Any) -> Any:
@@ -220,7 +220,7 @@ def test_a_run_interrupted_and_then_killed_ends_with_the_same_numbers(
         return compute(*arguments)
 
     monkeypatch.setattr(estimators, "plot", lambda *_: [])
-    monkeypatch.setattr(estimators, "_compute", disturbed)
+    monkeypatch.setattr(estimators, "compute", disturbed)
     monkeypatch.setattr(cells, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     with pytest.raises(MemoryError):
         estimators.run(TINY, out)
@@ -229,7 +229,7 @@ def test_a_run_interrupted_and_then_killed_ends_with_the_same_numbers(
     with pytest.raises(MemoryError):
         estimators.run(TINY, out)
     assert len(read(out / "metrics.csv")) == 54
-    monkeypatch.setattr(estimators, "_compute", compute)
+    monkeypatch.setattr(estimators, "compute", compute)
     assert estimators.run(TINY, out)
     assert capsys.readouterr().out.count("training the network") == 1
     assert (out / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
@@ -302,7 +302,7 @@ def test_being_ahead_is_judged_by_the_errors(
 ) -> None:
     study = study_of(finished, {OURS: -0.2, NEIGHBORS: 0.5, KERNELS: theirs})
     (claim,) = [
-        estimator_findings._dominance(study, source)
+        estimator_findings.dominance(study, source)
         for source in study.of_family("spiral")
     ]
     assert claim.holds is holds
@@ -328,7 +328,7 @@ def test_a_bracket_beside_the_exact_value_is_noticed(
 ) -> None:
     errors = {OURS: error, NEIGHBORS: 0.5, KERNELS: 0.5, "upper": upper}
     study = study_of(finished, errors)
-    assert estimator_findings._brackets(study).holds is holds
+    assert estimator_findings.brackets(study).holds is holds
 
 
 def test_a_tiny_run_shows_what_it_can(finished: Path) -> None:

@@ -114,7 +114,7 @@ def plot(study: Study, folder: RunFolder) -> list[Figure]:
     figures = [
         Figure(
             folder.save_figure(
-                f"cube-{d}.png", _curves_figure(study, study.of_family("cube", d))
+                f"cube-{d}.png", curves_figure(study, study.of_family("cube", d))
             ),
             f"Entropy of the truncated mixture at the {2**d} corners of the cube in "
             f"{d} dimensions. {reading}",
@@ -124,19 +124,19 @@ def plot(study: Study, folder: RunFolder) -> list[Figure]:
     figures += [
         Figure(
             folder.save_figure(
-                "open-cube.png", _curves_figure(study, study.of_family("open-cube"))
+                "open-cube.png", curves_figure(study, study.of_family("open-cube"))
             ),
             f"Entropy of the mixture without truncation in 10 dimensions. {reading}",
         ),
         Figure(
             folder.save_figure(
-                "spiral.png", _curves_figure(study, study.of_family("spiral"))
+                "spiral.png", curves_figure(study, study.of_family("spiral"))
             ),
             "Entropy of the third layer of the network 2-8-9-10-3 trained on the "
             f"spiral. {reading} Exact: to the precision stated below.",
         ),
         Figure(
-            folder.save_figure("codes.png", _codes_figure(study)),
+            folder.save_figure("codes.png", codes_figure(study)),
             "Information over the Gaussian channel. Left: plug-in for the code RM(4,4) "
             "of 65,536 words in 16 dimensions; without noise it can be no more than "
             "the entropy of the words that were drawn. Right: RM(5,5), 2^32 words in "
@@ -158,16 +158,16 @@ def claims(study: Study) -> list[Claim]:
     list of Claim
     """
     return [
-        *(_dominance(study, source) for source in _compared(study)),
+        *(dominance(study, source) for source in _compared(study)),
         *(_precision(study, 5, 1000, source) for source in study.of_family("cube", 5)),
         *(
             _precision(study, 10, 10_000, source)
             for source in study.of_family("cube", 10)
         ),
-        _brackets(study),
-        _plug_in_rises(study),
-        *_code_claims(study),
-        _spiral_claim(study),
+        brackets(study),
+        plug_in_rises(study),
+        *code_claims(study),
+        spiral_claim(study),
     ]
 
 
@@ -181,7 +181,7 @@ def _compared(study: Study) -> list[Source]:
     ]
 
 
-def _dominance(study: Study, source: Source) -> Claim:
+def dominance(study: Study, source: Source) -> Claim:
     """Whether our mean absolute error is the smallest at every number of samples."""
     closest, lost = (math.inf, ""), []
     for n in study.num_samples(source):
@@ -199,7 +199,7 @@ def _dominance(study: Study, source: Source) -> Claim:
     if lost:
         measured = f"{measured}; ahead of us: {', '.join(lost)}"
     return Claim(
-        f"{_in_words(source)}: at every n no other method has a smaller mean absolute "
+        f"{in_words(source)}: at every n no other method has a smaller mean absolute "
         "error (within two standard errors over repetitions).",
         measured,
         not lost,
@@ -214,7 +214,7 @@ def _precision(study: Study, d: int, n: int, source: Source) -> Claim:
     information divided by 2 n, which is 1.25 % for d = 10, noise 0.05 and n = 10,000.
     """
     statement = (
-        f"{_in_words(source)}: the plug-in is within about 1 % (1.5 %, read by eye) of "
+        f"{in_words(source)}: the plug-in is within about 1 % (1.5 %, read by eye) of "
         f"I(S;T) = {source.information:.3f} nats from n = {n} on."
     )
     numbers = [number for number in study.num_samples(source) if number >= n]
@@ -231,7 +231,7 @@ def _precision(study: Study, d: int, n: int, source: Source) -> Claim:
     )
 
 
-def _brackets(study: Study) -> Claim:
+def brackets(study: Study) -> Claim:
     """Whether the exact value lies between the means of both ends."""
     outside, total = [], 0
     for source in study.sources.values():
@@ -253,7 +253,7 @@ def _brackets(study: Study) -> Claim:
     )
 
 
-def _plug_in_rises(study: Study) -> Claim:
+def plug_in_rises(study: Study) -> Claim:
     """Whether the mean plug-in grows with n, as a biased-low estimate does."""
     falls, total = [], 0
     for source in study.sources.values():
@@ -273,7 +273,7 @@ def _plug_in_rises(study: Study) -> Claim:
     )
 
 
-def _code_claims(study: Study) -> list[Claim]:
+def code_claims(study: Study) -> list[Claim]:
     """Plateaus and merging of RM(4,4), and the curve of RM(5,5)."""
     short = study.of_family("code", SHORT_CODE)
     found = []
@@ -327,7 +327,7 @@ def _code_claims(study: Study) -> list[Claim]:
     return claims
 
 
-def _spiral_claim(study: Study) -> Claim:
+def spiral_claim(study: Study) -> Claim:
     """Whether the reference agrees with the enclosure of the known network."""
     exact, own_error = study.prepared["spiral.reference"]
     low, high, error = study.prepared["spiral.check"]
@@ -355,7 +355,7 @@ def _error_of_mean(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def _curves_figure(study: Study, sources: Sequence[Source]) -> bytes:
+def curves_figure(study: Study, sources: Sequence[Source]) -> bytes:
     """Values above, errors below, a column per source."""
     columns = len(sources)
     if columns == 1:  # one beside the other
@@ -397,7 +397,7 @@ def _means(runs: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.array([run.mean() for run in runs])
 
 
-def _codes_figure(study: Study) -> bytes:
+def codes_figure(study: Study) -> bytes:
     """Both codes: information over noise, and over the number of samples."""
     figure, (left, right) = plotting.new_figure(13, 5, columns=2)
     short = study.of_family("code", SHORT_CODE)
@@ -503,7 +503,7 @@ def work_table(study: Study, folder: RunFolder) -> Table:
     )
 
 
-def _in_words(source: Source) -> str:
+def in_words(source: Source) -> str:
     """A source for a sentence."""
     names = {
         "cube": "Truncated mixture",

@@ -8,30 +8,20 @@ noise; the others see samples of T = S + Z, as in the paper.
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from noisyflow import report
 from noisyflow._checks import as_int
-from noisyflow.baselines import KernelDensity, NearestNeighbor
-from noisyflow.estimate import Estimate, TargetWarning, UndersampledWarning
 from noisyflow.experiments import spiral_layer
-from noisyflow.experiments.cells import CellRows, CellTable
+from noisyflow.experiments.cells import CellTable
 from noisyflow.experiments.estimator_findings import (
     LONG_CODE,
-    METHODS,
-    NEIGHBORS,
-    OURS,
     SHORT_CODE,
     Study,
     claims,
@@ -42,29 +32,17 @@ from noisyflow.experiments.estimator_findings import (
     work_table,
 )
 from noisyflow.experiments.known_sources import Source, cube_mixture, full_code
-from noisyflow.information import entropy
+from noisyflow.experiments.sampled_sources import cells, compute, prepare_spiral
 from noisyflow.runs import RunFolder, check_device
 from noisyflow.runtime import check_device_name
 
 __all__ = ["Config", "claims", "configure", "plot", "run"]
 
-_STREAM = 0x65737469  # "esti": apart from samples drawn elsewhere with the same seed
 _CUBE_NOISE = (0.05, 0.1, 0.2)
 _OPEN_CUBE_NOISE = (0.1, 0.2)
 
 _LONG_CODE_NOISE = 2.0
 _SHORT_CODE_NOISE = tuple(float(s) for s in np.logspace(-1, 1, 11).round(4))
-# Samples that the baselines' averages run over. Of a hundred thousand samples in 32
-# dimensions a tree query looks at all; the spread of a single term, 4 nats at most,
-# divided by the root of this number is far below their errors there.
-_QUERIES, _QUERIES_OF_LONG_CODE = 10_000, 1000
-
-# The standard error asked of ours, below what the samples themselves leave in most
-# cases, and where it ends in any case: some 30,000 queries of 100,000 samples.
-_TARGET = 0.002
-_MOST_PAIRS = 3 * 10**9
-
-_MOST_REFERENCE_PAIRS = 10**10
 
 
 @dataclass(frozen=True)
@@ -106,27 +84,6 @@ class Config:
             value = as_int(name, getattr(self, name), at_least=low, at_most=high)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "device", check_device_name(self.device))
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One repetition of all methods on one source at one number of samples."""
-
-    source: Source
-    num_samples: int
-    repetition: int
-    methods: Sequence[str]
-
-    @property
-    def name(self) -> str:
-        """For the progress line."""
-        return f"{self.source.name} n={self.num_samples}"
-
-    @property
-    def cost(self) -> float:
-        """About in proportion to its seconds."""
-        d, n = self.source.num_dimensions, self.num_samples
-        return 0.01 + 1e-5 * n + (1e-5 * d * n / 16 if d > 10 else 0.0)
 
 
 def configure(*, quick: bool = False, **settings: Any) -> Config:
@@ -173,17 +130,21 @@ def run(config: Config, out: Path) -> bool:
     table = CellTable(folder, lambda: _prepared(config))
     with folder.open("estimators", asdict(config)):
         table.resume()
-        cells = list(_cells(config, spiral_layer.source(table.prepared)))
+        sources = _sources(spiral_layer.source(table.prepared))
+        work = list(cells(sources, config.num_repetitions, config.max_samples))
         opening_words = (
-            f"{len({cell.source.name for cell in cells})} sources, {len(cells)} pieces "
-            f"of work, up to n = {max(cell.num_samples for cell in cells)}"
+            f"{len({cell.source.name for cell in work})} sources, {len(work)} pieces "
+            f"of work, up to n = {max(cell.num_samples for cell in work)}"
         )
         if not table.complete(
-            "estimators", cells, partial(_compute, config), opening_words
+            "estimators",
+            work,
+            partial(compute, config.seed, config.device),
+            opening_words,
         ):
             return False
         study = Study(
-            _sources(spiral_layer.source(table.prepared)),
+            sources,
             table.metrics,
             table.history,
             table.prepared,
@@ -205,31 +166,6 @@ def run(config: Config, out: Path) -> bool:
     return True
 
 
-def _entropy(
-    samples: Any,
-    noise_std: float,
-    seed: int,
-    *,
-    device: str = "cpu",
-    standard_error: float = _TARGET,
-    max_pairs: int = _MOST_PAIRS,
-) -> Estimate:
-    """Our estimate: the only call of it in this study."""
-    if device != "cpu":
-        samples = torch.as_tensor(samples, device=device)
-    with warnings.catch_warnings():
-        # Few samples, and what they leave out of reach, are what is studied here.
-        warnings.simplefilter("ignore", UndersampledWarning)
-        warnings.simplefilter("ignore", TargetWarning)
-        return entropy(
-            samples,
-            noise_std,
-            standard_error=standard_error,
-            max_pairs=max_pairs,
-            seed=seed,
-        )
-
-
 def _sources(spiral: Source) -> list[Source]:
     """Everything that is estimated, in the order of the report."""
     return [
@@ -245,72 +181,7 @@ def _sources(spiral: Source) -> list[Source]:
     ]
 
 
-def _cells(config: Config, spiral: Source) -> Iterator[Cell]:
-    """All pieces of work, in their order."""
-    for source in _sources(spiral):
-        is_swept = source.num_dimensions == SHORT_CODE
-        exponents = np.arange(4, 15, 2) if is_swept else np.arange(2, 15)
-        for n in (round(10 ** (exponent / 2)) for exponent in exponents):
-            if n > config.max_samples:
-                break
-            most = config.num_repetitions
-            wanted = round(most * min(1.0, math.sqrt(1000 / n)))
-            count = max(wanted, min(3, most))
-            if is_swept:
-                count = max(1, count // 3)
-            methods = (OURS,) if is_swept else METHODS
-            for repetition in range(count):
-                yield Cell(source, n, repetition, methods)
-
-
-def _compute(config: Config, cell: Cell) -> CellRows:
-    """Estimates of all methods of a cell, from the same samples of S."""
-    source = cell.source
-    key = (_STREAM, *source.name.encode(), cell.num_samples, cell.repetition)
-    generator = np.random.default_rng(
-        np.random.SeedSequence(config.seed, spawn_key=key)
-    )
-    clean = source.sample(generator, cell.num_samples)
-    noise = generator.standard_normal(clean.shape)
-    noisy = clean.astype(np.float64) + source.noise_std * noise
-    seed = int(generator.integers(2**63))
-    is_long = source.num_dimensions == LONG_CODE
-    queries = _QUERIES_OF_LONG_CODE if is_long else _QUERIES
-    metrics, history = [], []
-    for method in cell.methods:
-        started = time.perf_counter()
-        if method == OURS:
-            estimate = _entropy(clean, source.noise_std, seed, device=config.device)
-        elif method == NEIGHBORS:
-            estimate = NearestNeighbor(num_queries=queries, num_resamples=0).entropy(
-                noisy, seed=seed
-            )
-        else:
-            estimate = KernelDensity(num_queries=queries, num_resamples=0).entropy(
-                noisy, seed=seed
-            )
-        seconds = time.perf_counter() - started
-        metrics.append(
-            {
-                "source": source.name,
-                "num_dimensions": source.num_dimensions,
-                "noise_std": source.noise_std,
-                "num_samples": cell.num_samples,
-                "repetition": cell.repetition,
-                "method": method,
-                "entropy": estimate.value,
-                "standard_error": estimate.standard_error,
-                "lower": estimate.lower,
-                "upper": estimate.upper,
-                "exact": source.entropy,
-            }
-        )
-        history.append({"method": method, "seconds": round(seconds, 4)})
-    return CellRows(metrics, history)
-
-
 def _prepared(config: Config) -> dict[str, NDArray[Any]]:
     """What all cells need: the network whose layer is one of the sources."""
     print("estimators: training the network on the spiral", flush=True)
-    precise = partial(_entropy, device=config.device, max_pairs=_MOST_REFERENCE_PAIRS)
-    return spiral_layer.prepare(config.seed, precise, device=config.device)
+    return prepare_spiral(config.seed, config.device)
