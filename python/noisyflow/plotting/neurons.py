@@ -139,30 +139,35 @@ def symbols(
     classes : (m,) array of int
         0 or 1, for the colour.
     names : sequence of str
-        Of the inputs, written where the symbols are farthest apart.
+        Of the inputs, written at the right ends.
     title : str
 
     Returns
     -------
     Axes
     """
-    gaps = np.diff(np.sort(levels, axis=1), axis=1).min(axis=1)
-    apart = int(gaps.argmax())
-    for level, label, name in zip(levels.T, classes, names, strict=True):
+    for level, label in zip(levels.T, classes, strict=True):
         color = CLASS_COLORS[label]
         axes.fill_between(
             steps, level - noise_std, level + noise_std, color=color, alpha=0.18, lw=0
         )
         axes.plot(steps, level, color=color, linewidth=1.8)
+    low, high = axes.get_ylim()
+    for place, end, name in zip(
+        _apart(levels[-1], 0.055 * (high - low)), levels[-1], names, strict=True
+    ):
         axes.annotate(
             name,
-            (steps[apart], level[apart]),
-            (0, 7),
-            textcoords="offset points",
-            ha="center",
+            (steps[-1], end),
+            (1.03, place),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
             fontsize=12,
             color="0.15",
+            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.8},
+            annotation_clip=False,
         )
+    axes.set_ylim(low, high)
     return _step_axis(axes, steps, title)
 
 
@@ -194,6 +199,19 @@ def densities(
     axes.set_title(title, fontsize=13)
     axes.tick_params(labelsize=11)
     return axes
+
+
+def _apart(places: Array, gap: float) -> Array:
+    """The places, those nearer to one another than `gap` pushed apart."""
+    order = np.argsort(places)
+    moved = places[order].astype(np.float64)
+    for _ in range(200):
+        lack = np.maximum(gap - np.diff(moved), 0)
+        moved[:-1] -= 0.5 * lack
+        moved[1:] += 0.5 * lack
+    result = np.empty_like(moved)
+    result[order] = moved
+    return result
 
 
 def _step_axis(axes: Axes, steps: Array, title: str) -> Axes:
