@@ -3,14 +3,15 @@
 A cell is one independent piece of work, a source at one number of samples, say, with
 random numbers of its own; it gives a few rows. `metrics.csv` holds what the cells found
 and is reproducible bit for bit, `history.csv` how long they took. The checkpoint holds
-what was prepared before the first cell and vouches for both tables.
+what was prepared before the first cell and the arrays that cells gave for later cells
+and for figures, and vouches for both tables.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
@@ -22,10 +23,14 @@ _SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 @dataclass(frozen=True)
 class CellRows:
-    """What one cell adds to the tables; the column `cell` is put in front."""
+    """What one cell adds to the tables; the column `cell` is put in front.
+
+    Arrays are kept by their names, which no two cells share.
+    """
 
     metrics: list[Row]
     history: list[Row]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class Work(Protocol):
@@ -58,6 +63,7 @@ class CellTable:
         self._folder = folder
         self._prepare = prepare
         self.prepared: dict[str, NDArray[Any]] = {}
+        self.arrays: dict[str, NDArray[Any]] = {}
         self.metrics: list[Row] = []
         self.history: list[Row] = []
 
@@ -81,11 +87,14 @@ class CellTable:
             return
         self.metrics = self._folder.load_table("metrics.csv", checkpoint)
         self.history = self._folder.load_table("history.csv", checkpoint)
-        self.prepared = {
-            name.removeprefix("prepared."): array
-            for name, array in checkpoint.items()
-            if name.startswith("prepared.")
-        }
+        self.prepared, self.arrays = (
+            {
+                name.removeprefix(prefix): array
+                for name, array in checkpoint.items()
+                if name.startswith(prefix)
+            }
+            for prefix in ("prepared.", "cells.")
+        )
 
     def complete(
         self,
@@ -155,6 +164,7 @@ class CellTable:
             rows = compute(cell)
             self.metrics += [{"cell": number, **row} for row in rows.metrics]
             self.history += [{"cell": number, **row} for row in rows.history]
+            self.arrays.update(rows.arrays)
             if time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS:
                 self._save()
                 saved_at = time.monotonic()
@@ -165,7 +175,10 @@ class CellTable:
         """Writes the tables, then the checkpoint that vouches for them."""
         self._folder.save(
             {"metrics.csv": self.metrics, "history.csv": self.history},
-            {f"prepared.{name}": array for name, array in self.prepared.items()},
+            {
+                **{f"prepared.{name}": array for name, array in self.prepared.items()},
+                **{f"cells.{name}": array for name, array in self.arrays.items()},
+            },
         )
 
 

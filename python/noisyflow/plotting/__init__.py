@@ -18,6 +18,10 @@ from noisyflow.plotting.common import (
     new_figure,
     png,
 )
+from noisyflow.plotting.digits import (
+    errors_by_network,
+    ratio_over_epochs,
+)
 from noisyflow.plotting.estimators import (
     errors,
     estimates,
@@ -59,6 +63,7 @@ __all__ = [
     "densities",
     "distance_histograms",
     "errors",
+    "errors_by_network",
     "estimates",
     "film",
     "has_ffmpeg",
@@ -75,6 +80,7 @@ __all__ = [
     "legend_of_layers",
     "new_figure",
     "png",
+    "ratio_over_epochs",
     "scatter_3d",
     "similarity_histograms",
     "symbols",

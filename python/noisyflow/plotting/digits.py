@@ -1,0 +1,148 @@
+"""Figures of the digits' networks: their errors, and how compact their classes are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from noisyflow.plotting.common import METHOD_STYLES, Array, layer_colors
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def errors_by_network(
+    axes: Axes,
+    errors: Mapping[str, Array],
+    disturbed: Mapping[str, Array],
+    *,
+    num_images: int,
+    title: str,
+) -> Axes:
+    """Errors of several kinds of networks: every seed, mean and standard deviation.
+
+    Parameters
+    ----------
+    axes : Axes
+    errors : mapping of str to (seeds,) array
+        Numbers of errors, noise and dropout off; filled.
+    disturbed : mapping of str to (seeds,) array
+        The same with noise and dropout on, of some of the networks; hollow.
+    num_images : int
+        How many could be wrong; the scale is their share in percent.
+    title : str
+
+    Returns
+    -------
+    Axes
+        Logarithmic, as noise may do harm many times over; no error at all is drawn at
+        a quarter of one image.
+    """
+    shift = 0.14
+    share = 100 / num_images
+    least = 0.25 * share
+    for place, name in enumerate(errors):
+        for values, side, style in (
+            (errors.get(name), -shift, METHOD_STYLES[0]),
+            (disturbed.get(name), shift, METHOD_STYLES[1]),
+        ):
+            if values is None:
+                continue
+            is_hollow = side > 0
+            at = place + (side if name in disturbed else 0.0)
+            spread = np.linspace(-0.07, 0.07, len(values))
+            axes.plot(
+                at + spread,
+                np.maximum(values * share, least),
+                ".",
+                color=style["color"],
+                alpha=0.35,
+                markersize=6,
+                markeredgewidth=0,
+            )
+            mean, deviation = values.mean() * share, values.std(ddof=1) * share
+            axes.errorbar(
+                at,
+                max(mean, least),
+                [[min(deviation, max(mean, least) - least)], [deviation]],
+                color=style["color"],
+                marker=style["marker"],
+                markerfacecolor="white" if is_hollow else style["color"],
+                markersize=8,
+                linewidth=2,
+                capsize=4,
+                label=("noise or dropout on" if is_hollow else "off")
+                if place == 1
+                else None,
+            )
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(errors)), list(errors))
+    axes.set_ylabel("errors, in percent of the images", fontsize=13)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title(title, fontsize=14)
+    axes.tick_params(labelsize=12)
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=12, frameon=False, loc="upper left")
+    return axes
+
+
+def ratio_over_epochs(
+    axes: Axes,
+    epochs: Array,
+    ratios: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+) -> Axes:
+    """Distances within classes over those between, while networks learn.
+
+    Parameters
+    ----------
+    axes : Axes
+    epochs : (k,) array
+        From 0, the network before training, which has a place left of the first epoch.
+    ratios : mapping of str to k pairs
+        Per network the mean and the standard error at each epoch.
+    title : str
+
+    Returns
+    -------
+    Axes
+        A line at 1, where classes do not show in the distances.
+    """
+    places = np.where(epochs > 0, epochs, 0.5)
+    colors = layer_colors(len(ratios))
+    markers = ("o", "s", "^", "D")
+    for number, (name, pairs) in enumerate(ratios.items()):
+        means, errors = np.array(pairs).T
+        axes.fill_between(
+            places,
+            means - errors,
+            means + errors,
+            color=colors[number],
+            alpha=0.25,
+            linewidth=0,
+        )
+        axes.plot(
+            places,
+            means,
+            color=colors[number],
+            marker=markers[number % len(markers)],
+            markersize=5,
+            linewidth=2,
+            label=name,
+        )
+    axes.axhline(1, color="0.35", linewidth=1.2, linestyle="--")
+    axes.set_xscale("log")
+    ticks = [0.5, *(10**k for k in range(6) if 10**k <= epochs.max())]
+    axes.set_xticks(ticks, ["0", *(f"{tick:g}" for tick in ticks[1:])])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.05)
+    axes.set_xlabel("epoch", fontsize=13)
+    axes.set_title(title, fontsize=14)
+    axes.tick_params(labelsize=12)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
