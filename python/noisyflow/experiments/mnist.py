@@ -32,6 +32,7 @@ from noisyflow.experiments.mnist_findings import (
     ANOTHER_SEED,
     BIN_WIDTHS,
     DETERMINISTIC,
+    JUDGED_WIDTH,
     NUM_LAYERS,
     Study,
     caution,
@@ -63,8 +64,8 @@ _BATCH = 32
 # learned them, and few enough for all pairs of them.
 _NUM_MEASURED = 500
 # Of distances between representations, of thousands of units each.
-_MOST_DISTANCES = 20_000
-_NUM_LOGS = 9  # beside the network before training
+_MOST_DISTANCES = 10_000
+_NUM_LOGS = 6  # beside the network before training
 # Of a forward pass without gradients.
 _MOST_IMAGES = 1000
 
@@ -209,13 +210,16 @@ class Network(torch.nn.Module):
         (first, second), nn = _CHANNELS, torch.nn
         pixels = (height // 4) * (width // 4)
         padding = _KERNEL // 2
-        self.maps = nn.ModuleList(
-            [
-                nn.Conv2d(channels, first, _KERNEL, padding=padding),
-                nn.Conv2d(first, second, _KERNEL, padding=padding),
-                nn.Linear(second * pixels, _UNITS),
-            ]
-        )
+        # Layers draw weights when they are made, from torch's global generator.
+        with torch.random.fork_rng(devices=[]):
+            self.maps = nn.ModuleList(
+                [
+                    nn.Conv2d(channels, first, _KERNEL, padding=padding),
+                    nn.Conv2d(first, second, _KERNEL, padding=padding),
+                    nn.Linear(second * pixels, _UNITS),
+                ]
+            )
+            self.last = nn.Linear(_UNITS, num_classes)
         self.norms = nn.ModuleList(
             [nn.BatchNorm2d(first), nn.BatchNorm2d(second), nn.BatchNorm1d(_UNITS)]
         )
@@ -227,7 +231,6 @@ class Network(torch.nn.Module):
             else nn.Identity()
             for layer_seed in layer_seeds
         )
-        self.last = nn.Linear(_UNITS, num_classes)
         # One by one from a generator, the same for all arms.
         generator = torch.Generator().manual_seed(init_seed)
         for layer in (*self.maps, self.last):
@@ -446,7 +449,8 @@ def _compute(
     )
     (inputs, labels) = _on(config.device, images.train)
     order = torch.Generator().manual_seed(order_seed)
-    rows, kept = _measured(config, images, cell, network, 0)
+    start = _calibrated(config, images, cell.arm, network)
+    rows, kept = _measured(config, images, cell, start, 0)
     logged = _logged_epochs(config.epochs)
     step_seconds = []
     for epoch in range(1, config.epochs + 1):
@@ -483,8 +487,32 @@ def _network(config: Config, images: TrainTest, arm: Arm, seed: int) -> Network:
     num_classes = 1 + int(max(images.train.labels.max(), images.test.labels.max()))
     network = Network(images.train.shape, num_classes, arm, seed)
     # Convolutions of few channels are a fifth faster in this layout, on the CPU.
-    placed: Network = network.to(config.device, memory_format=torch.channels_last)
+    placed: Network = network.to(  # type: ignore[call-overload]  # unknown to its stub
+        config.device, memory_format=torch.channels_last
+    )
     return placed
+
+
+def _calibrated(
+    config: Config, images: TrainTest, arm: Arm, network: Network
+) -> Network:
+    """A copy whose normalisations know the training images, as after an epoch.
+
+    Before training they would let all activations near zero.
+    """
+    copy = _network(config, images, arm, seed=0)
+    copy.load_state_dict(network.state_dict())
+    copy.eval()
+    for norm in copy.norms:
+        assert isinstance(norm, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)
+        norm.train()
+        norm.momentum = None  # the mean over all batches
+    (inputs, _) = _on(config.device, images.train)
+    size = min(_MOST_IMAGES, len(inputs))
+    with torch.no_grad():
+        for start in range(0, len(inputs) - size + 1, size):
+            copy(inputs[start : start + size])
+    return copy
 
 
 def _batches(
@@ -498,9 +526,7 @@ def _batches(
 
 def _on(device: str, data: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels as tensors on the device."""
-    images = torch.from_numpy(data.images).to(
-        device, memory_format=torch.channels_last
-    )
+    images = torch.from_numpy(data.images).to(device, memory_format=torch.channels_last)
     return images, torch.from_numpy(data.labels).to(device)
 
 
@@ -539,6 +565,7 @@ def _measured(
                     f"binned_entropy_{width:g}": Binning(width, 0).entropy(clean).value
                     for width in BIN_WIDTHS
                 },
+                "unit_entropy": _unit_entropy(clean),
                 "similarity": math.nan,  # after training
             }
         )
@@ -549,6 +576,17 @@ def _measured(
                     value
                 )
     return rows, kept
+
+
+def _unit_entropy(clean: NDArray[np.float32]) -> float:
+    """Mean over units of the entropy of each one's bins, of the width judged; nats."""
+    cells = np.floor(clean / JUDGED_WIDTH)
+    total = 0.0
+    for cell in np.unique(cells):
+        share = (cells == cell).mean(axis=0)
+        share = share[share > 0]
+        total -= float(share @ np.log(share))
+    return total / int(clean.shape[1])
 
 
 def _representations(

@@ -20,7 +20,7 @@ from noisyflow.plotting.common import (
 )
 from noisyflow.plotting.digits import (
     errors_by_network,
-    ratio_over_epochs,
+    networks_over_epochs,
 )
 from noisyflow.plotting.estimators import (
     errors,
@@ -78,9 +78,9 @@ __all__ = [
     "learning",
     "legend_above",
     "legend_of_layers",
+    "networks_over_epochs",
     "new_figure",
     "png",
-    "ratio_over_epochs",
     "scatter_3d",
     "similarity_histograms",
     "symbols",

@@ -58,8 +58,8 @@ def errors_by_network(
                 np.maximum(values * share, least),
                 ".",
                 color=style["color"],
-                alpha=0.35,
-                markersize=6,
+                alpha=0.5,
+                markersize=7,
                 markeredgewidth=0,
             )
             mean, deviation = values.mean() * share, values.std(ddof=1) * share
@@ -73,14 +73,19 @@ def errors_by_network(
                 markersize=8,
                 linewidth=2,
                 capsize=4,
-                label=("noise or dropout on" if is_hollow else "off")
+                label=f"noise or dropout {'on' if is_hollow else 'off'}"
                 if place == 1
                 else None,
             )
     axes.set_yscale("log")
     axes.set_xticks(range(len(errors)), list(errors))
     axes.set_ylabel("errors, in percent of the images", fontsize=13)
-    axes.yaxis.set_major_formatter("{x:g}")
+    (low, high) = axes.get_ylim()
+    ticks = [k * 10.0**e for e in range(-3, 3) for k in (1, 2, 5)]
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
+    axes.minorticks_off()
+    axes.set_ylim(low, min(high * 1.6, 100))  # room for the legend
     axes.set_title(title, fontsize=14)
     axes.tick_params(labelsize=12)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
@@ -89,33 +94,35 @@ def errors_by_network(
     return axes
 
 
-def ratio_over_epochs(
+def networks_over_epochs(
     axes: Axes,
     epochs: Array,
-    ratios: Mapping[str, Sequence[tuple[float, float]]],
+    values: Mapping[str, Sequence[tuple[float, float]]],
     *,
+    top: float,
     title: str,
 ) -> Axes:
-    """Distances within classes over those between, while networks learn.
+    """A number of several kinds of networks while they learn.
 
     Parameters
     ----------
     axes : Axes
     epochs : (k,) array
         From 0, the network before training, which has a place left of the first epoch.
-    ratios : mapping of str to k pairs
-        Per network the mean and the standard error at each epoch.
+    values : mapping of str to k pairs
+        Per network the mean and the standard error at each epoch; positive.
+    top : float
+        A value marked by a dashed line, which none should be above.
     title : str
 
     Returns
     -------
     Axes
-        A line at 1, where classes do not show in the distances.
     """
     places = np.where(epochs > 0, epochs, 0.5)
-    colors = layer_colors(len(ratios))
+    colors = layer_colors(len(values))
     markers = ("o", "s", "^", "D")
-    for number, (name, pairs) in enumerate(ratios.items()):
+    for number, (name, pairs) in enumerate(values.items()):
         means, errors = np.array(pairs).T
         axes.fill_between(
             places,
@@ -134,12 +141,12 @@ def ratio_over_epochs(
             linewidth=2,
             label=name,
         )
-    axes.axhline(1, color="0.35", linewidth=1.2, linestyle="--")
+    axes.axhline(top, color="0.35", linewidth=1.2, linestyle="--")
     axes.set_xscale("log")
     ticks = [0.5, *(10**k for k in range(6) if 10**k <= epochs.max())]
     axes.set_xticks(ticks, ["0", *(f"{tick:g}" for tick in ticks[1:])])
     axes.minorticks_off()
-    axes.set_ylim(0, 1.05)
+    axes.set_ylim(0, 1.05 * top)
     axes.set_xlabel("epoch", fontsize=13)
     axes.set_title(title, fontsize=14)
     axes.tick_params(labelsize=12)
