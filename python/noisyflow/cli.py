@@ -93,6 +93,8 @@ def _command(arguments: Sequence[str] | None) -> int:
         return _check()
     if command == "film":
         return _film(**options)
+    if command == "gallery":
+        return _gallery(**options)
     return _run(**options)
 
 
@@ -237,6 +239,20 @@ def _is_missing(error: ModuleNotFoundError) -> str:
     return f"{error.name} is not installed; run: pip install 'noisyflow[train]'"
 
 
+def _gallery(names: Sequence[str], quick: bool, runs: Path, out: Path) -> int:
+    """Builds the pages of experiments."""
+    try:
+        _check_environment()
+        with _ends_at_once_on_interrupt():
+            from noisyflow.gallery import build
+        is_whole = build(out, runs=runs, names=names, quick=quick, complain=_complain)
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        return _fail(_is_missing(error), 2)
+    return 0 if is_whole else 1
+
+
 def _check_environment() -> None:
     """Raises ValueError at environment variables that the kernels could not follow."""
     runtime.cpu_target()
@@ -353,6 +369,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_estimate(commands)
     _add_plan(commands)
+    _add_gallery(commands)
     run = commands.add_parser(
         "run",
         help="run an experiment, or resume it",
@@ -449,6 +466,39 @@ def _parser() -> argparse.ArgumentParser:
         "--layer", type=int, metavar="L", help="from 1 (default: the last hidden layer)"
     )
     return parser
+
+
+def _add_gallery(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """The options of `noisyflow gallery`: those of `noisyflow.gallery.build`."""
+    gallery = commands.add_parser(
+        "gallery",
+        help="build a page per experiment from its report, running what is missing",
+        description="Writes one Markdown page per experiment, and one that leads to "
+        "them, from the reports of finished runs. An experiment without a finished run "
+        "is run, or taken up, first, each in a process of its own; Ctrl-C stops, the "
+        "same command goes on. Exits with 1 where a page could not be made; all "
+        "others are.",
+    )
+    gallery.add_argument(
+        "names", nargs="*", metavar="NAME", help="experiments (default: all)"
+    )
+    gallery.add_argument(
+        "--quick", action="store_true", help="from quick runs, a minute each"
+    )
+    gallery.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where the runs are (default: runs)",
+    )
+    gallery.add_argument(
+        "--out",
+        type=Path,
+        default=Path("docs/gallery"),
+        metavar="DIR",
+        help="where the pages go (default: docs/gallery)",
+    )
 
 
 def _add_estimate(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -47,9 +47,9 @@ figcaption, .note { color: var(--soft); font-size: .93rem; max-width: 52rem; }
 .open, .short { white-space: nowrap; }
 @media screen and (max-width: 48rem) {
   img { width: var(--half); max-width: none; }
-  .claims th { display: none; }
   .claims tr { display: block; padding: .5rem 0;
                border-bottom: 1px solid var(--rule); }
+  .claims tr:first-child { display: none; }
   .claims td { display: block; border: 0; padding: 0; }
   .claims td::before { content: attr(data-column) ": "; color: var(--soft);
                        font-weight: 400; } }

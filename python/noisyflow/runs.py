@@ -284,7 +284,7 @@ class RunFolder:
             if self.figures.exists() and not self.figures.is_dir():
                 raise RunError(f"{self.figures} is in the way: it is not a folder")
             if (self.path / "config.json").exists():
-                self._compare(experiment, settings)
+                self.compare(experiment, settings)
                 self._check_tables()
             elif self.path.is_dir() and self._has_other_files():
                 raise RunError(
@@ -311,8 +311,15 @@ class RunFolder:
                 "checkpoint.safetensors; remove the folder to start anew"
             )
 
-    def _compare(self, experiment: str, settings: Mapping[str, Any]) -> None:
-        """Raises RunError unless `config.json` is that of this run."""
+    def compare(self, experiment: str, settings: Mapping[str, Any]) -> None:
+        """Raises RunError unless `config.json` is that of this run.
+
+        Parameters
+        ----------
+        experiment : str
+        settings : mapping
+            As for `open`.
+        """
         from noisyflow import __version__
 
         found = self.config()

@@ -56,6 +56,16 @@ class Claim:
     holds: bool | None
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError, with a guess, unless there is an experiment of this name."""
+    if name not in EXPERIMENTS:
+        near = difflib.get_close_matches(name, EXPERIMENTS, 1)
+        guess = f", did you mean {near[0]}?" if near else ";"
+        raise ValueError(
+            f"unknown experiment {name!r}{guess} known: {', '.join(EXPERIMENTS)}"
+        )
+
+
 def load(name: str) -> ModuleType:
     """The module of an experiment, imported now.
 
@@ -67,12 +77,7 @@ def load(name: str) -> ModuleType:
         If what experiments need beside NumPy is not installed; matplotlib, too, is
         missed now rather than after the training.
     """
-    if name not in EXPERIMENTS:
-        near = difflib.get_close_matches(name, EXPERIMENTS, 1)
-        guess = f", did you mean {near[0]}?" if near else ";"
-        raise ValueError(
-            f"unknown experiment {name!r}{guess} known: {', '.join(EXPERIMENTS)}"
-        )
+    check_name(name)
     for needed in ("torch", "matplotlib", "safetensors"):
         if importlib.util.find_spec(needed) is None:
             raise ModuleNotFoundError(f"no module named {needed!r}", name=needed)

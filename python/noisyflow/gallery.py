@@ -1,0 +1,420 @@
+"""A page per experiment, and one that leads to them, from the experiments' reports.
+
+Pages are Markdown, for reading in a repository. They say what a run's `report.json`
+says and nothing else, so the same reports give the same pages. Runs that are missing
+are made first, each in a process of its own; what goes wrong with one experiment leaves
+the pages of all others alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from noisyflow.experiments import EXPERIMENTS, Claim, check_name, load
+from noisyflow.report import Figure, Table, claims_table, picture_size
+from noisyflow.runs import (
+    DAMAGE,
+    Interruption,
+    RunError,
+    RunFolder,
+    duration,
+    write_atomically,
+)
+
+INDEX = "README.md"
+# What `noisyflow film` leaves in a run's folder.
+_FILM = "film.gif"
+_VERDICTS = {True: "yes", False: "**no**", None: "not judged"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a finished run's `report.json` says.
+
+    Parameters
+    ----------
+    experiment : str
+    title : str
+    paragraphs : sequence of str
+    figures : sequence of Figure
+    tables : sequence of Table
+        But for the claims.
+    claims : mapping of str to sequence of Claim
+        By their heading.
+    seconds, peak_mib : float
+        What the run took, figures apart.
+    """
+
+    experiment: str
+    title: str
+    paragraphs: Sequence[str]
+    figures: Sequence[Figure]
+    tables: Sequence[Table]
+    claims: Mapping[str, Sequence[Claim]]
+    seconds: float
+    peak_mib: float
+
+
+def build(
+    out: Path,
+    *,
+    runs: Path,
+    names: Sequence[str] = (),
+    quick: bool = False,
+    complain: Callable[[str], None] = print,
+) -> bool:
+    """Builds the pages of experiments, running those that have no finished run.
+
+    Parameters
+    ----------
+    out : Path
+        Where the pages are; created if needed. Pages of other experiments stay as they
+        are.
+    runs : Path
+        Where the runs are, as `noisyflow run` names them: `NAME`, or `NAME-quick`.
+    names : sequence of str
+        All experiments by default.
+    quick : bool
+        Whether pages show quick runs instead of whole ones.
+    complain : callable
+        Told, in one line each, which page could not be made and why.
+
+    Returns
+    -------
+    bool
+        Whether all pages that were asked for are up to date.
+
+    Raises
+    ------
+    ValueError
+        If there is no experiment of a name.
+    KeyboardInterrupt
+        After Ctrl-C, when the run at hand has saved its work. Taken up by the same
+        call.
+    OSError
+        If `out` cannot be written.
+    """
+    for name in names:
+        check_name(name)
+    wanted = [name for name in EXPERIMENTS if name in names or not names]
+    out.mkdir(parents=True, exist_ok=True)
+    num_failed = 0
+    with Interruption() as interruption:
+        for number, name in enumerate(wanted, 1):
+            folder = runs / (f"{name}-quick" if quick else name)
+            print(f"[{number} of {len(wanted)}] {name}", flush=True)
+            try:
+                report = _finished(name, folder, quick, interruption)
+                _write(report, out, quick)
+            except RunError as error:
+                complain(f"{name}: {error}")
+                num_failed += 1
+            if interruption.is_wanted:
+                raise KeyboardInterrupt
+    _write_index(out)
+    print(
+        f"gallery: {len(wanted) - num_failed} of {len(wanted)} pages made from {runs}; "
+        f"all that there are: {out / INDEX}"
+    )
+    return num_failed == 0
+
+
+def read_report(folder: Path) -> Report:
+    """The report of a finished run.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    RunError
+        If there is none, it is damaged, or it is from another version of noisyflow.
+    """
+    from noisyflow import __version__
+
+    path = folder / "report.json"
+    try:
+        found = json.loads(path.read_bytes())
+        report = _report(found, folder)
+        version = str(found["noisyflow"])
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} holds no finished run") from error
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except (*DAMAGE, AttributeError, RecursionError) as error:
+        raise RunError(f"{path} is damaged; remove it and run again") from error
+    if version != __version__:
+        raise RunError(
+            f"{folder} holds a run of noisyflow {version}, and this is {__version__}; "
+            "remove it and run again"
+        )
+    return report
+
+
+def page(report: Report, *, quick: bool = False, film: bool = False) -> str:
+    """A report as Markdown, its first figure beside it as `EXPERIMENT.png`.
+
+    Parameters
+    ----------
+    report : Report
+    quick : bool
+        Whether it is of a quick run, which the page says.
+    film : bool
+        Whether there is a film, `EXPERIMENT.gif`.
+
+    Returns
+    -------
+    str
+    """
+    name = report.experiment
+    blocks = [f"# {_escaped(report.title)}", _score(report, quick)]
+    blocks += map(_escaped, report.paragraphs)
+    if report.figures:
+        caption = _escaped(report.figures[0].caption)
+        blocks += [f"![{name}]({name}.png)", caption]
+    if film:
+        blocks += [
+            f"![{name}, the film]({name}.gif)",
+            "The last hidden layer while the network learns, beside the information "
+            "that it carries.",
+        ]
+    for title, claims in report.claims.items():
+        rows = [
+            [_escaped(c.statement), _escaped(c.measured), _VERDICTS[c.holds]]
+            for c in claims
+        ]
+        columns = claims_table(title, claims).columns
+        blocks += [f"## {_escaped(title)}", _table(columns, rows)]
+    command = f"noisyflow run {name}" + (" --quick" if quick else "")
+    blocks += ["## To see it yourself", f"```sh\n{command}\n```"]
+    blocks.append(
+        "The report that this writes, `report.html`, has all figures, tables and "
+        "settings."
+    )
+    for table in report.tables:
+        if table.title == "What was run":
+            rows = [list(map(_escaped, row)) for row in table.rows]
+            blocks.append(_table(table.columns, rows))
+    blocks.append(f"[All experiments]({INDEX})")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _finished(
+    name: str, folder: Path, quick: bool, interruption: Interruption
+) -> Report:
+    """The report of an experiment's run, which is made or taken up if it must be."""
+    config = asdict(_config(name, quick))
+    run = RunFolder(folder)
+    if (folder / "config.json").exists():
+        # The same on a GPU is the same experiment.
+        found = run.config()["settings"].get("device", "cpu")
+        run.compare(name, {**config, "device": found} if "device" in config else config)
+        try:
+            return read_report(folder)
+        except RunError:  # a finished run makes its report again, in seconds
+            pass
+    device = _device(run)
+    command = ["run", name, *(["--quick"] if quick else []), "--out", str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "noisyflow", *command, *device]
+    )  # a Ctrl-C reaches it, too, and it saves its work
+    code = process.wait()
+    if interruption.is_wanted:
+        raise KeyboardInterrupt
+    if code != 0:
+        raise RunError(f"its run in {folder} ended with exit code {code}")
+    return read_report(folder)
+
+
+def _device(run: RunFolder) -> list[str]:
+    """The option that takes up a run where it began."""
+    try:
+        device = str(run.config()["settings"]["device"])
+    except (RunError, KeyError):
+        return []
+    return ["--device", device]
+
+
+def _config(name: str, quick: bool) -> Any:
+    """The settings of an experiment.
+
+    Raises RunError where what it needs is not installed.
+    """
+    try:
+        return load(name).configure(quick=quick)
+    except ModuleNotFoundError as error:
+        raise RunError(f"{error.name} is not installed") from error
+
+
+def _report(found: Any, folder: Path) -> Report:
+    """A `report.json`, taken apart."""
+    report = Report(
+        experiment=_text(found["experiment"]),
+        title=_text(found["title"]),
+        paragraphs=[],
+        figures=[],
+        tables=[],
+        claims={},
+        seconds=float(found["seconds"]),
+        peak_mib=float(found["peak_mib"]),
+    )
+    check_name(report.experiment)
+    paragraphs, figures, tables = [], [], []
+    claims: dict[str, list[Claim]] = {}
+    for part in found["parts"]:
+        if part["kind"] == "paragraph":
+            paragraphs.append(_text(part["text"]))
+        elif part["kind"] == "figure":
+            path = (folder / part["path"]).resolve()
+            if not path.is_relative_to((folder / "figures").resolve()):
+                raise ValueError(part["path"])
+            figures.append(Figure(path, _text(part["caption"])))
+        elif part["kind"] == "claims":
+            claims.setdefault(_text(part["title"]), []).extend(
+                Claim(_text(c["statement"]), _text(c["measured"]), _verdict(c["holds"]))
+                for c in part["claims"]
+            )
+        elif part["kind"] == "table":
+            tables.append(
+                Table(
+                    _text(part["title"]),
+                    [_text(name) for name in part["columns"]],
+                    [[_text(cell) for cell in row] for row in part["rows"]],
+                    _text(part["note"]),
+                )
+            )
+        else:
+            raise ValueError(part["kind"])
+    return replace(
+        report, paragraphs=paragraphs, figures=figures, tables=tables, claims=claims
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"must be a text, got {value!r}")
+    return value
+
+
+def _verdict(value: object) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"must be a verdict, got {value!r}")
+    return value
+
+
+def _write(report: Report, out: Path, quick: bool) -> None:
+    """Writes a page, its pictures first: it never leads to one that is not there."""
+    pictures = {}
+    if report.figures:
+        path = report.figures[0].path
+        pictures["png"] = _picture(path)
+        if (path.parent / _FILM).exists():
+            pictures["gif"] = _picture(path.parent / _FILM)
+    for ending, data in pictures.items():
+        write_atomically(out / f"{report.experiment}.{ending}", data)
+    text = page(report, quick=quick, film="gif" in pictures)
+    write_atomically(out / f"{report.experiment}.md", text.encode())
+    for ending in {"png", "gif"} - pictures.keys():
+        (out / f"{report.experiment}.{ending}").unlink(missing_ok=True)
+
+
+def _picture(path: Path) -> bytes:
+    """The bytes of a picture, if it is one."""
+    try:
+        data = path.read_bytes()
+        picture_size(data)
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}; run it again") from error
+    return data
+
+
+def _write_index(out: Path) -> None:
+    """Writes the page that leads to all pages that there are, old ones included."""
+    blocks = [
+        "# Gallery",
+        "One page per experiment: what the papers claim, what a run finds, and the "
+        "command to see it yourself. `noisyflow gallery` rebuilds all of it.",
+    ]
+    for name, summary in EXPERIMENTS.items():
+        path = out / f"{name}.md"
+        if not path.exists():
+            continue
+        title, score = _head(path)
+        blocks += [
+            f"## [{title}]({name}.md)",
+            f"`{name}`: {_escaped(summary)}.",
+            score,
+        ]
+        if (out / f"{name}.png").exists():
+            blocks.append(f'<a href="{name}.md"><img src="{name}.png" width="480"></a>')
+    write_atomically(out / INDEX, ("\n\n".join(blocks) + "\n").encode())
+
+
+def _head(path: Path) -> tuple[str, str]:
+    """Title and score of a page: its first two blocks."""
+    blocks = path.read_text(errors="replace").split("\n\n", 2)
+    if len(blocks) < 3 or not blocks[0].startswith("# "):
+        return path.stem, "This page is damaged; build it again."
+    return blocks[0].removeprefix("# "), blocks[1]
+
+
+def _score(report: Report, quick: bool) -> str:
+    """How many claims hold, in words."""
+    verdicts = [c.holds for claims in report.claims.values() for c in claims]
+    yes, no = verdicts.count(True), verdicts.count(False)
+    score = f"**{yes} of {len(verdicts)} statements hold, {no} do not"
+    if None in verdicts:
+        score += f", {verdicts.count(None)} are not judged"
+    if not verdicts:
+        score = "**Nothing is claimed"
+    what = "A quick run, smaller than what the papers did" if quick else "The run"
+    return (
+        f"{score}.** {what}: {duration(report.seconds)}, {report.peak_mib:.0f} MiB of "
+        "memory."
+    )
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells that are escaped."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """A text on one line that Markdown leaves as it is."""
+    line = " ".join(text.split())
+    return "".join(_escapes(line))
+
+
+# What Markdown would take for something else: anywhere, where a word begins or ends
+# (which keeps T_1 readable), or where the line begins.
+_SPECIAL = re.compile(
+    r"[\\`*\[\]<|~$&]|(?<![^\W_])_|_(?![^\W_])|^>|^[#+-](?=\s)|^(\d+)([.)])(?=\s)"
+)
+
+
+def _escapes(line: str) -> Iterator[str]:
+    """The pieces of a line, what is special with a backslash before it."""
+    at = 0
+    for match in _SPECIAL.finditer(line):
+        yield line[at : match.start()]
+        if match[1]:
+            yield f"{match[1]}\\{match[2]}"
+        else:
+            yield f"\\{match[0]}"
+        at = match.end()
+    yield line[at:]
