@@ -20,6 +20,7 @@ CLAIMS = [
     Claim("a | b rises", "1 ± 2", True),
     Claim("T_1 < T_2", "it *is* not", False),
     Claim("x", "y", None),
+    Claim("z", "w", True),
 ]
 
 
@@ -75,7 +76,7 @@ def test_a_page_says_what_the_report_says(
         "szt.png",
     ]
     page, index = ((pages / name).read_text() for name in ("szt.md", "README.md"))
-    assert page.startswith("# A title\n\n**1 of 3 statements hold, 1 do not, 1 are not")
+    assert page.startswith("# A title\n\n**2 of 4 statements hold, 1 do not, 1 are not")
     assert "A quick run" in page
     assert "\n\nWe find \\<this>.\n\n![szt](szt.png)\n\nSeen.\n\n" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
@@ -83,6 +84,7 @@ def test_a_page_says_what_the_report_says(
         "| a \\| b rises | 1 ± 2 | yes |",
         "| T_1 \\< T_2 | it \\*is\\* not | **no** |",
         "| x | y | not judged |",
+        "| z | w | yes |",
     ]
     assert "\nnoisyflow run szt --quick\n" in page
     assert (pages / "szt.png").read_bytes() == (run / "figures/a.png").read_bytes()

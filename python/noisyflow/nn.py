@@ -9,8 +9,9 @@ changes.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from noisyflow._arrays import check_noise_std
+from noisyflow._chain_layers import is_of_kind
 from noisyflow._checks import as_int, as_seed
 
 # Slope of leaky_relu below zero: 0.01, torch's default and that of the authors' code.
@@ -29,11 +31,24 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid": torch.sigmoid,
 }
 
+# What `add_noise` takes for an activation.
+_ACTIVATION_MODULES: tuple[type[torch.nn.Module], ...] = tuple(
+    getattr(torch.nn, name)
+    for name in (
+        *("CELU", "ELU", "GELU", "GLU", "Hardshrink", "Hardsigmoid", "Hardswish"),
+        *("Hardtanh", "LeakyReLU", "LogSigmoid", "LogSoftmax", "Mish", "PReLU"),
+        *("RReLU", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softmax", "Softmax2d"),
+        *("Softmin", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink"),
+        "Threshold",
+    )
+)
+
 # 8 GiB in float32: far beyond what these networks are for.
 _MOST_WEIGHTS = 2**31
 # Keeps the draws of `clean_outputs` apart from the streams that a network of the same
 # seed has for its weights and noise.
 _CLEAN_OUTPUTS_STREAM = 1
+_ADDED_NOISE_STREAM = 2
 
 
 class GaussianNoise(torch.nn.Module):
@@ -248,6 +263,118 @@ class NoisyMLP(torch.nn.Module):
                 f"inputs must be on the weights' device {weight.device}, "
                 f"got {inputs.device}"
             )
+
+
+def add_noise(
+    network: torch.nn.Sequential, noise_std: float, *, seed: int = 0
+) -> torch.nn.Sequential:
+    """A copy of a network with GaussianNoise after every hidden activation.
+
+    Parameters
+    ----------
+    network : torch.nn.Sequential
+        Of modules of torch.nn, Sequentials inside included. Not changed.
+    noise_std : float
+        Standard deviation of the noise of every hidden layer. Positive.
+    seed : int
+        Decides every noise stream; in [0, 2**64).
+
+    Returns
+    -------
+    torch.nn.Sequential
+        Every hidden activation is replaced by a Sequential of itself and its noise, so
+        that all other modules keep their places and their names in `state_dict()`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the network is no plain Sequential, has noise already, has no hidden
+        activation, or holds a module that noise may belong inside or after, which
+        cannot be told.
+
+    Notes
+    -----
+    An activation is hidden if a module with weights follows it: what comes after the
+    last weights is the output, which gets no noise. Pooling and dropout that follow an
+    activation act on what has noise already. For other networks place GaussianNoise by
+    hand.
+
+    Examples
+    --------
+    >>> network = torch.nn.Sequential(
+    ...     *[torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)]
+    ... )
+    >>> add_noise(network, 0.1)[1][1].noise_std
+    0.1
+    """
+    noise_std = check_noise_std(noise_std, np.dtype(np.float32))
+    seed = as_seed(seed)
+    if not is_of_kind(network, torch.nn.Sequential):
+        kind = type(network).__name__
+        if isinstance(network, torch.nn.Sequential):
+            kind += " with a forward or forward hooks of its own"
+        raise TypeError(f"network must be a plain torch.nn.Sequential, got {kind}")
+    noisy = copy.deepcopy(network)
+    places = list(_leaves(noisy, ""))
+    for _, _, name, module in places:
+        _check_leaf(name, module)
+    with_weights = [
+        at
+        for at, (*_, module) in enumerate(places)
+        if not isinstance(module, _ACTIVATION_MODULES)
+        and next(module.parameters(), None) is not None
+    ]
+    hidden = [
+        place
+        for place in places[: max(with_weights, default=0)]
+        if isinstance(place[-1], _ACTIVATION_MODULES)
+    ]
+    if not hidden:
+        raise ValueError(
+            "network must have an activation of torch.nn before its last module with "
+            "weights, got none"
+        )
+    seeds = _spread_seed(seed, len(hidden), _ADDED_NOISE_STREAM)
+    for (parent, key, _, module), own_seed in zip(hidden, seeds, strict=True):
+        noise = GaussianNoise(noise_std, seed=own_seed).train(module.training)
+        parent._modules[key] = torch.nn.Sequential(module, noise)
+        parent._modules[key].training = module.training
+    return noisy
+
+
+def _leaves(
+    parent: torch.nn.Sequential, prefix: str
+) -> Iterator[tuple[torch.nn.Sequential, str, str, torch.nn.Module]]:
+    """Modules of nested plain Sequentials: where each is, under which key, its name.
+
+    Not named_children(), which leaves out a module that is there for a second time.
+    """
+    for key, module in list(parent._modules.items()):
+        assert module is not None
+        if is_of_kind(module, torch.nn.Sequential):
+            yield from _leaves(module, f"{prefix}{key}.")
+        else:
+            yield parent, key, f"{prefix}{key}", module
+
+
+def _check_leaf(name: str, module: torch.nn.Module) -> None:
+    """Raises ValueError at a module that noise may belong inside or after."""
+    kind = type(module).__name__
+    if isinstance(module, GaussianNoise):
+        raise ValueError(f"network must be without noise, got GaussianNoise as {name}")
+    if isinstance(module, torch.nn.RNNBase):
+        why = "which returns more than one tensor"
+    elif next(module.children(), None) is not None:
+        why = "whose activations, if it has any, are inside"
+    elif not type(module).__module__.startswith("torch.nn."):
+        why = "of which it cannot be told whether it is an activation"
+    elif not is_of_kind(module, type(module)):
+        why = "with a forward or forward hooks of its own"
+    else:
+        return
+    raise ValueError(
+        f"module {name} is a {kind}, {why}; place GaussianNoise by hand in this network"
+    )
 
 
 def noise_state(network: torch.nn.Module) -> list[torch.Tensor]:
