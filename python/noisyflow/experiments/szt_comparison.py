@@ -246,7 +246,16 @@ def run(
     except (ValueError, MemoryError) as error:
         raise RunError(f"cannot set up this run: {error}") from error
     with folder.open(experiment, asdict(config)):
-        results = complete(experiment, folder, arms, opening=opening)
+        results = complete(
+            experiment,
+            folder,
+            arms,
+            opening=f"{len(arms)} {opening}, learn the 4096 patterns\n"
+            f"  {config.epochs} passes each, noise {config.noise_std:g}, Adam "
+            f"{config.learning_rate:g}, batches of {config.batch_size}, seeds "
+            f"{config.seed} to {config.seed + config.num_seeds - 1}, on "
+            f"{config.device}",
+        )
         if results is None:
             return False
         print(write(Study(config, networks, results), folder))

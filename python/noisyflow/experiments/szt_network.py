@@ -25,6 +25,10 @@ from noisyflow.training import Trainer, set_parameters
 SIZES = (12, 10, 7, 5, 4, 3, 2)
 CEILING = math.log(4096)
 
+# Targets of the measurement, in nats.
+STANDARD_ERROR = 0.04
+BRACKET_WIDTH = 0.04
+
 # Fixed: the figures of a run must not depend on when they are made.
 _FIGURE_SEED = 0
 
@@ -171,7 +175,12 @@ def build(
     )
     everything = datasets.szt()
     tracker = InformationTracker(
-        network, everything.inputs, everything.labels, seed=config.seed
+        network,
+        everything.inputs,
+        everything.labels,
+        seed=config.seed,
+        standard_error=STANDARD_ERROR,
+        bracket_width=BRACKET_WIDTH,
     )
     return trainer, tracker
 

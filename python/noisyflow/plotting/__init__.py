@@ -49,6 +49,7 @@ from noisyflow.plotting.representations import (
 )
 from noisyflow.plotting.training import (
     activation_histograms,
+    histories,
     history,
     information,
     scatter_3d,
@@ -67,6 +68,7 @@ __all__ = [
     "estimates",
     "film",
     "has_ffmpeg",
+    "histories",
     "history",
     "information",
     "information_over_beta",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from noisyflow.plotting.common import (
     CLASS_COLORS,
+    METHOD_STYLES,
     Array,
     epoch_axis,
     last_shown,
@@ -105,6 +107,41 @@ def history(axes: Axes, epochs: Array, train: Array, test: Array, *, name: str) 
     axes.set_ylabel(name, fontsize=13)
     axes.legend(fontsize=13, frameon=False)
     return epoch_axis(axes, epochs)
+
+
+def histories(
+    axes: Axes, courses: Mapping[str, tuple[Array, Array, Array]], *, name: str
+) -> Axes:
+    """A quantity on the training and on the test inputs, for several networks.
+
+    Parameters
+    ----------
+    axes : Axes
+    courses : mapping of str to three (k,) arrays
+        By network: epochs, values on the training inputs (lines), on the test inputs
+        (dashed). At most three networks, the first with the most epochs.
+    name : str
+        What is drawn, with its unit, for the vertical axis.
+
+    Returns
+    -------
+    Axes
+    """
+    for (label, (epochs, train, test)), style in zip(
+        courses.items(), METHOD_STYLES, strict=False
+    ):
+        for values, line, which in ((train, "-", "train"), (test, "--", "test")):
+            axes.plot(
+                epochs,
+                values,
+                color=style["color"],
+                linewidth=2,
+                linestyle=line,
+                marker=marker(epochs),
+                label=f"{label}, {which}",
+            )
+    axes.set_ylabel(name, fontsize=13)
+    return epoch_axis(axes, next(iter(courses.values()))[0])
 
 
 def scatter_3d(axes: Any, points: Array, labels: Array, *, title: str) -> Any:
