@@ -76,6 +76,14 @@ class LayerInformation:
     missed_targets: tuple[str, ...] = field(default=(), kw_only=True)
 
 
+class AbstractTracker(Protocol):
+    """What measures the layers of a network while it trains."""
+
+    def measure(self, epoch: int) -> list[LayerInformation]:
+        """The information of every hidden layer now, first layer first."""
+        ...
+
+
 @runtime_checkable
 class AbstractEnclosedNetwork(Protocol):
     """A network that encloses the information of its layers: `chain.NoisyChain`."""

@@ -1,6 +1,6 @@
 """One training loop: Adam on the cross-entropy, with noise, in shuffled batches.
 
-Noise is on while training and off when loss and accuracy are evaluated. All that
+Noise is on while training, unless it is not wanted, and off when loss and accuracy are evaluated. All that
 decides how a run goes on (weights, moments, every generator) is in `Trainer.state()`,
 as plain tensors: a run resumed from it equals an undisturbed one bit for bit on the
 same machine.
@@ -66,6 +66,9 @@ class Trainer:
     weight_decay : float
         Of Adam: this times each weight and bias is added to its gradient, the penalty
         weight_decay / 2 times the sum of their squares. 0 or more.
+    noise : bool
+        Whether GaussianNoise layers add their noise; without it the network is trained
+        as the deterministic one of the same weights.
     seed : int
         Decides the order of the inputs, in [0, 2**64); the noise is the network's own.
     device : str or torch.device
@@ -96,6 +99,7 @@ class Trainer:
         batch_size: int = 256,
         orthonormal_rate: float = 0.0,
         weight_decay: float = 0.0,
+        noise: bool = True,
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -122,6 +126,7 @@ class Trainer:
         for layer in network.modules():
             if isinstance(layer, GaussianNoise):
                 layer.generator_on(self.inputs.device)
+        self.noise = noise
         self.epochs_done = 0
         self._constrained = [
             layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)
@@ -133,7 +138,7 @@ class Trainer:
         self._shuffle = torch.Generator().manual_seed(seed)
 
     def train_epoch(self) -> None:
-        """One pass over the data in a new random order, noise on.
+        """One pass over the data in a new random order, noise on if it is wanted.
 
         Notes
         -----
@@ -141,6 +146,9 @@ class Trainer:
         12-10-7-5-4-3-2 on one core.
         """
         self.network.train()
+        for layer in self.network.modules():
+            if isinstance(layer, GaussianNoise):
+                layer.train(self.noise)
         with one_thread(self.device):
             order = torch.randperm(len(self.inputs), generator=self._shuffle)
             order = order.to(self.device)

@@ -17,7 +17,7 @@ from typing import Any
 from noisyflow.datasets import Dataset
 from noisyflow.experiments.tracked_training import Pace, TrackedTraining
 from noisyflow.runs import Interruption, Results, Row, RunError, RunFolder
-from noisyflow.tracking import InformationTracker
+from noisyflow.tracking import AbstractTracker
 from noisyflow.training import Trainer
 
 _TABLES = ("metrics.csv", "history.csv")
@@ -51,7 +51,7 @@ class Arm:
     """
 
     name: str
-    build: Callable[[], tuple[Trainer, InformationTracker]]
+    build: Callable[[], tuple[Trainer, AbstractTracker]]
     train: Dataset
     test: Dataset
     logged_epochs: Sequence[int]

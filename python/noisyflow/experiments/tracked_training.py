@@ -29,7 +29,7 @@ from noisyflow.runs import (
     RunFolder,
     duration,
 )
-from noisyflow.tracking import InformationTracker, LayerInformation
+from noisyflow.tracking import AbstractTracker, LayerInformation
 from noisyflow.training import Trainer, evaluate
 
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0
@@ -85,7 +85,7 @@ class TrackedTraining:
 
     def __init__(
         self,
-        build: Callable[[], tuple[Trainer, InformationTracker]],
+        build: Callable[[], tuple[Trainer, AbstractTracker]],
         train: Dataset,
         test: Dataset,
         *,
@@ -317,7 +317,7 @@ def _metrics_row(epoch: int, layer: LayerInformation) -> Row:
     }
 
 
-def _measured(tracker: InformationTracker, epoch: int) -> list[LayerInformation]:
+def _measured(tracker: AbstractTracker, epoch: int) -> list[LayerInformation]:
     """A measurement; RunError where the network is beyond being measured."""
     try:
         return tracker.measure(epoch)
