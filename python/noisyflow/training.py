@@ -1,9 +1,9 @@
 """One training loop: Adam on the cross-entropy, with noise, in shuffled batches.
 
-Noise is on while training, unless it is not wanted, and off when loss and accuracy are evaluated. All that
-decides how a run goes on (weights, moments, every generator) is in `Trainer.state()`,
-as plain tensors: a run resumed from it equals an undisturbed one bit for bit on the
-same machine.
+Noise is on while training, unless it is not wanted, and off when loss and accuracy are
+evaluated. All that decides how a run goes on (weights, moments, every generator) is in
+`Trainer.state()`, as plain tensors: a run resumed from it equals an undisturbed one bit
+for bit on the same machine.
 """
 
 from __future__ import annotations
