@@ -18,14 +18,18 @@ from numpy.typing import NDArray
 
 from noisyflow import datasets
 from noisyflow._checks import as_real
-from noisyflow.estimate import Estimate
 from noisyflow.experiments import szt_deterministic_findings as findings
 from noisyflow.experiments import szt_network
 from noisyflow.experiments.several_trainings import Arm, complete
+from noisyflow.experiments.szt_without_noise import (
+    DistinctOutputs,
+    Floats,
+    clean_outputs,
+)
 from noisyflow.nn import NoisyMLP
 from noisyflow.report import write_page
 from noisyflow.runs import RunError, RunFolder, check_device
-from noisyflow.tracking import AbstractTracker, LayerInformation
+from noisyflow.tracking import AbstractTracker
 from noisyflow.training import Trainer
 
 DETERMINISTIC, NOISY = "deterministic", "noisy"
@@ -176,9 +180,7 @@ def run(config: Config, out: Path) -> bool:
     return True
 
 
-def layer_outputs(
-    config: Config, parameters: NDArray[np.float32]
-) -> list[findings.Floats]:
+def layer_outputs(config: Config, parameters: NDArray[np.float32]) -> list[Floats]:
     """T_l of every hidden layer of the deterministic network, in float64.
 
     Parameters
@@ -191,50 +193,12 @@ def layer_outputs(
     -------
     list of (4096, d_l) arrays
     """
-    return findings.clean_outputs(parameters, np.float64)
+    return clean_outputs(parameters, np.float64)
 
 
 def labels(config: Config) -> NDArray[np.int64]:
     """The class of every input that information is measured over, (4096,)."""
     return datasets.szt().labels
-
-
-class DistinctOutputs:
-    """I(X;T_l) and I(Y;T_l) of a network without noise: of which outputs coincide.
-
-    Parameters
-    ----------
-    network : NoisyMLP
-        Read at every call of `measure`; its noise is left out.
-    """
-
-    def __init__(self, network: NoisyMLP) -> None:
-        self._network = network
-
-    def measure(self, epoch: int) -> list[LayerInformation]:
-        """The exact information of every hidden layer, of outputs in float64."""
-        vector = np.concatenate(
-            [one.detach().cpu().numpy().ravel() for one in self._network.parameters()]
-        )
-        classes = datasets.szt().labels
-        return [
-            LayerInformation(
-                layer=number,
-                mutual_information=_exact(findings.information(outputs)),
-                label_information=_exact(findings.information(outputs, classes)),
-                num_proposals=0,
-                effective_sample_size=1.0,
-                effective_sample_size_low=1.0,
-            )
-            for number, outputs in enumerate(
-                findings.clean_outputs(vector, np.float64), start=1
-            )
-        ]
-
-
-def _exact(value: float) -> Estimate:
-    """A number without any error."""
-    return Estimate(value, 0.0, value, value, 0.0, 0, stopped_by="exact")
 
 
 def _deterministic(config: Config) -> Arm:

@@ -1,7 +1,8 @@
 """What the SZT networks without and with noise show: figures, tables and claims.
 
 Everything here reads finished results and trains nothing. X is uniform over the 4096
-inputs, so that H(Bin(T_l)) of the deterministic network is the exact I(X;Bin(T_l)).
+inputs, so that H(Bin(T_l)) of the deterministic network is the exact I(X;Bin(T_l)); of
+the noisy one it is that of one output for each input.
 """
 
 from __future__ import annotations
@@ -9,104 +10,540 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from noisyflow import datasets
-from noisyflow.experiments import Claim
-from noisyflow.experiments.szt_network import CEILING, SIZES
-from noisyflow.report import Figure, Part
-from noisyflow.runs import Results, RunFolder
+from noisyflow import datasets, plotting
+from noisyflow.experiments import Claim, binned
+from noisyflow.experiments.correlation import correlation
+from noisyflow.experiments.szt_findings import extreme
+from noisyflow.experiments.szt_network import CEILING, SIZES, layer_outputs
+from noisyflow.experiments.szt_network import Config as NetworkConfig
+from noisyflow.experiments.szt_without_noise import (
+    Floats,
+    Separation,
+    clean_outputs,
+    separations,
+)
+from noisyflow.experiments.tracked_figures import information_plane
+from noisyflow.report import (
+    Figure,
+    Part,
+    Table,
+    claims_table,
+    settings_table,
+    work_table,
+)
+from noisyflow.runs import Results, Row, RunFolder, table_bytes, write_atomically
 
 if TYPE_CHECKING:
     from noisyflow.experiments.szt_deterministic import Config
 
-Floats = NDArray[np.floating[Any]]
+WITHOUT, WITH = "without noise", "with noise"
+_SEED = 0  # of the noise in the noisy outputs that are binned
+
+# What counts as shown; written down before either network was trained.
+_CONSTANT_WITHIN = 0.1  # nats
+_LEAST_BINNED_FALL = 0.5  # nats
+_LEAST_FALL = 1.0  # nats
+_MOST_ACCURACY_APART = 0.01
 
 
 @dataclass(frozen=True)
 class Study:
-    """The results of both networks.
+    """The results of both networks, and what follows from their weights.
 
     Parameters
     ----------
     config : Config
     deterministic, noisy : Results
+        At the same k epochs.
     """
 
     config: Config
     deterministic: Results
     noisy: Results
 
+    @property
+    def is_short(self) -> bool:
+        """Whether training ends before what the paper shows has happened."""
+        return self.config.epochs < NetworkConfig().epochs
 
-def clean_outputs(parameters: Floats, kind: Any) -> list[Floats]:
-    """T_l of every hidden layer without any noise, computed in a floating-point type.
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """Widths of the bins, increasing."""
+        return tuple(self.config.bin_widths)
 
-    Parameters
-    ----------
-    parameters : (p,) float32 array
-        Weights and biases layer by layer, as `Results.parameters` has them.
-    kind : dtype
-        float32 or float64.
+    @cached_property
+    def course(self) -> binned.BinnedCourse:
+        """The noisy network in bins of ten times its noise."""
+        return binned.measure(self.config.network(), self.noisy)
 
-    Returns
-    -------
-    list of (4096, d_l) arrays
-    """
-    vector = parameters.astype(kind)
-    values = datasets.szt().inputs.astype(kind)
-    outputs = []
-    for width, after in zip(SIZES[:-2], SIZES[1:-1], strict=True):
-        weight, bias, vector = np.split(vector, [width * after, (width + 1) * after])
-        values = np.tanh(values @ weight.reshape(after, width).T + bias)
-        outputs.append(values)
-    return outputs
+    @cached_property
+    def entropies(self) -> dict[str, dict[float, Floats]]:
+        """H(Bin(T_l)) by network and width, each (k, L)."""
+        noise = np.random.default_rng(_SEED)
+        draws: list[Floats] = []
+        found: dict[str, list[list[list[float]]]] = {WITHOUT: [], WITH: []}
+        for quiet, noisy in zip(
+            self.deterministic.parameters, self.noisy.parameters, strict=True
+        ):
+            before = layer_outputs(self.config.network(), noisy)
+            # The same noise at every epoch: one chance less in the course.
+            draws = draws or [
+                noise.normal(0, self.config.noise_std, s.shape) for s in before
+            ]
+            outputs = {
+                WITHOUT: clean_outputs(quiet, np.float64),
+                WITH: [s + z for s, z in zip(before, draws, strict=True)],
+            }
+            for name, layers in outputs.items():
+                found[name].append(
+                    [[binned.entropy(t, w) for t in layers] for w in self.widths]
+                )
+        return {
+            name: {
+                width: np.array(values)[:, number]
+                for number, width in enumerate(self.widths)
+            }
+            for name, values in found.items()
+        }
 
+    @cached_property
+    def in_noise_bins(self) -> Floats:
+        """H(Bin(T_l)) without noise, in bins of 10 noise_std, (k, L)."""
+        width = binned.PAPER_WIDTH * self.config.noise_std
+        return np.array(
+            [
+                [binned.entropy(t, width) for t in clean_outputs(vector, np.float64)]
+                for vector in self.deterministic.parameters
+            ]
+        )
 
-def information(outputs: Floats, labels: NDArray[np.int64] | None = None) -> float:
-    """I(X;T), or I(Y;T), of outputs that are a function of equally likely inputs.
+    @cached_property
+    def separations(self) -> list[list[Separation]]:
+        """How far apart the outputs without noise are, by epoch and layer."""
+        return [separations(vector) for vector in self.deterministic.parameters]
 
-    Parameters
-    ----------
-    outputs : (m, d) array
-    labels : (m,) array, optional
-        Y of every input.
-
-    Returns
-    -------
-    float
-        In nats; exact: log m, or H(Y), where no two rows are the same.
-    """
-    _, point = np.unique(outputs, axis=0, return_inverse=True)
-    of_points = _entropy(np.bincount(point.ravel()))
-    if labels is None:
-        return of_points
-    pairs = np.bincount(point.ravel() * (labels.max() + 1) + labels)
-    return of_points + _entropy(np.bincount(labels)) - _entropy(pairs)
-
-
-def _entropy(counts: NDArray[np.int64]) -> float:
-    """Entropy of a draw from the counted, in nats."""
-    shares = counts[counts > 0] / counts.sum()
-    # All different: exactly log m, not a sum of m roundings.
-    if len(shares) == counts.sum():
-        return math.log(len(shares))
-    return float(-(shares * np.log(shares)).sum())
-
-
-def plot(study: Study, folder: RunFolder) -> list[Figure]:
-    return []
-
-
-def claims(study: Study) -> list[Claim]:
-    return []
+    def rows(self) -> list[Row]:
+        """Binned entropies for a table."""
+        return [
+            {
+                "network": name.split()[0] + "_noise",
+                "epoch": int(epoch),
+                "layer": layer + 1,
+                "bin_width": width,
+                "binned_entropy": float(values[at, layer]),
+            }
+            for name, by_width in self.entropies.items()
+            for width, values in by_width.items()
+            for at, epoch in enumerate(self.deterministic.epochs)
+            for layer in range(values.shape[1])
+        ]
 
 
 def parts(study: Study, folder: RunFolder) -> Sequence[Part]:
-    return []
+    """The report, and `binned_entropy.csv` beside it.
+
+    Parameters
+    ----------
+    study : Study
+    folder : RunFolder
+
+    Returns
+    -------
+    sequence of str, Figure or Table
+    """
+    write_atomically(folder.path / "binned_entropy.csv", table_bytes(study.rows()))
+    return [
+        _opening(study),
+        *plot(study, folder),
+        claims_table("What the paper claims", claims(study)),
+        _end_table(study),
+        _distinct_table(study),
+        binned.correlation_table({WITH: study.course}),
+        _proxy_table(study),
+        _accuracy_table(study),
+        settings_table(folder.config()["settings"]),
+        work_table(folder),
+    ]
+
+
+def plot(study: Study, folder: RunFolder) -> list[Figure]:
+    """Makes all figures of a run in its folder.
+
+    Parameters
+    ----------
+    study : Study
+    folder : RunFolder
+
+    Returns
+    -------
+    list of Figure
+        Files and captions, in the order of the report.
+    """
+    return [
+        Figure(
+            folder.save_figure("bins.png", _bins_figure(study)),
+            "Entropy of the binned layers, H(Bin(T_l)), over epochs; from left to "
+            "right with wider bins. Above: the deterministic network, where this is "
+            "I(X;Bin(T_l)), exactly, while I(X;T_l) itself is log 4096 (dashed) in "
+            "all layers at all epochs. Below: the network with noise "
+            f"{study.config.noise_std:g}, one noisy output per input. Bins narrower "
+            "than the noise see a constant there; the curves are those of the bins.",
+        ),
+        Figure(
+            folder.save_figure("information.png", _information_figure(study)),
+            "I(X;T_l) itself. Left: without noise it is constant, log 4096 in every "
+            "layer (all curves coincide). Right: with noise it rises and falls. Bands: "
+            "the bias bracket with two standard errors on either side; where none is "
+            "seen it is thinner than the line.",
+        ),
+        binned.information_over_bins(
+            folder,
+            {f"noise {study.config.noise_std:g}": study.course},
+            " They follow the information above.",
+        ),
+        information_plane(
+            folder, study.noisy, datasets.szt().labels, note="The noisy network. "
+        ),
+        Figure(
+            folder.save_figure("history.png", _history_figure(study)),
+            "Cross-entropy on the training and the test inputs, noise off.",
+        ),
+    ]
+
+
+def claims(study: Study) -> list[Claim]:
+    """What the paper states, checked.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of Claim
+    """
+    return [
+        *_constant_claims(study),
+        _binned_fall_claim(study),
+        _distinct_claim(study),
+        _noisy_fall_claim(study),
+        binned.tracks({WITH: study.course}),
+        _accuracy_claim(study),
+    ]
 
 
 def summary(study: Study) -> str:
-    return ""
+    """The end of the run in a few lines."""
+    narrow, wide = study.widths[0], study.widths[-1]
+    lines = [
+        f"szt-deterministic: at epoch {study.noisy.epochs[-1]}, layers 1 to 5, in nats"
+    ]
+    ends = {
+        "I(X;T) without noise": study.deterministic.metrics["mutual_information"],
+        f"H(Bin(T)), bins of {narrow:g}": study.entropies[WITHOUT][narrow],
+        f"H(Bin(T)), bins of {wide:g}": study.entropies[WITHOUT][wide],
+        "I(X;T) with noise": study.noisy.metrics["mutual_information"],
+    }
+    return "\n".join(
+        lines
+        + [
+            f"  {name}: " + " ".join(f"{value:.3f}" for value in values[-1])
+            for name, values in ends.items()
+        ]
+    )
+
+
+def _opening(study: Study) -> str:
+    """What is claimed and what was found, in a few sentences."""
+    narrow, wide = study.widths[0], study.widths[-1]
+    at_narrow = study.entropies[WITHOUT][narrow]
+    at_wide = study.entropies[WITHOUT][wide][:, -1]
+    fifth = study.noisy.metrics["mutual_information"][:, -1]
+    return (
+        "A network without noise loses no information about its input, and an "
+        "estimate by bins that shows it compress shows its bins (Goldfeld et al., "
+        "2019). Here the same network is trained twice, without and with noise. "
+        f"{_distinct_text(study)} So I(X;T_l) is log 4096 = {CEILING:.3f} nats in all "
+        f"layers at all epochs. In bins of {narrow:g}, H(Bin(T_l)) is never below "
+        f"{at_narrow[:, :-1].min():.3f} nats in the layers before the last hidden one, "
+        f"and between {at_narrow[:, -1].min():.3f} and {at_narrow[:, -1].max():.3f} in "
+        f"that; in bins of {wide:g} it goes up to {at_wide.max():.3f} nats there and "
+        f"ends at {at_wide[-1]:.3f}. With noise {study.config.noise_std:g} the "
+        f"information is no constant: I(X;T_{len(SIZES) - 2}) has its largest value, "
+        f"{fifth.max():.3f} nats, at epoch {study.noisy.epochs[fifth.argmax()]} and "
+        f"ends at {fifth[-1]:.3f}. Information is in nats; ± is one standard error. "
+        "Binned entropies of the network without noise have no error: X is uniform "
+        "over the inputs, and all of them are used."
+    )
+
+
+def _constant_claims(study: Study) -> list[Claim]:
+    """Small bins see no change."""
+    width = study.widths[0]
+    values = study.entropies[WITHOUT][width]
+    return [
+        Claim(
+            f"Without noise, bins of {width:g}: H(Bin(T_{layer + 1})) stays within "
+            f"{_CONSTANT_WITHIN:g} nats of log 4096 = {CEILING:.3f} at every epoch.",
+            f"between {course.min():.3f} (epoch "
+            f"{study.deterministic.epochs[course.argmin()]}) and {course.max():.3f}",
+            bool(course.min() >= CEILING - _CONSTANT_WITHIN),
+        )
+        for layer, course in enumerate(values.T)
+    ]
+
+
+def _binned_fall_claim(study: Study) -> Claim:
+    """Large bins see compression."""
+    width = study.widths[-1]
+    values = study.entropies[WITHOUT][width]
+    falls = values.max(axis=0) - values[-1]
+    texts = [
+        f"layer {layer + 1}: {values[:, layer].max():.2f} (epoch "
+        f"{study.deterministic.epochs[values[:, layer].argmax()]}) to "
+        f"{values[-1, layer]:.2f}"
+        for layer in range(values.shape[1])
+    ]
+    return Claim(
+        f"Without noise, bins of {width:g}: H(Bin(T_5)) falls by at least "
+        f"{_LEAST_BINNED_FALL:g} nats from its peak to the end, as if it were "
+        "compressed.",
+        "; ".join(texts) + _short(study),
+        None if study.is_short else bool(falls[-1] >= _LEAST_BINNED_FALL),
+    )
+
+
+def _distinct_claim(study: Study) -> Claim:
+    """The true information is constant."""
+    return Claim(
+        "Without noise I(X;T_l) is log 4096 in all layers at all epochs: no two of the "
+        "4096 outputs are the same, in exact arithmetic.",
+        _distinct_text(study),
+        all(one.is_sure for layers in study.separations for one in layers),
+    )
+
+
+def _distinct_text(study: Study) -> str:
+    """Of how many outputs it is certain that they differ."""
+    every = [one for layers in study.separations for one in layers]
+    closest = min(every, key=lambda one: one.gap / one.rounding)
+    num_sure = sum(one.is_sure for one in every)
+    where = (
+        "at all epochs in all layers"
+        if num_sure == len(every)
+        else f"in {num_sure} of {len(every)} layers and epochs"
+    )
+    return (
+        f"All 4096 outputs differ by more than rounding can do {where}; at the "
+        f"closest two are {closest.gap:.1e} apart, and rounding is below "
+        f"{closest.rounding:.1e}."
+    )
+
+
+def _noisy_fall_claim(study: Study) -> Claim:
+    """Noise makes compression a fact."""
+    metrics, epochs = study.noisy.metrics, study.noisy.epochs
+    fifth, errors = metrics["mutual_information"][:, -1], metrics["standard_error"]
+    statement = (
+        "With noise, I(X;T_5) falls by at least one nat from its peak after epoch 300 "
+        "to the end."
+    )
+    peak = extreme(study.noisy, fifth, 300, int(epochs[-1]), largest=True)
+    if peak is None:
+        return Claim(statement, "the run is too short", None)
+    fall = fifth[peak] - fifth[-1]
+    error = math.hypot(errors[peak, -1], errors[-1, -1])
+    return Claim(
+        statement,
+        f"falls by {fall:.3f} ± {error:.3f}, from {fifth[peak]:.3f} at epoch "
+        f"{epochs[peak]} to {fifth[-1]:.3f}{_short(study)}",
+        None if study.is_short else bool(fall >= _LEAST_FALL),
+    )
+
+
+def _accuracy_claim(study: Study) -> Claim:
+    """Noise is harmless."""
+    ends = [
+        float(results.history["test_accuracy"][-1])
+        for results in (study.deterministic, study.noisy)
+    ]
+    return Claim(
+        "Little noise changes the network's use little: test accuracies at the end "
+        "are within one percentage point.",
+        f"{100 * ends[0]:.2f} % without noise, {100 * ends[1]:.2f} % with"
+        + _short(study),
+        None if study.is_short else abs(ends[0] - ends[1]) <= _MOST_ACCURACY_APART,
+    )
+
+
+def _short(study: Study) -> str:
+    """What is said of a number that comes too early."""
+    return " (too short a run)" if study.is_short else ""
+
+
+def _end_table(study: Study) -> Table:
+    """Binned entropies at the last epoch."""
+    rows = [
+        [name, f"{width:g}", *(f"{value:.3f}" for value in values[-1])]
+        for name, by_width in study.entropies.items()
+        for width, values in by_width.items()
+    ]
+    layers = range(1, len(SIZES) - 1)
+    return Table(
+        f"H(Bin(T_l)) at epoch {study.noisy.epochs[-1]} (nats)",
+        ["network", "width of bins", *(f"layer {layer}" for layer in layers)],
+        rows,
+        "Without noise these numbers are exact. With noise they are of one noisy "
+        "output per input, too low where most inputs have a bin of their own: no more "
+        "than log 4096 can be seen.",
+    )
+
+
+def _distinct_table(study: Study) -> Table:
+    """How far apart the outputs without noise are."""
+    rows = []
+    for layer, every in enumerate(zip(*study.separations, strict=True), start=1):
+        closest = min(range(len(every)), key=lambda at: every[at].gap)
+        fewest = min(range(len(every)), key=lambda at: every[at].num_distinct_float32)
+        rows.append(
+            [
+                f"{layer}",
+                f"{min(one.num_distinct for one in every)}",
+                f"{every[closest].gap:.1e} (epoch "
+                f"{study.deterministic.epochs[closest]})",
+                f"{max(one.rounding for one in every):.1e}",
+                f"{every[fewest].num_distinct_float32} (epoch "
+                f"{study.deterministic.epochs[fewest]})",
+            ]
+        )
+    return Table(
+        "Outputs without noise that differ, over all logged epochs",
+        [
+            "layer",
+            "fewest in float64",
+            "smallest distance",
+            "largest bound on rounding",
+            "fewest in float32",
+        ],
+        rows,
+        "Of 4096. The distance is the largest difference of two outputs' coordinates "
+        "in float64; outputs that are more than twice the bound on rounding apart "
+        "differ in exact arithmetic. In float32, in which the network is trained, some "
+        "may coincide where units saturate: that is rounding, a bin of its own.",
+    )
+
+
+def _proxy_table(study: Study) -> Table:
+    """How the binned entropy without noise goes with the noisy information."""
+    information = study.noisy.metrics["mutual_information"]
+    rows = [
+        [
+            f"{layer + 1}",
+            f"{np.ptp(information[:, layer]):.2f}",
+            f"{np.ptp(study.in_noise_bins[:, layer]):.2f}",
+            str(correlation(information[:, layer], study.in_noise_bins[:, layer])),
+        ]
+        for layer in range(information.shape[1])
+    ]
+    width = binned.PAPER_WIDTH * study.config.noise_std
+    return Table(
+        "H(Bin(T_l)) without noise beside I(X;T_l) of the noisy network",
+        ["layer", "range of I (nats)", "range of H (nats)", "Pearson [95 %]"],
+        rows,
+        f"Bins of 10 noise_std = {width:g}. Two networks of the same seed: whether the "
+        "noisy one stands for the one without noise.",
+    )
+
+
+def _accuracy_table(study: Study) -> Table:
+    """What both networks have learned."""
+    rows = []
+    for name, results in ((WITHOUT, study.deterministic), (WITH, study.noisy)):
+        last = {key: column[-1] for key, column in results.history.items()}
+        rows.append(
+            [
+                name,
+                *(f"{last[f'{part}_loss']:.4f}" for part in ("train", "test")),
+                *(
+                    f"{100 * last[f'{part}_accuracy']:.2f} %"
+                    for part in ("train", "test")
+                ),
+            ]
+        )
+    return Table(
+        f"What was learned, at epoch {study.noisy.epochs[-1]} (noise off)",
+        [
+            "network",
+            "train loss (nats)",
+            "test loss",
+            "train accuracy",
+            "test accuracy",
+        ],
+        rows,
+    )
+
+
+def _bins_figure(study: Study) -> bytes:
+    """H(Bin(T_l)) over epochs: networks above one another, widths side by side."""
+    columns = len(study.widths)
+    figure, panels = plotting.new_figure(
+        1.5 + 2.9 * columns, 6.4, columns=columns, rows=2
+    )
+    for row, (name, by_width) in enumerate(study.entropies.items()):
+        for column, (width, values) in enumerate(by_width.items()):
+            axes = panels[row * columns + column]
+            plotting.information(
+                axes,
+                study.deterministic.epochs,
+                *(values,) * 3,
+                ceiling=CEILING,
+                ceiling_name="log 4096",
+            )
+            if row == 0:
+                axes.set_title(f"bins of {width:g}", fontsize=14)
+                axes.set_xlabel("")
+            if column == 0:
+                axes.set_ylabel(f"{name}\nH(Bin(T)), in nats", fontsize=13)
+    plotting.legend_above(figure, panels)
+    return plotting.png(figure)
+
+
+def _information_figure(study: Study) -> bytes:
+    """I(X;T_l) without and with noise."""
+    figure, (left, right) = plotting.new_figure(12, 4.6, columns=2)
+    for axes, name, results in (
+        (left, WITHOUT, study.deterministic),
+        (right, WITH, study.noisy),
+    ):
+        metrics = results.metrics
+        reach = 2 * metrics["standard_error"]
+        plotting.information(
+            axes,
+            results.epochs,
+            metrics["mutual_information"],
+            metrics["lower"] - reach,
+            metrics["upper"] + reach,
+            ceiling=CEILING,
+            ceiling_name="log 4096",
+        )
+        axes.set_title(name, fontsize=15)
+    left.set_ylabel("I(X;T), in nats", fontsize=13)
+    plotting.legend_of_layers(right)
+    return plotting.png(figure)
+
+
+def _history_figure(study: Study) -> bytes:
+    """Losses of both networks."""
+    figure, panels = plotting.new_figure(12, 4, columns=2)
+    networks = {WITHOUT: study.deterministic, WITH: study.noisy}
+    for axes, (name, results) in zip(panels, networks.items(), strict=True):
+        losses = (results.history[f"{part}_loss"] for part in ("train", "test"))
+        plotting.history(axes, results.epochs, *losses, name="cross-entropy, in nats")
+        axes.set_ylim(0, 0.8)
+        axes.set_title(name, fontsize=15)
+    return plotting.png(figure)
