@@ -73,6 +73,7 @@ def make_film(
     folder = RunFolder(path)
     fps = as_int("fps", fps, at_least=1, at_most=_MOST_FPS)
     module, config = _experiment(folder)
+    _check_is_one_network(folder)
     out = folder.figures / "film.gif" if out is None else Path(out)
     _check_output(out)
     results = folder.results()
@@ -91,6 +92,19 @@ def make_film(
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror}") from error
     return out
+
+
+def _check_is_one_network(folder: RunFolder) -> None:
+    """Raises RunError at a run of several networks, which have folders within."""
+    names = sorted(
+        one.parent.name for one in folder.path.glob("networks/*/config.json")
+    )
+    if names:
+        raise RunError(
+            f"{folder.path} holds several networks; name the folder of one: "
+            f"{folder.path / 'networks' / names[0]}"
+            + (f", or of {', '.join(names[1:])}" if names[1:] else "")
+        )
 
 
 def _check_output(out: Path) -> None:

@@ -95,7 +95,7 @@ class Study:
             draws = draws or [
                 noise.normal(0, self.config.noise_std, s.shape) for s in before
             ]
-            outputs = {
+            outputs: dict[str, list[Floats]] = {
                 WITHOUT: clean_outputs(quiet, np.float64),
                 WITH: [s + z for s, z in zip(before, draws, strict=True)],
             }
