@@ -241,7 +241,7 @@ def test_both_ways_to_link_agree_with_brute_force_at_every_scale(
     link: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where clusters are joined one by one, few neighbours asked for, many chunks."""
-    monkeypatch.setattr(measures, "_NUM_NEIGHBOURS", 1)
+    monkeypatch.setattr(measures, "_NUM_NEIGHBOURS", 2)
     monkeypatch.setattr(measures, "_CHUNK_NUMBERS", 500)
     for d in (2, 4):
         samples = rng.normal(size=(60, d))
@@ -279,6 +279,13 @@ def test_rounding_decides_no_link_in_many_dimensions() -> None:
     samples = offset + 0.5 * np.arange(30.0)[:, None] * np.eye(40)[0]
     assert num_clusters(samples, 0.5) == 1
     assert num_clusters(samples, 0.4999) == 30
+
+
+def test_no_cell_holds_points_that_only_rounding_puts_there() -> None:
+    """Neighbouring numbers, 256 apart, whose quotients by the scale are equal."""
+    samples = 2.0**61 - 256 * np.arange(10.0)[:, None]
+    assert num_clusters(samples, 253.0) == 10
+    assert num_clusters(samples, 256.0) == 1
 
 
 def test_clusters_of_tensors_and_of_one_point() -> None:
