@@ -62,10 +62,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--noise-std", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--inputs", type=int, default=200)
+    parser.add_argument("--inputs", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("lightning_logs"))
     options = parser.parse_args()
 
+    torch.set_num_threads(1)  # small networks are faster on one
     inputs, labels = rings(options.inputs)
     pl.seed_everything(0)
     information = InformationCallback(inputs, labels)
@@ -82,7 +83,7 @@ def main() -> None:
     )
     trainer.fit(
         Classifier(options.noise_std),
-        torch.utils.data.DataLoader(data, batch_size=50, shuffle=True),
+        torch.utils.data.DataLoader(data, batch_size=25, shuffle=True),
     )
     print("epoch  layer  I(X;T)            I(Y;T), in nats, ± one standard error")
     for row in information.table:

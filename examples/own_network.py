@@ -27,23 +27,21 @@ def build_network(num_inputs: int, num_classes: int) -> torch.nn.Sequential:
     return torch.nn.Sequential(
         torch.nn.Linear(num_inputs, 8),
         torch.nn.Tanh(),
-        torch.nn.Linear(8, 5),
-        torch.nn.Tanh(),
-        torch.nn.Linear(5, 3),
+        torch.nn.Linear(8, 3),
         torch.nn.Tanh(),
         torch.nn.Linear(3, num_classes),
     )
 
 
-def load_data(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (m, d) and labels (m,) from a file; without one, two rings."""
+def load_data(path: Path | None, num_inputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs (m, d) and labels (m,) from a file; without one, two noisy rings."""
     if path is not None:
         with np.load(path) as arrays:
             return arrays["inputs"].astype(np.float32), arrays["labels"].astype(int)
     rng = np.random.default_rng(0)
-    labels = np.arange(200) % 2
-    angles = rng.uniform(0, 2 * np.pi, 200)
-    radii = 0.5 + labels + 0.1 * rng.standard_normal(200)
+    labels = np.arange(num_inputs) % 2
+    angles = rng.uniform(0, 2 * np.pi, num_inputs)
+    radii = 0.5 + labels + 0.1 * rng.standard_normal(num_inputs)
     inputs = radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     return inputs.astype(np.float32), labels
 
@@ -51,12 +49,15 @@ def load_data(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, metavar="FILE.npz")
+    parser.add_argument("--inputs", type=int, default=100, help="without --data")
     parser.add_argument("--noise-std", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--measurements", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("own_network.png"))
     options = parser.parse_args()
 
-    inputs, labels = load_data(options.data)
+    torch.set_num_threads(1)  # small networks are faster on one
+    inputs, labels = load_data(options.data, options.inputs)
     torch.manual_seed(0)
     network = build_network(inputs.shape[1], int(labels.max()) + 1)
 
@@ -68,11 +69,13 @@ def main() -> None:
 
     print("epoch    loss   I(X;T_l), I(Y;T_l) in nats, ± one standard error")
     epochs, found = [], []
-    logged = sorted({round(e) for e in np.geomspace(1, options.epochs, 8)})
+    logged = sorted(
+        {round(e) for e in np.geomspace(1, options.epochs, options.measurements)}
+    )
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     features, targets = torch.from_numpy(inputs), torch.from_numpy(labels)
     for epoch in range(1, options.epochs + 1):
-        for batch in torch.randperm(len(features)).split(50):
+        for batch in torch.randperm(len(features)).split(25):
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(
                 network(features[batch]), targets[batch]

@@ -1,0 +1,244 @@
+"""The examples as a user runs them, and the Lightning callback."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from noisyflow.nn import GaussianNoise, add_noise
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+# Its own dependencies warn: of a deprecated import, of a training without workers.
+WARNS = pytest.mark.filterwarnings("ignore")
+
+
+def run(script: str, *options: str) -> str:
+    """The output of an example on one thread."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_your_own_network_on_your_own_data(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    inputs = rng.standard_normal((20, 4))
+    np.savez(tmp_path / "mine.npz", inputs=inputs, labels=inputs[:, 0] > 0)
+    files = ("--data", str(tmp_path / "mine.npz"), "--out", str(tmp_path / "a.png"))
+    said = run("own_network.py", *files, "--epochs", "8", "--measurements", "2")
+    rows = re.findall(r"^ +(\d+) +[\d.]+ +([\d.]+) ± [\d.]+, ([\d.]+)", said, re.M)
+    assert [int(epoch) for epoch, *_ in rows] == [1, 8]
+    for _, information, label in rows:
+        assert 0 < float(label) <= 0.70 < float(information) <= 3.0  # log 2, log 20
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def linear(num_inputs: int, num_outputs: int) -> torch.nn.Linear:
+    return torch.nn.utils.skip_init(torch.nn.Linear, num_inputs, num_outputs)
+
+
+def test_noise_goes_after_every_hidden_activation_and_weights_keep_their_names() -> (
+    None
+):
+    tanh = torch.nn.Tanh()  # one module in two places
+    network = torch.nn.Sequential(
+        *[torch.nn.Conv2d(1, 2, 3), torch.nn.PReLU(), torch.nn.MaxPool2d(2)],
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 3), tanh),
+        *[torch.nn.Dropout(0.5), torch.nn.Linear(3, 3), tanh],
+        *[torch.nn.Linear(3, 2), torch.nn.Softmax(1)],
+    )
+    noisy = add_noise(network, 0.1, seed=1)
+    kinds = [type(m).__name__ for m in noisy.modules() if not list(m.children())]
+    assert kinds.count("GaussianNoise") == 3
+    assert [type(noisy[at]) is torch.nn.Sequential for at in range(8)] == [
+        *[False, True, False, True, False, False, True, False]
+    ]
+    assert isinstance(noisy[3][2][1], GaussianNoise)
+    assert isinstance(noisy[8], torch.nn.Softmax)
+    seeds = {m.seed for m in noisy.modules() if isinstance(m, GaussianNoise)}
+    assert len(seeds) == 3
+    names = {name.replace("1.0.weight", "1.weight") for name in noisy.state_dict()}
+    assert names == set(network.state_dict())
+    assert not any(isinstance(m, GaussianNoise) for m in network.modules())
+    images = torch.ones(2, 1, 4, 4)
+    torch.testing.assert_close(noisy.eval()(images), network.eval()(images))
+    noisy[1].train()
+    assert not torch.equal(noisy(images), network(images))
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.ReLU()
+
+
+class Swish(torch.nn.Module):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ([linear(2, 2)], "must have an activation .* before its last module with"),
+        ([linear(2, 2), torch.nn.Tanh()], "must have an activation"),
+        ([linear(2, 2), Block(), linear(2, 2)], "module 1 is a Block, whose activ"),
+        ([linear(2, 2), Swish(), linear(2, 2)], "module 1 is a Swish, of which it"),
+        ([torch.nn.LSTM(2, 2), linear(2, 2)], "module 0 is a LSTM, which returns"),
+        ([torch.nn.Tanh(), GaussianNoise(0.1), linear(2, 2)], "must be without noise"),
+    ],
+)
+def test_what_noise_cannot_be_added_to_is_named(
+    modules: list[torch.nn.Module], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        add_noise(torch.nn.Sequential(*modules), 0.1)
+
+
+def test_only_a_plain_sequential_is_taken() -> None:
+    network = torch.nn.Sequential(linear(2, 2), torch.nn.Tanh(), linear(2, 2))
+    with pytest.raises(TypeError, match="plain torch.nn.Sequential, got Tanh"):
+        add_noise(torch.nn.Tanh(), 0.1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="noise_std must be positive"):
+        add_noise(network, 0.0)
+    network.register_forward_hook(lambda *_: None)
+    with pytest.raises(TypeError, match="Sequential with a forward or forward hooks"):
+        add_noise(network, 0.1)
+
+
+def lightning() -> Any:
+    return pytest.importorskip("pytorch_lightning", reason="needs pytorch-lightning")
+
+
+def fit(path: Path, *, rate: float, callbacks: list[Any], epochs: int = 2) -> Any:
+    """A training of three far points through a layer that keeps them apart."""
+    pl = lightning()
+
+    class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            first, last = torch.nn.Linear(1, 1), torch.nn.Linear(1, 2)
+            torch.nn.init.constant_(first.weight, 2.0)
+            torch.nn.init.zeros_(first.bias)
+            torch.nn.init.constant_(last.weight, 0.5)
+            torch.nn.init.zeros_(last.bias)
+            body = torch.nn.Sequential(first, torch.nn.Tanh(), last)
+            self.network = add_noise(body, 1e-3)
+            self.network[1].append(torch.nn.Dropout(0.5))
+
+        def training_step(self, batch: Any) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=rate)
+
+    torch.manual_seed(0)
+    module = Module()
+    inputs, labels = torch.tensor([[-1.0], [0.0], [1.0]]), torch.tensor([0, 1, 0])
+    data = torch.utils.data.TensorDataset(inputs, labels)
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=pl.loggers.TensorBoardLogger(path, name=None),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=3))
+    return module
+
+
+@WARNS
+def test_the_callback_logs_and_keeps_what_is_known_exactly(tmp_path: Path) -> None:
+    lightning()
+    from noisyflow.lightning import InformationCallback
+
+    inputs, labels = np.array([[-1.0], [0.0], [1.0]]), np.array([0, 1, 0])
+    callback = InformationCallback(inputs, labels, epochs=[1])
+    fit(tmp_path, rate=0.0, callbacks=[callback])
+    # Three symbols a thousand noise deviations apart: I(X;T) = log 3, I(Y;T) = H(Y).
+    exact = {
+        "information/layer_1": math.log(3),
+        "label_information/layer_1": math.log(3) - 2 / 3 * math.log(2),
+    }
+    (row,) = callback.table
+    assert (row["epoch"], row["layer"]) == (1, 1)
+    found = [row["mutual_information"], row["label_information"]]
+    assert found == pytest.approx(list(exact.values()), abs=1e-9)
+    with (tmp_path / "version_0" / "information.csv").open() as file:
+        (written,) = csv.DictReader(file)
+    assert {name: float(value) for name, value in written.items()} == row
+
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    events = accumulator.EventAccumulator(str(tmp_path / "version_0")).Reload()
+    for name, value in exact.items():
+        (scalar,) = events.Scalars(name)
+        assert scalar.value == pytest.approx(value, rel=1e-6)  # a float32 there
+        (error,) = events.Scalars(f"{name}_error")
+        assert error.value == pytest.approx(0, abs=1e-6)
+
+
+@WARNS
+def test_training_is_the_same_with_and_without_the_callback(tmp_path: Path) -> None:
+    lightning()
+    from noisyflow.lightning import InformationCallback
+
+    callback = InformationCallback(np.array([[-1.0], [1.0]]))
+    with_it = fit(tmp_path, rate=0.1, callbacks=[callback], epochs=3)
+    without = fit(tmp_path, rate=0.1, callbacks=[], epochs=3)
+    assert [row["epoch"] for row in callback.table] == [0, 1, 2]
+    assert with_it.network.training
+    for name, tensor in without.state_dict().items():
+        assert torch.equal(tensor, with_it.state_dict()[name]), name
+
+
+@WARNS
+def test_epochs_are_logarithmically_spaced_and_the_state_resumes() -> None:
+    lightning()
+    from noisyflow.lightning import InformationCallback, is_log_spaced
+
+    spaced = [number for number in range(1, 201) if is_log_spaced(number)]
+    expected = {round(10 ** (k / 10)) for k in range(10, 24)} | set(range(1, 10))
+    assert set(spaced) == {number for number in expected if number <= 200}
+    first, second = InformationCallback([[0.0]]), InformationCallback([[0.0]])
+    first.table.append({"epoch": 3})
+    second.load_state_dict(first.state_dict())
+    first.table[0]["epoch"] = 4
+    assert second.table == [{"epoch": 3}]
+    with pytest.raises(ValueError, match="must have one attribute .* got none"):
+        second._tracker(torch.nn.Sequential(torch.nn.Tanh()))
+
+
+def test_without_lightning_the_callback_says_what_to_install() -> None:
+    if importlib.util.find_spec("pytorch_lightning") is not None:
+        pytest.skip("pytorch-lightning is installed")
+    with pytest.raises(ModuleNotFoundError, match=r"noisyflow\[lightning\]"):
+        importlib.import_module("noisyflow.lightning")
+
+
+def test_the_lightning_example_runs(tmp_path: Path) -> None:
+    lightning()
+    options = ("--epochs", "2", "--inputs", "10", "--out", str(tmp_path))
+    said = run("lightning_tracking.py", *options)
+    rows = re.findall(r"^ +(\d+) +(\d) +[\d.]+ ±", said, re.M)
+    assert rows == [("0", "1"), ("0", "2"), ("1", "1"), ("1", "2")]
+    assert (tmp_path / "version_0" / "information.csv").exists()
