@@ -98,7 +98,7 @@ class Swish(torch.nn.Module):
     [
         ([linear(2, 2)], "must have an activation .* before its last module with"),
         ([linear(2, 2), torch.nn.Tanh()], "must have an activation"),
-        ([linear(2, 2), Block(), linear(2, 2)], "module 1 is a Block, whose activ"),
+        ([linear(2, 2), Block(), linear(2, 2)], "module 1 is a Block, whose act"),
         ([linear(2, 2), Swish(), linear(2, 2)], "module 1 is a Swish, of which it"),
         ([torch.nn.LSTM(2, 2), linear(2, 2)], "module 0 is a LSTM, which returns"),
         ([torch.nn.Tanh(), GaussianNoise(0.1), linear(2, 2)], "must be without noise"),
@@ -193,8 +193,11 @@ def test_the_callback_logs_and_keeps_what_is_known_exactly(tmp_path: Path) -> No
     for name, value in exact.items():
         (scalar,) = events.Scalars(name)
         assert scalar.value == pytest.approx(value, rel=1e-6)  # a float32 there
-        (error,) = events.Scalars(f"{name}_error")
-        assert error.value == pytest.approx(0, abs=1e-6)
+        prefix = "label_" if name.startswith("label") else ""
+        for ending, column in (("error", "standard_error"), ("upper", "upper")):
+            (scalar,) = events.Scalars(f"{name}_{ending}")
+            kept = row[f"{prefix}{column}"]
+            assert scalar.value == pytest.approx(kept, rel=1e-6), (name, ending)
 
 
 @WARNS
