@@ -83,6 +83,15 @@ def test_noise_goes_after_every_hidden_activation_and_weights_keep_their_names()
     assert not torch.equal(noisy(images), network(images))
 
 
+def test_an_activation_with_weights_is_no_layer() -> None:
+    network = torch.nn.Sequential(
+        *[linear(2, 2), torch.nn.Tanh(), linear(2, 2), torch.nn.PReLU()],
+        torch.nn.PReLU(),
+    )
+    kinds = [type(module).__name__ for module in add_noise(network, 0.1)]
+    assert kinds == ["Linear", "Sequential", "Linear", "PReLU", "PReLU"]
+
+
 class Block(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -138,9 +147,9 @@ def fit(path: Path, *, rate: float, callbacks: list[Any], epochs: int = 2) -> An
             torch.nn.init.zeros_(first.bias)
             torch.nn.init.constant_(last.weight, 0.5)
             torch.nn.init.zeros_(last.bias)
-            body = torch.nn.Sequential(first, torch.nn.Tanh(), last)
+            drop, tanh = torch.nn.Dropout(0.5), torch.nn.Tanh()
+            body = torch.nn.Sequential(first, drop, tanh, last)
             self.network = add_noise(body, 1e-3)
-            self.network[1].append(torch.nn.Dropout(0.5))
 
         def training_step(self, batch: Any) -> torch.Tensor:
             return torch.nn.functional.cross_entropy(self.network(batch[0]), batch[1])
@@ -209,7 +218,7 @@ def test_training_is_the_same_with_and_without_the_callback(tmp_path: Path) -> N
     with_it = fit(tmp_path, rate=0.1, callbacks=[callback], epochs=3)
     without = fit(tmp_path, rate=0.1, callbacks=[], epochs=3)
     assert [row["epoch"] for row in callback.table] == [0, 1, 2]
-    assert with_it.network.training
+    assert all(module.training for module in with_it.modules())
     for name, tensor in without.state_dict().items():
         assert torch.equal(tensor, with_it.state_dict()[name]), name
 

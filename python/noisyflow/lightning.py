@@ -147,7 +147,7 @@ class InformationCallback(_Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with what was measured before."""
-        self.table = [dict(row) for row in state_dict["table"]]
+        self.table = list(state_dict["table"])
 
     def _is_due(self, epoch: int, max_epochs: int | None) -> bool:
         """Whether to measure after this epoch."""
