@@ -7,6 +7,7 @@ independent, so the entropy is d times that of one.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,6 +105,34 @@ def full_code(d: int, noise_std: float) -> Source:
         return 0.5 * (_normal(t - 1, noise_std) + _normal(t + 1, noise_std))
 
     return Source("code", d, noise_std, d * _entropy_of(density, noise_std), sample)
+
+
+def reed_muller_words(r: int, m: int) -> NDArray[np.float32]:
+    """All words of the Reed-Muller code RM(r, m), with bits 0 and 1 as -1 and 1.
+
+    A word is the table of a polynomial of degree r or less in m bits.
+
+    Parameters
+    ----------
+    r, m : int
+        Order and number of variables, 0 <= r <= m.
+
+    Returns
+    -------
+    (words, 2^m) array
+        2^k words, k = sum of the binomials (m over 0) to (m over r); the first has all
+        bits 0.
+    """
+    bits = (np.arange(2**m)[:, None] >> np.arange(m)) & 1
+    monomials = [
+        bits[:, list(chosen)].prod(axis=1)
+        for degree in range(r + 1)
+        for chosen in itertools.combinations(range(m), degree)
+    ]
+    count = len(monomials)
+    coefficients = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
+    words = coefficients @ np.array(monomials) % 2
+    return np.asarray(2.0 * words - 1, np.float32)
 
 
 def expected_plug_in_without_noise(n: int, num_words: int) -> float:

@@ -11,6 +11,7 @@ from noisyflow.plotting.bottleneck import (
     information_while_training,
     trade_off,
 )
+from noisyflow.plotting.codes import information_of_codes
 from noisyflow.plotting.common import (
     layer_colors,
     legend_above,
@@ -73,6 +74,7 @@ __all__ = [
     "histories",
     "history",
     "information",
+    "information_of_codes",
     "information_over_beta",
     "information_over_noise",
     "information_over_steps",
