@@ -146,6 +146,23 @@ def _enclosed(
     return np.array([*ends, max(errors)])
 
 
+def trained(prepared: dict[str, NDArray[Any]]) -> NoisyMLP:
+    """The network, as it was trained.
+
+    Parameters
+    ----------
+    prepared : dict of arrays
+        As `prepare` returned it.
+
+    Returns
+    -------
+    NoisyMLP
+    """
+    network = NoisyMLP(SIZES, noise_std=NOISE_STD)
+    set_parameters(network, prepared["spiral.parameters"])
+    return network
+
+
 def source(prepared: dict[str, NDArray[Any]]) -> Source:
     """The third layer of the trained network, X uniform over the spiral's points.
 
@@ -159,8 +176,7 @@ def source(prepared: dict[str, NDArray[Any]]) -> Source:
     Source
         Its entropy is the reference.
     """
-    network = NoisyMLP(SIZES, noise_std=NOISE_STD)
-    set_parameters(network, prepared["spiral.parameters"])
+    network = trained(prepared)
     inputs = torch.from_numpy(prepared["spiral.inputs"].copy())
 
     def sample(generator: np.random.Generator, n: int) -> NDArray[np.float32]:

@@ -11,7 +11,9 @@ from noisyflow.plotting.bottleneck import (
     information_while_training,
     trade_off,
 )
-from noisyflow.plotting.codes import information_of_codes
+from noisyflow.plotting.codes import (
+    information_of_codes,
+)
 from noisyflow.plotting.common import (
     layer_colors,
     legend_above,
@@ -35,6 +37,8 @@ from noisyflow.plotting.film import (
     has_ffmpeg,
 )
 from noisyflow.plotting.neurons import (
+    class_scatter,
+    decision_regions,
     densities,
     information_over_steps,
     learning,
@@ -63,7 +67,9 @@ __all__ = [
     "activation_histograms",
     "bin_widths",
     "binned_entropy",
+    "class_scatter",
     "constellation",
+    "decision_regions",
     "densities",
     "distance_histograms",
     "errors",

@@ -12,6 +12,7 @@ from noisyflow.plotting.common import CLASS_COLORS, METHOD_STYLES, Array
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+THREE_CLASSES = ("#3b4cc0", "#e08a20", "#2f8f6b")
 _LINES = ("#1f3b73", "#c8791a", "#5b8c5a")
 _LINE_STYLES = ("-", "--", "-.")
 
@@ -198,6 +199,71 @@ def densities(
     axes.set_xlim(t[0], t[-1])
     axes.set_title(title, fontsize=13)
     axes.tick_params(labelsize=11)
+    return axes
+
+
+def decision_regions(
+    axes: Axes, x: Array, y: Array, regions: Array, points: Array, labels: Array
+) -> Axes:
+    """Where in the plane a network decides for which class, and its inputs.
+
+    Parameters
+    ----------
+    axes : Axes
+    x, y : (k,) array
+        Of the grid.
+    regions : (k, k) array of int
+        Class at [row of y, column of x]; up to three.
+    points : (m, 2) array
+    labels : (m,) array of int
+
+    Returns
+    -------
+    Axes
+    """
+    from matplotlib.colors import ListedColormap
+
+    axes.pcolormesh(
+        x,
+        y,
+        regions,
+        cmap=ListedColormap(THREE_CLASSES),
+        vmin=0,
+        vmax=2,
+        alpha=0.25,
+        linewidth=0,
+        rasterized=True,
+    )
+    axes.set_aspect("equal")
+    return class_scatter(axes, points, labels)
+
+
+def class_scatter(axes: Axes, points: Array, labels: Array) -> Axes:
+    """Points in the plane, coloured and marked by class.
+
+    Parameters
+    ----------
+    axes : Axes
+    points : (m, 2) array
+    labels : (m,) array of int
+        Up to three classes.
+
+    Returns
+    -------
+    Axes
+    """
+    for label, (color, marker) in enumerate(zip(THREE_CLASSES, "os^", strict=True)):
+        axes.scatter(
+            points[labels == label, 0],
+            points[labels == label, 1],
+            s=14,
+            color=color,
+            marker=marker,
+            edgecolors="white",
+            linewidths=0.3,
+            label=f"class {label + 1}",
+        )
+    axes.tick_params(labelsize=12)
     return axes
 
 
