@@ -147,7 +147,7 @@ def _known_figure(study: Study) -> bytes:
                 for code in codes
             },
             {
-                f"RM(0,{m}) and RM({m},{m}), exact": (fine, np.array(repeated)),
+                f"exact: RM(0,{m}), RM({m},{m})": (fine, np.array(repeated)),
                 "": (fine, np.array(everything)),
             },
             title=f"{d} bits per word",

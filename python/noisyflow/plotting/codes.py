@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from noisyflow.plotting.common import Array, layer_colors
 
 if TYPE_CHECKING:
@@ -54,6 +56,9 @@ def information_of_codes(
         axes.plot(*curve, color="0.25", linewidth=1.4, linestyle="--", label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.minorticks_off()
+    doubled = 2.0 ** np.arange(*np.log2([noise_stds[0], 2.01 * noise_stds[-1]]).round())
+    axes.set_xticks(doubled, [f"{noise:g}" for noise in doubled])
     axes.set_xlabel("noise standard deviation", fontsize=13)
     axes.set_title(title, fontsize=14)
     axes.tick_params(labelsize=12)
