@@ -62,7 +62,8 @@ class Measured(NamedTuple):
         return abs(self.mean) > _CLEAR * self.error
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.error:.3f}"
+        error = f" ± {self.error:.3f}" if math.isfinite(self.error) else ""
+        return f"{self.mean:.3f}{error}"
 
 
 class Study:
@@ -200,16 +201,15 @@ def _outcome(study: Study) -> str:
         mean(study.ratio(DETERMINISTIC, layer, epoch)) for epoch in (0, -1)
     )
     return (
-        "The paper says that a little noise changes neither the errors of a network "
-        "that reads digits nor its representations, less so than dropout, and that "
-        "representations of one class draw together while it learns. Here, of "
-        f"{study.num_test} test images on average {errors} are wrong. In the last "
-        f"hidden layer the {closest} network's representations have a cosine "
-        f"similarity of {noisy} with those of the deterministic one, the dropout "
-        f"network's of {dropped}. Distances within classes, as parts of those between "
-        f"classes, go from {before} before to {after} after training in the "
-        "deterministic network's last hidden layer. The table of claims says which of "
-        "these are clear."
+        "The paper says that a little noise leaves the errors of a network that reads "
+        "digits where they are, that it changes the representations less than dropout "
+        "does, and that representations of one class draw together while a network "
+        f"learns. Here, of {study.num_test} test images, on average {errors} are "
+        f"misread. In the last hidden layer the {closest} network's representations "
+        f"have a cosine similarity of {noisy} with those of the deterministic one, the "
+        f"dropout network's of {dropped}. There, mean distances within classes over "
+        f"those between classes go from {before} before training to {after} after it "
+        "in the deterministic network. The table below says which claims hold."
     )
 
 
@@ -554,7 +554,7 @@ def error_table(study: Study) -> Table:
             "with noise or dropout on",
             "training loss",
             "paper, of 10000 (from memory)",
-            "share",
+            "paper, share",
         ],
         rows,
         f"Deviation: standard deviation over {study.num_seeds} seeds, not the error of "
@@ -643,8 +643,8 @@ def similarity_table(study: Study) -> Table:
         f"Mean over {study.num_measured} test images and over the seeds, and its "
         "standard error over the seeds. Same initial weights and order of images, but "
         "for the last row: deterministic networks of two seeds, what units in another "
-        f"order leave; {study.num_seeds - 1} neighbouring pairs, which share networks, "
-        "so that their error is rough.",
+        "order leave; each seed against the one before, so that pairs share networks "
+        "and their error is rough.",
     )
 
 
