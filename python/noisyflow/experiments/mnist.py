@@ -65,6 +65,7 @@ _BATCH = 32
 _NUM_MEASURED = 500
 # Of distances between representations, of thousands of units each.
 _MOST_DISTANCES = 10_000
+_MOST_DISTANCE_NUMBERS = 1024 * 10_000  # of larger layers fewer pairs
 _NUM_LOGS = 6  # beside the network before training
 # Of a forward pass without gradients.
 _MOST_IMAGES = 1000
@@ -547,7 +548,10 @@ def _measured(
     rows: list[Row] = []
     kept = {}
     for layer, clean in enumerate(_representations(config, images, network), 1):
-        distances = class_distances(clean, labels, max_pairs=_MOST_DISTANCES)
+        affordable = max(2, _MOST_DISTANCE_NUMBERS // clean.shape[1])
+        distances = class_distances(
+            clean, labels, max_pairs=min(_MOST_DISTANCES, affordable)
+        )
         rows.append(
             {
                 "arm": cell.arm.name,
