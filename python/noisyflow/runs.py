@@ -366,6 +366,7 @@ class RunFolder:
         """Undoes the claim of a run that failed before its first checkpoint."""
         with contextlib.suppress(OSError):
             (self.path / "config.json").unlink(missing_ok=True)
+            (self.path / "usage.json").unlink(missing_ok=True)
             self.figures.rmdir()
             (self.path / ".lock").unlink()
             if remove_folder:

@@ -9,7 +9,6 @@ for bit on the same machine.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -112,10 +111,8 @@ class Trainer:
                 f"orthonormal_rate must be 0 or more and below 1, got "
                 f"{orthonormal_rate}"
             )
-        if not 0 <= as_real("weight_decay", weight_decay) < math.inf:
-            raise ValueError(
-                f"weight_decay must be finite and 0 or more, got {weight_decay}"
-            )
+        if as_real("weight_decay", weight_decay) < 0:
+            raise ValueError(f"weight_decay must be 0 or more, got {weight_decay}")
         seed = as_seed(seed)
         _check_network(network)
         self.device = torch.device(device)

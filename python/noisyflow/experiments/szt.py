@@ -149,6 +149,7 @@ def run(config: Config, out: Path) -> bool:
             comparison=[
                 *compare(config, results),
                 binned.correlation_table(binned_course),
+                binned.grid_table(binned_course),
             ],
             claims=[*claims(config, results), binned.tracks(binned_course)],
             claims_title=(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,9 @@ class Study:
     config: ComparisonConfig
     networks: Mapping[str, szt_network.Config]
     results: Mapping[str, Results]
+    _known: dict[tuple[str, Measure], float] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def arms(self) -> list[str]:
@@ -193,10 +196,14 @@ class Study:
 
     def spread(self, arm: str, measure: Measure) -> Spread:
         """A measure of an arm's networks, over seeds."""
-        names = [network_name(arm, seed) for seed in self.seeds]
-        return Spread(
-            tuple(measure(self.networks[name], self.results[name]) for name in names)
-        )
+        values = []
+        for seed in self.seeds:
+            key = network_name(arm, seed), measure
+            if key not in self._known:  # some take a second
+                name = key[0]
+                self._known[key] = measure(self.networks[name], self.results[name])
+            values.append(self._known[key])
+        return Spread(tuple(values))
 
     def difference(self, arm: str, other: str, measure: Measure) -> Spread:
         """A measure of one arm minus that of another, seed by seed."""

@@ -213,7 +213,7 @@ def figures(
     made = [
         binned.information_over_bins(folder, courses, f" Seed {study.config.seed}."),
         _history_figure(study, folder, titles),
-        # _distances_figure(study, folder, titles),
+        _distances_figure(study, folder, titles),
         binned.bin_width_figure(folder, courses),
     ]
     for arm in study.arms:
@@ -478,6 +478,7 @@ def write(
         layers_table(study, titles),
         end_table(study, titles, saturates=saturates),
         binned.correlation_table(courses),
+        binned.grid_table(courses),
         quality_table(study),
         report.settings_table(folder.config()["settings"]),
         report.work_table(
