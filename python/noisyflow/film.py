@@ -23,6 +23,7 @@ from noisyflow.runs import DAMAGE, Results, RunError, RunFolder, write_atomicall
 
 Floats = NDArray[np.floating[Any]]
 
+_SUFFIXES = (".gif", ".mp4")
 # More points hide one another.
 _MOST_POINTS = 1000
 # Beyond it a layer is shown by its principal components.
@@ -109,7 +110,7 @@ def _check_is_one_network(folder: RunFolder) -> None:
 
 def _check_output(out: Path) -> None:
     """Raises RunError unless a film can be written there."""
-    if out.suffix not in plotting.FILM_SUFFIXES:
+    if out.suffix not in _SUFFIXES:
         raise RunError(f"a film's name must end in .gif or .mp4, got {out}")
     if out.suffix == ".mp4" and not plotting.has_ffmpeg():
         raise RunError("MP4 needs the program ffmpeg, which is not here; choose .gif")

@@ -27,6 +27,7 @@ from noisyflow.experiments.szt_network import (
     labels,
     layer_outputs,
 )
+from noisyflow.experiments.tracked_figures import information_plane
 from noisyflow.report import Figure, Part, Table
 from noisyflow.runs import Results, RunFolder
 
@@ -237,6 +238,15 @@ def figures(
                 f"{titles[arm].capitalize()}: share of the activations (over all "
                 "inputs and units of a layer, before its noise) in each of 100 bins, "
                 "on a logarithmic colour scale.",
+            )
+        )
+        made.append(
+            information_plane(
+                folder,
+                results,
+                labels(config),
+                name=f"plane-{arm}.png",
+                note=f"{titles[arm].capitalize()}. ",
             )
         )
     return made

@@ -26,7 +26,6 @@ _NUM_PALETTE_FRAMES = 8
 _CURVE_COLOR = "#1f3b73"
 # The end stays longer than the other frames.
 _SECONDS_AT_END = 2.0
-FILM_SUFFIXES = (".gif", ".mp4")
 
 
 @dataclass(frozen=True)
