@@ -31,7 +31,6 @@ from noisyflow.plotting.estimators import (
     information_over_noise,
 )
 from noisyflow.plotting.film import (
-    FILM_SUFFIXES,
     Scenes,
     film,
     has_ffmpeg,
@@ -62,7 +61,6 @@ from noisyflow.plotting.training import (
 )
 
 __all__ = [
-    "FILM_SUFFIXES",
     "Scenes",
     "activation_histograms",
     "bin_widths",
