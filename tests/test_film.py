@@ -225,9 +225,10 @@ def test_folder_without_a_film_in_it_is_told_in_one_line(
     with RunFolder(tmp_path / "wings").open("szt", {"wings": 2}):
         pass
     assert "settings that szt does not know" in complaint(capsys, tmp_path / "wings")
-    shutil.copytree(finished, tmp_path / "szt" / "networks" / "one")
-    said = complaint(capsys, tmp_path / "szt")
-    assert f"name the folder of one: {tmp_path / 'szt' / 'networks' / 'one'}" in said
+    shutil.copytree(finished, tmp_path / "estimators" / "networks" / "one")
+    said = complaint(capsys, tmp_path / "estimators")
+    inner = tmp_path / "estimators" / "networks" / "one"
+    assert f"holds several networks; name the folder of one: {inner}" in said
 
 
 def test_weights_of_another_network_are_refused(

@@ -73,8 +73,10 @@ def make_film(
     """
     folder = RunFolder(path)
     fps = as_int("fps", fps, at_least=1, at_most=_MOST_FPS)
-    module, config = _experiment(folder)
+    if not (folder.path / "config.json").is_file():
+        raise RunError(f"{folder.path} is not a run's folder: it has no config.json")
     _check_is_one_network(folder)
+    module, config = _experiment(folder)
     out = folder.figures / "film.gif" if out is None else Path(out)
     _check_output(out)
     results = folder.results()
@@ -124,8 +126,6 @@ def _check_output(out: Path) -> None:
 
 def _experiment(folder: RunFolder) -> tuple[ModuleType, Any]:
     """The module of the run's experiment, and its settings."""
-    if not (folder.path / "config.json").is_file():
-        raise RunError(f"{folder.path} is not a run's folder: it has no config.json")
     found = folder.config()
     name = found["experiment"]
     try:
