@@ -155,14 +155,15 @@ def claims(study: Study) -> list[Claim]:
 def _reaches(study: Study, method: str, words: str, at: int) -> Claim:
     """Whether a method has the value at about the paper's number of samples."""
     source = _source(study)
-    n = min(study.num_samples(source), key=lambda number: abs(np.log(number / at)))
+    numbers = study.num_samples(source)
+    n = next((number for number in numbers if number >= at), numbers[-1])
     off = study.column(source, n, method=method) - source.entropy
     spread = off.std(ddof=1) / np.sqrt(len(off))
     return Claim(
         f"{words}: the value is reached from about n = {at} on (mean error within "
         f"{_READING_ERROR:g} nats, read by eye; looked at n = {n}).",
         f"mean error {off.mean():+.3f} ± {spread:.3f} nats",
-        bool(abs(off.mean()) <= _READING_ERROR) if n >= 0.5 * at else None,
+        bool(abs(off.mean()) <= _READING_ERROR) if n >= at else None,
     )
 
 
