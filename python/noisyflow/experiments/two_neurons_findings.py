@@ -107,7 +107,7 @@ def opening(study: Study, num_steps: int, learning_rate: float) -> list[str]:
         f"over the eight inputs, with fresh noise of standard deviation "
         f"{study.noise_std:g} in both neurons in every step; from w_1 = 0, b_1 = 4.5, "
         f"w_2 = -1, b_2 = 0. {study.num_seeds} seeds, which differ in that noise; ± is "
-        "one standard error over the seeds. Both informations are known: T_1 given X "
+        "one standard error over the seeds. The information of both is known: T_1 given X "
         "is Gaussian, and T_2 given X is a Gaussian bent at zero plus noise.",
     ]
 
@@ -242,7 +242,7 @@ def claims(study: Study) -> list[Claim]:
     wrong = study.column("error_rate")[:, -1]
     return [
         Claim(
-            "Both informations start at 0, where w_1 = 0.",
+            "Both amounts of information start at 0, where w_1 = 0.",
             f"{starts[0]:.1e} and {starts[1]:.1e} nats",
             max(abs(start) for start in starts) < 1e-9,
         ),
