@@ -84,7 +84,7 @@ def run(config: Config, out: Path) -> bool:
 
     Notes
     -----
-    Full size: about five minutes on two cores. Resuming gives the same numbers bit for
+    Full size: about three minutes on two cores. Resuming gives the same numbers bit for
     bit as not having stopped, on the same machine.
     """
     return szt_comparison.run(
