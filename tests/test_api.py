@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import subprocess
 import sys
@@ -45,10 +46,13 @@ def test_the_estimators_need_nothing_but_numpy_and_scipy() -> None:
 
 
 def modules() -> list[ModuleType]:
+    apart = ["noisyflow._core", "noisyflow.__main__"]
+    if importlib.util.find_spec("pytorch_lightning") is None:
+        apart.append("noisyflow.lightning")
     names = ["noisyflow"] + [
         module.name
         for module in pkgutil.walk_packages(noisyflow.__path__, "noisyflow.")
-        if not module.name.endswith("_core")
+        if module.name not in apart
     ]
     return [importlib.import_module(name) for name in names]
 

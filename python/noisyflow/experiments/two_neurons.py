@@ -2,8 +2,8 @@
 
 T_1 = R(w_1 X + b_1) + Z_1 and T_2 = R(w_2 T_1 + b_2) + Z_2 with R(u) = max(u, u / 10),
 X equally likely 1 to 8; T_2 is to be 0 up to 4 and 0.25 beyond: Goldfeld et al. (2019),
-"Estimating Information Flow in Deep Neural Networks". Their information is given by integrals
-in one dimension, which the estimates are put beside.
+"Estimating Information Flow in Deep Neural Networks". Their information is given by
+integrals in one dimension, which the estimates are put beside.
 """
 
 from __future__ import annotations
@@ -283,7 +283,7 @@ def _cells(config: Config, prepared: dict[str, NDArray[Any]]) -> list[Cell]:
 
 
 def _compute(config: Config, prepared: dict[str, NDArray[Any]], cell: Cell) -> CellRows:
-    """Information of both neurons, by quadrature and as estimated, loss and accuracy."""
+    """Information of both neurons, exact and estimated, with loss and accuracy."""
     noise_std = config.noise_std
     (w1, b1, w2, b2) = (
         float(weight) for weight in prepared["weights"][cell.index, cell.repetition]

@@ -107,8 +107,8 @@ def opening(study: Study, num_steps: int, learning_rate: float) -> list[str]:
         f"over the eight inputs, with fresh noise of standard deviation "
         f"{study.noise_std:g} in both neurons in every step; from w_1 = 0, b_1 = 4.5, "
         f"w_2 = -1, b_2 = 0. {study.num_seeds} seeds, which differ in that noise; ± is "
-        "one standard error over the seeds. The information of both is known: T_1 given X "
-        "is Gaussian, and T_2 given X is a Gaussian bent at zero plus noise.",
+        "one standard error over the seeds. The information of both is known: T_1 "
+        "given X is Gaussian, and T_2 given X is a Gaussian bent at zero plus noise.",
     ]
 
 
