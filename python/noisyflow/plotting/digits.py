@@ -143,7 +143,8 @@ def networks_over_epochs(
         )
     axes.axhline(top, color="0.35", linewidth=1.2, linestyle="--")
     axes.set_xscale("log")
-    ticks = [0.5, *(10**k for k in range(6) if 10**k <= epochs.max())]
+    last = int(epochs.max())
+    ticks = [0.5, *(10**k for k in range(6) if 2 * 10**k <= last), last]
     axes.set_xticks(ticks, ["0", *(f"{tick:g}" for tick in ticks[1:])])
     axes.minorticks_off()
     axes.set_ylim(0, 1.05 * top)
