@@ -322,11 +322,11 @@ def grid_table(courses: Mapping[str, BinnedCourse]) -> Table:
             "Spearman [95 %]",
         ],
         rows,
-        "Bins have edges at the multiples of their width: at 0, where ReLUs are silent, "
-        "and for a width that divides 1 at -1 and 1, where tanh units saturate. There "
-        "the noise scatters one cluster over two bins in each unit, which adds up to "
-        "log 2 = 0.69 nats for each. Moved by half a bin, the grid has its edges "
-        "elsewhere.",
+        "Bins have edges at the multiples of their width: at 0, where ReLUs are "
+        "silent, and for a width that divides 1 at -1 and 1, where tanh units "
+        "saturate. There the noise scatters one cluster over two bins in each unit, "
+        "which adds up to log 2 = 0.69 nats for each. Moved by half a bin, the grid "
+        "has its edges elsewhere.",
     )
 
 
