@@ -24,7 +24,7 @@ from noisyflow.runs import Results, RunError, RunFolder, check_device
 
 _MOST_SEEDS = 100
 # Of a run of less than a minute.
-QUICK = {"epochs": 300, "num_log_points": 10, "num_sparse_points": 3, "num_seeds": 2}
+QUICK = {"epochs": 200, "num_log_points": 6, "num_sparse_points": 1, "num_seeds": 2}
 # One-sided: a difference is claimed in one direction.
 _CONFIDENCE = 0.95
 

@@ -66,7 +66,7 @@ def configure(*, quick: bool = False, **settings: Any) -> Config:
     Parameters
     ----------
     quick : bool
-        A run of less than a minute: 300 epochs, two seeds.
+        A run of less than a minute: 200 epochs, two seeds.
     **settings
         Fields of `Config`.
     """
