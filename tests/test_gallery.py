@@ -76,14 +76,14 @@ def test_a_page_says_what_the_report_says(
         "szt.png",
     ]
     page, index = ((pages / name).read_text() for name in ("szt.md", "README.md"))
-    assert page.startswith("# A title\n\n**2 of 4 statements hold, 1 do not, 1 are not")
+    assert page.startswith("# A title\n\n**2 of 4 statements hold, 1 do not, 1 are und")
     assert "A quick run" in page
     assert "\n\nWe find \\<this>.\n\n![szt](szt.png)\n\nSeen.\n\n" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert rows[2:] == [
         "| a \\| b rises | 1 ± 2 | yes |",
         "| T_1 \\< T_2 | it \\*is\\* not | **no** |",
-        "| x | y | not judged |",
+        "| x | y | undecided |",
         "| z | w | yes |",
     ]
     assert "\nnoisyflow run szt --quick\n" in page

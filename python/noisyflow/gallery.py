@@ -31,7 +31,7 @@ from noisyflow.runs import (
 INDEX = "README.md"
 # What `noisyflow film` leaves in a run's folder.
 _FILM = "film.gif"
-_VERDICTS = {True: "yes", False: "**no**", None: "not judged"}
+_VERDICTS = {True: "yes", False: "**no**", None: "undecided"}
 
 
 @dataclass(frozen=True)
@@ -378,7 +378,7 @@ def _score(report: Report, quick: bool) -> str:
     yes, no = verdicts.count(True), verdicts.count(False)
     score = f"**{yes} of {len(verdicts)} statements hold, {no} do not"
     if None in verdicts:
-        score += f", {verdicts.count(None)} are not judged"
+        score += f", {verdicts.count(None)} are undecided"
     if not verdicts:
         score = "**Nothing is claimed"
     what = "A quick run, smaller than what the papers did" if quick else "The run"

@@ -58,11 +58,15 @@ figcaption, .note { color: var(--soft); font-size: .93rem; max-width: 52rem; }
 # A cell of up to so many characters, a number mostly, stays on one line; one of more
 # than so many is a text, which wraps, but not after every word.
 _SHORT, _LONG = 24, 40
-_VERDICTS = {True: "yes", False: "no", None: "not judged"}
+_VERDICTS = {True: "yes", False: "no", None: "undecided"}
+_UNDECIDED = (
+    "Undecided: the error of what was measured reaches to both sides of what is "
+    "stated, or the run is too short or too small to tell."
+)
 _VERDICT_STYLES = {
     "yes": ' class="yes"',
     "no": ' class="no"',
-    "not judged": ' class="open"',
+    "undecided": ' class="open"',
 }
 
 
@@ -249,6 +253,7 @@ def claims_table(title: str, claims: Sequence[Claim]) -> ClaimsTable:
         title,
         ["statement", "measured", "holds"],
         [[claim.statement, claim.measured, _VERDICTS[claim.holds]] for claim in claims],
+        _UNDECIDED if any(claim.holds is None for claim in claims) else "",
         claims=tuple(claims),
     )
 

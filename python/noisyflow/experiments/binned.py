@@ -17,6 +17,7 @@ from noisyflow import plotting
 from noisyflow.baselines import Binning
 from noisyflow.experiments import Claim
 from noisyflow.experiments.correlation import Correlation, correlation
+from noisyflow.experiments.measured import all_hold
 from noisyflow.experiments.szt_network import CEILING, Config, layer_outputs
 from noisyflow.report import Figure, Table
 from noisyflow.runs import Results, Row, RunFolder, table_bytes, write_atomically
@@ -348,7 +349,7 @@ def tracks(courses: Mapping[str, BinnedCourse]) -> Claim:
         f"{_LEAST_RANGE:g} nats."
     )
     texts: list[str] = []
-    holds: list[bool] = []
+    holds: list[bool | None] = []
     for name, course in courses.items():
         if len(course.results.epochs) < _FEWEST_EPOCHS:
             return Claim(statement, "too few epochs", None)
@@ -356,12 +357,17 @@ def tracks(courses: Mapping[str, BinnedCourse]) -> Claim:
             if _range(course.results, layer) > _LEAST_RANGE:
                 prefix = f"{name} " if len(courses) > 1 else ""
                 texts.append(f"{prefix}layer {layer + 1}: {found}")
-                holds.append(
-                    found.value >= _LEAST_CORRELATION and found.low > _LEAST_LOW
-                )
+                holds.append(_tracks(found))
     if not texts:
         return Claim(statement, "no layer's information varies so much", None)
-    return Claim(statement, "; ".join(texts), all(holds))
+    return Claim(statement, "; ".join(texts), all_hold(holds))
+
+
+def _tracks(found: Correlation) -> bool | None:
+    """Whether one correlation is as high as claimed; None where too little is known."""
+    if found.value < _LEAST_CORRELATION:
+        return None if found.high >= _LEAST_CORRELATION else False
+    return True if found.low > _LEAST_LOW else None
 
 
 def _range(results: Results, layer: int) -> float:

@@ -538,6 +538,6 @@ def summary(study: Study) -> str:
     verdicts = [claim.holds for claim in claims(study)]
     lines.append(
         f"  {verdicts.count(True)} of {len(verdicts)} statements hold, "
-        f"{verdicts.count(None)} not judged"
+        f"{verdicts.count(None)} undecided"
     )
     return "\n".join(lines)

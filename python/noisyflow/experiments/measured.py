@@ -1,8 +1,9 @@
-"""A mean over independent repetitions with its standard error."""
+"""A mean over independent repetitions with its standard error, and what it decides."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +24,41 @@ class Measured(NamedTuple):
         """Whether it is more than three standard errors away from zero."""
         return abs(self.mean) > _CLEAR * self.error
 
+    def is_above(self, bound: float) -> bool | None:
+        """Whether it is, by three standard errors; None where these reach across."""
+        return is_above(self.mean, _CLEAR * self.error, bound)
+
+    def is_below(self, bound: float) -> bool | None:
+        """Whether it is, by three standard errors; None where these reach across."""
+        return is_above(-self.mean, _CLEAR * self.error, -bound)
+
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.error:.3f}"
+        error = f" ± {self.error:.3f}" if math.isfinite(self.error) else ""
+        return f"{self.mean:.3f}{error}"
+
+
+def is_above(value: float, margin: float, bound: float) -> bool | None:
+    """Whether a value known to a margin is above a bound; None where it may be either.
+
+    Parameters
+    ----------
+    value, margin, bound : float
+
+    Returns
+    -------
+    bool or None
+    """
+    if value - margin > bound:
+        return True
+    return False if value + margin <= bound else None
+
+
+def all_hold(verdicts: Iterable[bool | None]) -> bool | None:
+    """Whether all of some statements hold; None where one is open and none is false."""
+    found = list(verdicts)
+    if False in found:
+        return False
+    return None if None in found else True
 
 
 def over_seeds(values: ArrayLike) -> Measured:
@@ -33,13 +67,14 @@ def over_seeds(values: ArrayLike) -> Measured:
     Parameters
     ----------
     values : (k,) array
-        One per seed, two or more.
+        One per seed; of a single one the error is infinite.
 
     Returns
     -------
     Measured
     """
     array = np.asarray(values, np.float64)
-    return Measured(
-        float(array.mean()), float(array.std(ddof=1)) / math.sqrt(len(array))
-    )
+    if len(array) < 2:
+        return Measured(float(array.mean()), math.inf)
+    error = float(array.std(ddof=1)) / math.sqrt(len(array))
+    return Measured(float(array.mean()), error)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from noisyflow import plotting
 from noisyflow.experiments import Claim
+from noisyflow.experiments.measured import Measured, all_hold, is_above, over_seeds
 from noisyflow.report import Figure, Table
 from noisyflow.representations import ClassDistances
 from noisyflow.runs import Row, RunFolder, duration
@@ -43,27 +44,10 @@ _REMEMBERED = {
     "noise 0.5": (2200, 520),
     "dropout 0.2": (39, 3.9),
 }
-# A difference that a few seeds show is one beyond so many of its standard errors; of
-# fewer seeds the standard error is itself known too badly for that.
-_CLEAR = 3.0
+# Of fewer seeds the standard error is itself known too badly to judge by it.
 _ENOUGH_SEEDS = 4
 # Of the test images: a change of fewer is called none.
 _SAME = 0.01
-
-
-class Measured(NamedTuple):
-    """A mean over seeds with its standard error."""
-
-    mean: float
-    error: float
-
-    @property
-    def is_clear(self) -> bool:
-        return abs(self.mean) > _CLEAR * self.error
-
-    def __str__(self) -> str:
-        error = f" ± {self.error:.3f}" if math.isfinite(self.error) else ""
-        return f"{self.mean:.3f}{error}"
 
 
 class Study:
@@ -135,7 +119,7 @@ class Study:
 
     def difference(self, arm: str, name: str) -> Measured:
         """A column less that of the deterministic network."""
-        return mean(self.column(arm, name) - self.column(DETERMINISTIC, name))
+        return over_seeds(self.column(arm, name) - self.column(DETERMINISTIC, name))
 
     def ratio(self, arm: str, layer: int, epoch: int = -1) -> Floats:
         """Mean distance within classes over that between classes, by seed."""
@@ -167,14 +151,6 @@ class Study:
         return ClassDistances(**fields)
 
 
-def mean(values: Floats) -> Measured:
-    """Over seeds, with its standard error; infinite of one seed."""
-    if len(values) < 2:
-        return Measured(float(values.mean()), math.inf)
-    error = float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Measured(float(values.mean()), error)
-
-
 def opening(study: Study) -> list[str]:
     """What is claimed and what was found, in words."""
     paragraphs = [_outcome(study), _protocol(study)]
@@ -195,10 +171,10 @@ def _outcome(study: Study) -> str:
     layer = NUM_LAYERS
     closest = study.small_noise[-1] if study.small_noise else study.arms[1]
     noisy, dropped = (
-        mean(study.similarity(arm, layer)) for arm in (closest, study.dropout)
+        over_seeds(study.similarity(arm, layer)) for arm in (closest, study.dropout)
     )
     before, after = (
-        mean(study.ratio(DETERMINISTIC, layer, epoch)) for epoch in (0, -1)
+        over_seeds(study.ratio(DETERMINISTIC, layer, epoch)) for epoch in (0, -1)
     )
     return (
         "The paper says that a little noise leaves the errors of a network that reads "
@@ -354,7 +330,7 @@ def _over_epochs(
             panel,
             np.array(study.epochs),
             {
-                arm: [mean(values(arm, layer, epoch)) for epoch in study.epochs]
+                arm: [over_seeds(values(arm, layer, epoch)) for epoch in study.epochs]
                 for arm in _clustering_arms(study)
             },
             top=top,
@@ -417,7 +393,7 @@ def _leaves_errors(study: Study, arm: str) -> Claim:
         f"{arm.capitalize()} leaves the test errors where they are: changed by less "
         f"than one percent of the test images ({allowed:g}), by two standard errors.",
         _change(study, arm),
-        abs(change.mean) + 2 * change.error < allowed,
+        is_above(-abs(change.mean), 2 * change.error, -allowed),
     )
 
 
@@ -428,7 +404,7 @@ def _changes_errors(study: Study, arm: str, verb: str, sign: int) -> Claim:
         f"{arm.capitalize()} {verb} the test errors{harm}: by more than three standard "
         "errors.",
         _change(study, arm),
-        sign * change.mean > 0 and change.is_clear,
+        change.is_above(0) if sign > 0 else change.is_below(0),
     )
 
 
@@ -441,7 +417,7 @@ def _change(study: Study, arm: str) -> str:
 
 def _closer_than_dropout(study: Study, arm: str) -> Claim:
     changes = {
-        layer: mean(
+        layer: over_seeds(
             study.similarity(arm, layer) - study.similarity(study.dropout, layer)
         )
         for layer in LAYERS
@@ -455,13 +431,13 @@ def _closer_than_dropout(study: Study, arm: str) -> Claim:
             f"{change.mean:+.3f} ± {change.error:.3f} (layer {layer})"
             for layer, change in changes.items()
         ),
-        all(change.mean > 0 and change.is_clear for change in changes.values()),
+        all_hold(change.is_above(0) for change in changes.values()),
     )
 
 
 def _classes_contract(study: Study, arm: str) -> Claim:
     changes = {
-        layer: mean(study.ratio(arm, layer) - study.ratio(arm, layer, 0))
+        layer: over_seeds(study.ratio(arm, layer) - study.ratio(arm, layer, 0))
         for layer in LAYERS
     }
     return Claim(
@@ -469,18 +445,18 @@ def _classes_contract(study: Study, arm: str) -> Claim:
         "those between classes, in every hidden layer, by more than three standard "
         "errors.",
         ", ".join(
-            f"{mean(study.ratio(arm, layer, 0)).mean:.3f} → "
-            f"{mean(study.ratio(arm, layer)).mean:.3f} ({change.mean:+.3f} ± "
+            f"{over_seeds(study.ratio(arm, layer, 0)).mean:.3f} → "
+            f"{over_seeds(study.ratio(arm, layer)).mean:.3f} ({change.mean:+.3f} ± "
             f"{change.error:.3f}, layer {layer})"
             for layer, change in changes.items()
         ),
-        all(change.mean < 0 and change.is_clear for change in changes.values()),
+        all_hold(change.is_below(0) for change in changes.values()),
     )
 
 
 def _entropy_falls(study: Study, arm: str) -> Claim:
     name = _binned(JUDGED_WIDTH)
-    change = mean(
+    change = over_seeds(
         study.column(arm, name, NUM_LAYERS) - study.column(arm, name, NUM_LAYERS, 0)
     )
     return Claim(
@@ -489,12 +465,12 @@ def _entropy_falls(study: Study, arm: str) -> Claim:
         f"{change.mean:+.4f} ± {change.error:.4f} nats, to "
         f"{study.column(arm, name, NUM_LAYERS).mean():.4f} of log "
         f"{study.num_measured} = {math.log(study.num_measured):.4f}",
-        change.mean < 0 and change.is_clear,
+        change.is_below(0),
     )
 
 
 def _unit_entropy_falls(study: Study, arm: str) -> Claim:
-    change = mean(
+    change = over_seeds(
         study.column(arm, "unit_entropy", NUM_LAYERS)
         - study.column(arm, "unit_entropy", NUM_LAYERS, 0)
     )
@@ -505,7 +481,7 @@ def _unit_entropy_falls(study: Study, arm: str) -> Claim:
         "errors (not in the paper).",
         f"{change.mean:+.4f} ± {change.error:.4f} nats, to "
         f"{study.column(arm, 'unit_entropy', NUM_LAYERS).mean():.4f}",
-        change.mean < 0 and change.is_clear,
+        change.is_below(0),
     )
 
 
@@ -586,7 +562,7 @@ def difference_table(study: Study) -> Table:
             for name in ("test_errors", "disturbed_test_errors", "test_loss")
         )
         # The deterministic network has no noise to be on.
-        on = mean(
+        on = over_seeds(
             study.column(arm, "disturbed_test_errors")
             - study.column(DETERMINISTIC, "test_errors")
         )
@@ -632,7 +608,7 @@ def similarity_table(study: Study) -> Table:
     rows = [
         [
             ANOTHER_SEED if arm == DETERMINISTIC else arm,
-            *(str(mean(study.similarity(arm, layer))) for layer in LAYERS),
+            *(str(over_seeds(study.similarity(arm, layer))) for layer in LAYERS),
         ]
         for arm in (*study.arms[1:], DETERMINISTIC)
     ]
@@ -662,7 +638,7 @@ def clustering_table(study: Study) -> Table:
     rows = []
     for arm in study.arms:
         for layer in LAYERS:
-            ratio = mean(study.ratio(arm, layer))
+            ratio = over_seeds(study.ratio(arm, layer))
             rows.append(
                 [
                     arm,
@@ -670,11 +646,11 @@ def clustering_table(study: Study) -> Table:
                     f"{study.ratio(arm, layer, 0).mean():.3f} → {ratio}",
                     *(
                         f"{study.column(arm, _binned(width), layer, 0).mean():.3f} → "
-                        f"{mean(study.column(arm, _binned(width), layer))}"
+                        f"{over_seeds(study.column(arm, _binned(width), layer))}"
                         for width in BIN_WIDTHS
                     ),
                     f"{study.column(arm, 'unit_entropy', layer, 0).mean():.3f} → "
-                    f"{mean(study.column(arm, 'unit_entropy', layer))}",
+                    f"{over_seeds(study.column(arm, 'unit_entropy', layer))}",
                 ]
             )
     return Table(

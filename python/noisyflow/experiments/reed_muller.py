@@ -76,7 +76,7 @@ class Config:
         If a setting is not allowed.
     """
 
-    num_repetitions: int = 6
+    num_repetitions: int = 4
     max_samples: int = 100_000
     seed: int = 0
     device: str = "cpu"

@@ -374,5 +374,5 @@ def summary(study: Study) -> str:
         f"{study.column(long, n).mean() - shift:.4f} nats, exact "
         f"{long.information:.4f}\n"
         f"  {verdicts.count(True)} of {len(verdicts)} statements hold, "
-        f"{verdicts.count(None)} not judged"
+        f"{verdicts.count(None)} undecided"
     )

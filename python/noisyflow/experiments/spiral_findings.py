@@ -189,5 +189,5 @@ def summary(study: Study) -> str:
         f"spiral: entropy {source.entropy:.4f} nats; error of noisyflow at n = {n}: "
         f"{off.mean():+.4f}\n"
         f"  {verdicts.count(True)} of {len(verdicts)} statements hold, "
-        f"{verdicts.count(None)} not judged"
+        f"{verdicts.count(None)} undecided"
     )

@@ -205,11 +205,13 @@ class Study:
             values.append(self._known[key])
         return Spread(tuple(values))
 
-    def difference(self, arm: str, other: str, measure: Measure) -> Spread:
-        """A measure of one arm minus that of another, seed by seed."""
+    def difference(
+        self, arm: str, other: str, measure: Measure, *, share: float = 1.0
+    ) -> Spread:
+        """A measure of one arm minus a share of that of another, seed by seed."""
         first, second = self.spread(arm, measure), self.spread(other, measure)
         pairs = zip(first.values, second.values, strict=True)
-        return Spread(tuple(one - two for one, two in pairs))
+        return Spread(tuple(one - share * two for one, two in pairs))
 
 
 def run(

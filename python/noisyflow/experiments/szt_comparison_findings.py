@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyflow import plotting, report, representations
-from noisyflow.experiments import Claim, binned
+from noisyflow.experiments import Claim, binned, measured
 from noisyflow.experiments.szt_comparison import Measure, Spread, Study
 from noisyflow.experiments.szt_findings import (
     SCATTER_INPUTS,
@@ -121,6 +121,8 @@ def is_below(
 ) -> Claim:
     """A claim that a mean over seeds is below a bound at 95 % confidence, one-sided.
 
+    It is false where the mean is above the bound with the same confidence, else open.
+
     Parameters
     ----------
     statement : str
@@ -134,16 +136,16 @@ def is_below(
     -------
     Claim
     """
-    held = difference.mean + difference.margin < bound
-    return Claim(statement, spread_text(difference, unit), bool(held))
+    holds = measured.is_above(-difference.mean, difference.margin, -bound)
+    return Claim(statement, spread_text(difference, unit), holds)
 
 
 def is_above(
     statement: str, difference: Spread, unit: str, *, bound: float = 0.0
 ) -> Claim:
     """The same for above."""
-    held = difference.mean - difference.margin > bound
-    return Claim(statement, spread_text(difference, unit), bool(held))
+    holds = measured.is_above(difference.mean, difference.margin, bound)
+    return Claim(statement, spread_text(difference, unit), holds)
 
 
 def spread_text(spread: Spread, unit: str) -> str:
