@@ -279,8 +279,9 @@ def correlation_table(courses: Mapping[str, BinnedCourse]) -> Table:
             "epochs that count (Pearson)",
         ],
         rows,
-        "The intervals are Fisher's for the effective number of epochs, which is that "
-        "of independent pairs that would say as much: neighbouring epochs are alike "
+        "Of one network each, of the first seed. The intervals are Fisher's for the "
+        "effective number of epochs, which is that of independent pairs that would say "
+        "as much, for courses that are stationary: neighbouring epochs are alike "
         "(Bartlett's formula with the autocorrelations of both courses). Where "
         "I(X;T_l) hardly varies, its correlation is one of measurement errors.",
     )

@@ -153,7 +153,8 @@ def spread_text(spread: Spread, unit: str) -> str:
     scale = 100 if unit in (" %", " points") else 1
     return (
         f"{scale * spread.mean:+.2f} ± {scale * spread.standard_error:.2f}{unit} over "
-        f"{len(spread.values)} seeds (one-sided 95 %: {scale * spread.margin:.2f})"
+        f"{len(spread.values)} seeds, known to {scale * spread.margin:.2f} on either "
+        "side at 95 %"
     )
 
 
@@ -205,7 +206,7 @@ def figures(
     study : Study
     folder : RunFolder
     courses : mapping of str to BinnedCourse
-        Of the networks measured at many epochs, by the titles of their arms.
+        Of the first seed's networks, by the titles of their arms.
     titles : mapping of str to str
         What each arm is called in figures.
 
@@ -220,7 +221,7 @@ def figures(
         binned.bin_width_figure(folder, courses),
     ]
     for arm in study.arms:
-        config, results = study.tracked(arm)
+        config, results = study.first(arm)
         wanted = scatter_epochs(config.epochs)
         shown = sorted({results.nearest(epoch) for epoch in wanted})
         made.append(
@@ -267,9 +268,9 @@ def _history_figure(
             axes,
             {
                 titles[arm]: (
-                    study.tracked(arm)[1].epochs,
-                    study.tracked(arm)[1].history[f"train_{quantity}"],
-                    study.tracked(arm)[1].history[f"test_{quantity}"],
+                    study.first(arm)[1].epochs,
+                    study.first(arm)[1].history[f"train_{quantity}"],
+                    study.first(arm)[1].history[f"test_{quantity}"],
                 )
                 for arm in study.arms
             },
@@ -291,13 +292,14 @@ def _distances_figure(
     columns = len(study.arms)
     figure, panels = plotting.new_figure(2 + 5 * columns, 4.4, columns=columns)
     for axes, arm in zip(panels, study.arms, strict=True):
-        config, results = study.tracked(arm)
+        config, results = study.first(arm)
         distances = _distances(config, results, -1)
         plotting.distance_histograms(axes, distances, title=titles[arm])
     return Figure(
         folder.save_figure("distances.png", plotting.png(figure)),
         "Distances between outputs of the last hidden layer at the end, within and "
-        f"between the two classes. Seed {study.config.seed}.",
+        "between the two classes; dashed lines: their means. Seed "
+        f"{study.config.seed}.",
     )
 
 
@@ -318,7 +320,7 @@ def layers_table(study: Study, titles: Mapping[str, str]) -> Table:
     """
     rows = []
     for arm in study.arms:
-        _, results = study.tracked(arm)
+        _, results = study.first(arm)
         course = results.metrics["mutual_information"]
         errors = results.metrics["standard_error"]
         for layer in range(results.num_layers):
@@ -349,7 +351,7 @@ def layers_table(study: Study, titles: Mapping[str, str]) -> Table:
         "± in the columns of one seed: one standard error of the measurement; over "
         "seeds: of the mean over seeds. The fall is from the largest logged value, "
         "which chance raises: a course that stays level shows a fall of the order of "
-        "its standard error. The other seeds are logged at fewer epochs.",
+        "its standard error.",
     )
 
 
@@ -394,6 +396,7 @@ def end_table(
         f"At the end, mean over {len(study.seeds)} seeds ± its standard error",
         ["what", *columns],
         rows,
+        "Differences of percentages are in points.",
     )
 
 
@@ -454,6 +457,7 @@ def write(
     opening: str,
     claims: Sequence[Claim],
     courses: Mapping[str, binned.BinnedCourse],
+    claims_title: str = "What the paper says",
     saturates: bool = True,
 ) -> str:
     """Makes figures, tables and the report of a comparison.
@@ -469,7 +473,10 @@ def write(
     opening : str
         What the paper claims, and how claims are judged.
     claims : sequence of Claim
+        Left open where the run is too short for them.
     courses : mapping of str to BinnedCourse
+    claims_title : str
+        Heading of the claims.
     saturates : bool
         Whether the activation is bounded.
 
@@ -480,13 +487,24 @@ def write(
     """
     binned.save(folder, courses)
     config = study.config
-    judged = [claim for claim in claims if claim.holds is not None]
-    held = sum(claim.holds is True for claim in judged)
+    if not study.is_long_enough:
+        claims = [
+            Claim(claim.statement, f"{claim.measured} (too short a run)", None)
+            for claim in claims
+        ]
+    verdicts = [claim.holds for claim in claims]
+    outcome = (
+        f"{verdicts.count(True)} of {len(claims)} statements hold, "
+        f"{verdicts.count(False)} do not, {verdicts.count(None)} are undecided"
+    )
     parts: list[Part] = [
-        f"{opening} Of the {len(judged)} statements below that this run can judge, "
-        f"{held} hold. Information is in nats.",
+        f"{opening} Here networks are trained for {config.epochs:,} passes (the paper: "
+        f"10,000), {config.num_seeds} seeds in each arm. A statement about means over "
+        "seeds holds, or does not, where Student's t says so at 95 % confidence, and "
+        f"is undecided between. {outcome}. Information is in nats.",
         *figures(study, folder, courses, titles),
-        report.claims_table("What the paper says", claims),
+        report.claims_table(claims_title, claims),
+        report.claims_table("Checks of the measurement", measurement_claims(study)),
         layers_table(study, titles),
         end_table(study, titles, saturates=saturates),
         binned.correlation_table(courses),
@@ -506,7 +524,7 @@ def write(
         ),
     ]
     report.write_page(folder, title, parts)
-    lines = [f"  {held} of {len(judged)} statements hold"]
+    lines = [f"  {outcome}"]
     for arm in study.arms:
         values = " ".join(
             f"{study.spread(arm, information(layer)).mean:.2f}" for layer in range(1, 6)
@@ -522,7 +540,7 @@ def write(
 def tracked_courses(
     study: Study, titles: Mapping[str, str]
 ) -> dict[str, binned.BinnedCourse]:
-    """Binned entropies of the networks measured at many epochs, by their arms' titles.
+    """Binned entropies of the first seed's networks, by their arms' titles.
 
     Parameters
     ----------
@@ -533,4 +551,4 @@ def tracked_courses(
     -------
     dict of str to BinnedCourse
     """
-    return {titles[arm]: binned.measure(*study.tracked(arm)) for arm in study.arms}
+    return {titles[arm]: binned.measure(*study.first(arm)) for arm in study.arms}
