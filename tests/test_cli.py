@@ -6,6 +6,7 @@ Runs are small (a dozen epochs) but whole: real training, real tracking, real fi
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
@@ -287,8 +288,20 @@ def test_a_folder_that_cannot_be_made_is_named(
         (["run", "szt", "--set", "epochs"], "must be NAME=VALUE, got 'epochs'"),
         (
             ["run", "szt", "--set", "wings=2"],
-            "szt has no --wings; its settings are act",
+            "szt has no setting wings; its settings a",
         ),
+        (
+            ["run", "szt", "--set", "epoch=2"],
+            "no setting epoch, did you mean epochs? i",
+        ),
+        (["run", "szt", "--set", "learning_rate=nan"], "learning_rate must be finite"),
+        (
+            ["run", "bottleneck", "--set", "betas=0"],
+            "betas must be a list of numbers, s",
+        ),
+        (["run", "szt", "--out", ""], "must name a folder, got an empty name"),
+        (["run", "mnist", "--data", ""], "must name a folder, got an empty name"),
+        (["list", "szzt"], "unknown experiment 'szzt', did you mean szt?"),
         (["run", "szt", "--set", "epochs=x"], "epochs must be an integer, got str"),
         (["run", "szt", "--seed", "1", "--set", "seed=1"], "seed is given twice"),
         (["run", "szt", "--epochs", "1"], "epochs must be at least 2, got 1"),
@@ -798,3 +811,20 @@ def test_a_report_of_one_epoch_shows_points_and_no_epoch_twice(
     _, (axes,) = plotting.new_figure(4, 4)
     plotting.history(axes, single.epochs, *[np.ones(1)] * 2, name="loss")
     assert all(line.get_marker() == "o" for line in axes.lines)
+
+
+def test_list_shows_the_settings_of_an_experiment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["list", "szt"]) == 0
+    said = capsys.readouterr().out
+    assert "epochs              10000 (--quick: 600)\n" in said
+    assert said.count("\n") == 1 + len(dataclasses.fields(szt.Config))
+
+
+def test_names_of_few_epochs_do_not_touch() -> None:
+    _, (axes,) = plotting.new_figure(4, 4)
+    epochs = np.array([1, 3, 13, 24, 45, 84, 159, 299])
+    plotting.history(axes, epochs, *[np.ones(8)] * 2, name="loss")
+    names = [text.get_text() for text in axes.get_xticklabels()]
+    assert names == ["3", "24", "84", "299"]

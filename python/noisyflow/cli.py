@@ -10,6 +10,7 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import difflib
 import logging
 import os
 import signal
@@ -51,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _ignore_interrupts(is_whole_process)
         except KeyboardInterrupt:
             _ignore_interrupts(is_whole_process)
-            code = _fail("stopped; the same command takes up what was saved", 130)
+            code = _fail(
+                "stopped; the same command takes up what was saved, if anything was",
+                130,
+            )
     except KeyboardInterrupt:  # again, before the first was dealt with
         _ignore_interrupts(is_whole_process)
         code = 130
@@ -82,9 +86,7 @@ def _command(arguments: Sequence[str] | None) -> int:
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     if command == "list":
-        for name, summary in EXPERIMENTS.items():
-            print(f"{name:<19}{summary}")
-        return 0
+        return _list(**options)
     if command == "plan":
         return _plan(**options)
     if command == "estimate":
@@ -96,6 +98,28 @@ def _command(arguments: Sequence[str] | None) -> int:
     if command == "gallery":
         return _gallery(**options)
     return _run(**options)
+
+
+def _list(experiment: str | None) -> int:
+    """Prints the experiments, or the settings of one."""
+    if experiment is None:
+        for name, summary in EXPERIMENTS.items():
+            print(f"{name:<19}{summary}")
+        return 0
+    try:
+        with _ends_at_once_on_interrupt():
+            module = load(experiment)
+        full, quick = module.configure(), module.configure(quick=True)
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        return _fail(_is_missing(error), 2)
+    print(f"{experiment}: {EXPERIMENTS[experiment]}; --set NAME=VALUE")
+    for field in dataclasses.fields(full):
+        value, brief = (getattr(config, field.name) for config in (full, quick))
+        shown = f"{value} (--quick: {brief})" if brief != value else f"{value}"
+        print(f"  {field.name:<20}{shown}")
+    return 0
 
 
 def _plan(json: bool, **settings: float | None) -> int:
@@ -193,13 +217,18 @@ def _run(
         return _fail(str(error), 2)
     except ModuleNotFoundError as error:
         return _fail(_is_missing(error), 2)
-    allowed = {field.name for field in dataclasses.fields(module.Config)}
+    allowed = sorted(field.name for field in dataclasses.fields(module.Config))
     for name in given:
         if name not in allowed:
-            option = "orthonormal" if name == "orthonormal_rate" else name
+            what = f"setting {name}"
+            if name in settings:
+                option = "orthonormal" if name == "orthonormal_rate" else name
+                what = f"--{option.replace('_', '-')}"
+            near = difflib.get_close_matches(name, allowed, 1)
+            guess = f", did you mean {near[0]}?" if near else ";"
             return _fail(
-                f"{experiment} has no --{option.replace('_', '-')}; its settings are "
-                f"{', '.join(sorted(allowed))}",
+                f"{experiment} has no {what}{guess} its settings are "
+                f"{', '.join(allowed)}",
                 2,
             )
     try:
@@ -210,6 +239,8 @@ def _run(
         finished = module.run(config, out)
     except RunError as error:
         return _fail(str(error), 2)
+    except MemoryError:
+        return _fail("this run needs more memory than there is", 1)
     return 0 if finished else 130
 
 
@@ -328,14 +359,23 @@ def _count(text: str) -> int:
 
 def _setting(text: str) -> tuple[str, object]:
     """NAME=VALUE: a number, a list of numbers, or else a word."""
-    name, equals, value = text.partition("=")
-    name = name.strip().replace("-", "_")
+    name, equals, value = (part.strip() for part in text.partition("="))
+    name = name.replace("-", "_")
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
     try:
-        return name, ast.literal_eval(value.strip())
+        return name, ast.literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return name, value.strip()
+        with contextlib.suppress(ValueError):
+            return name, float(value)  # nan and inf, to be told what they are
+        return name, value
+
+
+def _folder(text: str) -> Path:
+    """A folder's name, which `Path` takes for `.` where it is empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("must name a folder, got an empty name")
+    return Path(text)
 
 
 def _rate(text: str) -> float:
@@ -359,7 +399,13 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"noisyflow {__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="show what can be run")
+    listing = commands.add_parser(
+        "list",
+        help="show what can be run, or the settings of one experiment",
+    )
+    listing.add_argument(
+        "experiment", nargs="?", help="its settings and their defaults"
+    )
     commands.add_parser(
         "check",
         help="show what can be used on this machine, and why not the rest",
@@ -380,13 +426,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--quick",
         action="store_true",
-        help="a run of about a minute; szt: 600 epochs unless --epochs says otherwise",
+        help="a run of about a minute, too short for many statements to be judged; "
+        "szt: 600 epochs unless --epochs says otherwise",
     )
     run.add_argument(
         "--epochs",
         type=int,
         metavar="N",
-        help="szt: passes over the data (default: 10000)",
+        help="passes over the data, where networks are trained by passes; szt "
+        "(default: 10000)",
     )
     run.add_argument(
         "--seed", type=int, metavar="S", help="0 or more, below 2^63 (default: 0)"
@@ -395,8 +443,8 @@ def _parser() -> argparse.ArgumentParser:
         "--noise-std",
         type=float,
         metavar="B",
-        help="szt: noise of every hidden layer (default: 0.005); bottleneck: of its "
-        "noisy layer (default: 0.25)",
+        help="noise, where an experiment has one; szt: of every hidden layer (default: "
+        "0.005), bottleneck: of its noisy layer (default: 0.25)",
     )
     run.add_argument(
         "--activation",
@@ -416,11 +464,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--device",
         metavar="D",
-        help="where networks, data and estimates are: cpu, cuda, cuda:1, ... (default: "
-        "cpu)",
+        help="where networks, data and estimates are, if there are networks: cpu, "
+        "cuda, cuda:1, ... (default: cpu)",
     )
     run.add_argument(
         "--data",
+        type=lambda text: str(_folder(text)),
         metavar="DIR",
         help="mnist: folder with MNIST's IDX files (default: scikit-learn's digits)",
     )
@@ -431,12 +480,11 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other setting of the experiment, as its report names it; may be "
-        "repeated",
+        help="any setting that `noisyflow list EXPERIMENT` shows; may be repeated",
     )
     run.add_argument(
         "--out",
-        type=Path,
+        type=_folder,
         metavar="DIR",
         help="output folder (default: runs/NAME, or runs/NAME-quick)",
     )

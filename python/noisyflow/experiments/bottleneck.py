@@ -114,6 +114,11 @@ class Config:
                 f" {noise_std:g}"
             )
         object.__setattr__(self, "noise_std", noise_std)
+        if not isinstance(self.betas, (list, tuple)):
+            raise TypeError(
+                "betas must be a list of numbers, such as [0, 0.1], got "
+                f"{type(self.betas).__name__}"
+            )
         betas = tuple(as_real("betas", beta) for beta in self.betas)
         if len(betas) < 2 or betas[0] != 0 or list(betas) != sorted(set(betas)):
             raise ValueError(

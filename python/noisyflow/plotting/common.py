@@ -30,6 +30,7 @@ METHOD_STYLES: tuple[dict[str, Any], ...] = (
 )
 # Up to this many epochs every one is marked: a line through one point is invisible.
 FEW = 12
+_LEAST_GAP = 0.2  # of an axis, between the names of two epochs
 
 
 def new_figure(
@@ -143,6 +144,16 @@ def last_shown(epochs: Sequence[int] | Array) -> float:
     return float(max(1.02 * epochs[-1], epochs[0] + 1))
 
 
+def _apart(epochs: Sequence[int] | Array) -> list[int]:
+    """Epochs whose names do not touch on a logarithmic axis; the last is one."""
+    least = max(1.0, (epochs[-1] / epochs[0]) ** _LEAST_GAP)
+    shown = [int(epochs[-1])]
+    for epoch in reversed(epochs[:-1]):
+        if shown[-1] >= least * epoch:
+            shown.append(int(epoch))
+    return shown[::-1]
+
+
 def epoch_axis(axes: Axes, epochs: Sequence[int] | Array) -> Axes:
     """A logarithmic horizontal axis named `epoch`."""
     from matplotlib.ticker import LogFormatter
@@ -154,7 +165,8 @@ def epoch_axis(axes: Axes, epochs: Sequence[int] | Array) -> Axes:
         axes.xaxis.set_major_formatter(LogFormatter())
     else:
         axes.minorticks_off()
-        axes.set_xticks(list(epochs), [str(epoch) for epoch in epochs])
+        shown = _apart(epochs)
+        axes.set_xticks(shown, [str(epoch) for epoch in shown])
     axes.set_xlabel("epoch", fontsize=13)
     axes.tick_params(labelsize=12)
     return axes
