@@ -469,10 +469,16 @@ def _compute(
             rows, kept = rows + more, {**kept, **arrays_now}
     if not math.isfinite(rows[-1]["train_loss"]):
         raise RunError(f"training diverged: {cell.name}")
-    compared, similarities = _compared(config, images, cell, network, arrays)
+    recomputed = _calibrated(config, images, cell.arm, network)
+    (_, recomputed_errors) = _evaluated(recomputed, *_on(config.device, images.test))
+    disturbed_errors = _disturbed_errors(config, images, network)
+    compared, similarities = _compared(
+        config, images, cell, {"": network, "recomputed_": recomputed}, arrays
+    )
     for row in rows[-NUM_LAYERS:]:
-        row["similarity"] = compared.get(row["layer"], math.nan)
-        row["disturbed_test_errors"] = _disturbed_errors(config, images, network)
+        row["recomputed_test_errors"] = recomputed_errors
+        row["disturbed_test_errors"] = disturbed_errors
+        row.update(compared.get(row["layer"], {}))
     history: Row = {
         "arm": cell.arm.name,
         "repetition": cell.repetition,
@@ -497,22 +503,25 @@ def _network(config: Config, images: TrainTest, arm: Arm, seed: int) -> Network:
 def _calibrated(
     config: Config, images: TrainTest, arm: Arm, network: Network
 ) -> Network:
-    """A copy whose normalisations know the training images, as after an epoch.
+    """A copy whose normalisations know the training images, noise and dropout off.
 
-    Before training they would let all activations near zero.
+    Before training they would let all activations near zero. After training they know
+    activations with noise or dropout on, before pooling and of weights of the last few
+    batches: not what they normalise when a network is measured.
     """
     copy = _network(config, images, arm, seed=0)
     copy.load_state_dict(network.state_dict())
     copy.eval()
     for norm in copy.norms:
         assert isinstance(norm, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)
+        norm.reset_running_stats()
         norm.train()
         norm.momentum = None  # the mean over all batches
     (inputs, _) = _on(config.device, images.train)
-    size = min(_MOST_IMAGES, len(inputs))
     with torch.no_grad():
-        for start in range(0, len(inputs) - size + 1, size):
-            copy(inputs[start : start + size])
+        for part in inputs.tensor_split(math.ceil(len(inputs) / _MOST_IMAGES)):
+            copy(part)
+    copy.eval()
     return copy
 
 
@@ -562,7 +571,8 @@ def _measured(
                 "train_loss": train_loss,
                 "test_loss": test_loss,
                 "test_errors": test_errors,
-                "disturbed_test_errors": math.nan,  # after training
+                "recomputed_test_errors": math.nan,  # these two after training
+                "disturbed_test_errors": math.nan,
                 "within": distances.mean_within,
                 "between": distances.mean_between,
                 **{
@@ -570,7 +580,8 @@ def _measured(
                     for width in BIN_WIDTHS
                 },
                 "unit_entropy": _unit_entropy(clean),
-                "similarity": math.nan,  # after training
+                "similarity": math.nan,  # these two after training
+                "recomputed_similarity": math.nan,
             }
         )
         if cell.repetition == 0 and epoch in (0, config.epochs):
@@ -633,27 +644,28 @@ def _compared(
     config: Config,
     images: TrainTest,
     cell: Cell,
-    network: Network,
+    networks: Mapping[str, Network],
     arrays: Mapping[str, NDArray[Any]],
-) -> tuple[dict[int, float], dict[str, NDArray[Any]]]:
-    """Mean similarity with a deterministic network, by layer, and what is kept.
+) -> tuple[dict[int, Row], dict[str, NDArray[Any]]]:
+    """Mean similarities with a deterministic network, by layer, and what is kept.
 
     That of the same seed, or, of a deterministic network, the one of the seed before.
-    Deterministic networks are kept whole; of the first comparison of a kind, the
-    similarity of every image.
+    Both as trained, and both with their normalisation recomputed. Deterministic
+    networks are kept whole; of the first comparison of a kind, the similarity of every
+    image, as trained.
     """
     is_deterministic = cell.arm.name == DETERMINISTIC
     kept: dict[str, NDArray[Any]] = {}
     other = cell.repetition
     if is_deterministic:
-        for name, tensor in network.state_dict().items():
+        for name, tensor in networks[""].state_dict().items():
             value = tensor.detach().cpu().contiguous().numpy()
             kept[f"network.{cell.repetition}.{name}"] = value
         if cell.repetition == 0:
             return {}, kept
         other -= 1
-    prefix = f"network.{other}."
-    reference = _network(config, images, Arm(DETERMINISTIC), seed=0)
+    prefix, arm = f"network.{other}.", Arm(DETERMINISTIC)
+    reference = _network(config, images, arm, seed=0)
     reference.load_state_dict(
         {
             name.removeprefix(prefix): torch.from_numpy(value)
@@ -661,19 +673,25 @@ def _compared(
             if name.startswith(prefix)
         }
     )
-    means = {}
-    pairs = zip(
-        _representations(config, images, network),
-        _representations(config, images, reference),
-        strict=True,
-    )
-    for layer, (own, its) in enumerate(pairs, 1):
-        similarity = cosine_similarity(own, its)
-        means[layer] = float(similarity.mean())
-        if other == 0:
-            name = ANOTHER_SEED if is_deterministic else cell.arm.name
-            kept[f"similarity.{name}.{layer}"] = similarity
-    return means, kept
+    references = {
+        "": reference,
+        "recomputed_": _calibrated(config, images, arm, reference),
+    }
+    columns: dict[int, Row] = {}
+    for reading, network in networks.items():
+        pairs = zip(
+            _representations(config, images, network),
+            _representations(config, images, references[reading]),
+            strict=True,
+        )
+        for layer, (own, its) in enumerate(pairs, 1):
+            similarity = cosine_similarity(own, its)
+            row = columns.setdefault(layer, {})
+            row[f"{reading}similarity"] = float(similarity.mean())
+            if other == 0 and not reading:
+                name = ANOTHER_SEED if is_deterministic else cell.arm.name
+                kept[f"similarity.{name}.{layer}"] = similarity
+    return columns, kept
 
 
 def _plan(config: Config, described: Mapping[str, NDArray[Any]]) -> str:

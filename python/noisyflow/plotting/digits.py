@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 def errors_by_network(
     axes: Axes,
-    errors: Mapping[str, Array],
-    disturbed: Mapping[str, Array],
+    errors: Mapping[str, Mapping[str, Array]],
     *,
     num_images: int,
     title: str,
 ) -> Axes:
     """Errors of several kinds of networks: every seed, mean and standard deviation.
 
+    The caller adds a legend, `legend_above`.
+
     Parameters
     ----------
     axes : Axes
-    errors : mapping of str to (seeds,) array
-        Numbers of errors, noise and dropout off; filled.
-    disturbed : mapping of str to (seeds,) array
-        The same with noise and dropout on, of some of the networks; hollow.
+    errors : mapping of str to mapping of str to (seeds,) array
+        By the way they were counted, up to three, and by network, numbers of errors.
+        The first way has all networks; the last is hollow.
     num_images : int
         How many could be wrong; the scale is their share in percent.
     title : str
@@ -40,21 +40,17 @@ def errors_by_network(
         Logarithmic, as noise may do harm many times over; no error at all is drawn at
         a quarter of one image.
     """
-    shift = 0.14
     share = 100 / num_images
     least = 0.25 * share
-    for place, name in enumerate(errors):
-        for values, side, style in (
-            (errors.get(name), -shift, METHOD_STYLES[0]),
-            (disturbed.get(name), shift, METHOD_STYLES[1]),
-        ):
-            if values is None:
-                continue
-            is_hollow = side > 0
-            at = place + (side if name in disturbed else 0.0)
-            spread = np.linspace(-0.07, 0.07, len(values))
+    names = list(next(iter(errors.values())))
+    styles = (METHOD_STYLES[0], METHOD_STYLES[2], METHOD_STYLES[1])
+    for number, (way, by_network) in enumerate(errors.items()):
+        style, is_hollow = styles[number], number == len(errors) - 1
+        for name, values in by_network.items():
+            num_ways = sum(name in other for other in errors.values())
+            at = names.index(name) + 0.24 * (number - (num_ways - 1) / 2)
             axes.plot(
-                at + spread,
+                at + np.linspace(-0.06, 0.06, len(values)),
                 np.maximum(values * share, least),
                 ".",
                 color=style["color"],
@@ -73,24 +69,21 @@ def errors_by_network(
                 markersize=8,
                 linewidth=2,
                 capsize=4,
-                label=f"noise or dropout {'on' if is_hollow else 'off'}"
-                if place == 1
-                else None,
+                label=way if name == next(iter(by_network)) else None,
             )
     axes.set_yscale("log")
-    axes.set_xticks(range(len(errors)), list(errors))
+    axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("errors, in percent of the images", fontsize=13)
     (low, high) = axes.get_ylim()
     ticks = [k * 10.0**e for e in range(-3, 3) for k in (1, 2, 5)]
     shown = [tick for tick in ticks if low <= tick <= high]
     axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
     axes.minorticks_off()
-    axes.set_ylim(low, min(high * 1.6, 100))  # room for the legend
+    axes.set_ylim(low, high)
     axes.set_title(title, fontsize=14)
     axes.tick_params(labelsize=12)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=12, frameon=False, loc="upper left")
     return axes
 
 

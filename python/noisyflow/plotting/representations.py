@@ -314,6 +314,8 @@ def similarity_histograms(
 ) -> Axes:
     """Cosine similarities of pairs of networks, a histogram for each pair.
 
+    The caller adds a legend, `legend_above` for one or several of these.
+
     Parameters
     ----------
     axes : Axes
@@ -340,13 +342,11 @@ def similarity_histograms(
             color=colors[number],
             linewidth=2,
             linestyle=_LINE_STYLES[number % len(_LINE_STYLES)],
-            label=f"{name}: mean {values.mean():.3f}",
+            label=name,
         )
-    # Room for the legend: a line takes about a tenth of the height.
-    axes.set_ylim(0, highest / max(0.3, 0.95 - 0.1 * len(similarities)))
+    axes.set_ylim(0, 1.05 * highest)
     axes.set_xlim(low, 1)
     axes.set_ylabel("share of inputs, in %", fontsize=13)
-    axes.legend(loc="upper left", fontsize=12, frameon=False)
     return _plain(axes, "cosine similarity", title)
 
 
