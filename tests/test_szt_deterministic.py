@@ -169,6 +169,14 @@ def test_both_networks_begin_alike_and_only_one_has_noise(study: Study) -> None:
     assert 0 < apart < 0.1 * np.abs(quiet - first).max()
 
 
+def test_answers_are_those_whose_accuracy_was_logged(study: Study) -> None:
+    for right, results in zip(
+        study.are_right, (study.deterministic, study.noisy), strict=True
+    ):
+        assert right.mean() == pytest.approx(results.history["test_accuracy"][-1])
+        assert len(right) == 819
+
+
 def test_information_without_noise_is_constant_and_claimed(study: Study) -> None:
     assert (study.deterministic.metrics["mutual_information"] == np.log(4096)).all()
     assert (study.deterministic.metrics["standard_error"] == 0).all()

@@ -7,18 +7,20 @@ the noisy one it is that of one output for each input.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from noisyflow import datasets, plotting
 from noisyflow.experiments import Claim, binned
 from noisyflow.experiments.correlation import correlation
-from noisyflow.experiments.szt_findings import extreme
+from noisyflow.experiments.measured import Measured, is_above, over_seeds
+from noisyflow.experiments.szt_findings import by_two_errors, extreme, fall
 from noisyflow.experiments.szt_network import CEILING, SIZES, layer_outputs
 from noisyflow.experiments.szt_network import Config as NetworkConfig
 from noisyflow.experiments.szt_without_noise import (
@@ -28,6 +30,7 @@ from noisyflow.experiments.szt_without_noise import (
     separations,
 )
 from noisyflow.experiments.tracked_figures import information_plane
+from noisyflow.nn import NoisyMLP
 from noisyflow.report import (
     Figure,
     Part,
@@ -37,6 +40,7 @@ from noisyflow.report import (
     work_table,
 )
 from noisyflow.runs import Results, Row, RunFolder, table_bytes, write_atomically
+from noisyflow.training import set_parameters
 
 if TYPE_CHECKING:
     from noisyflow.experiments.szt_deterministic import Config
@@ -126,6 +130,23 @@ class Study:
         )
 
     @cached_property
+    def are_right(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Whether each test input is classified as it should be, noise off.
+
+        At the last epoch; the network without noise first.
+        """
+        _, test = datasets.split(datasets.szt(), seed=self.config.seed)
+        inputs = torch.from_numpy(test.inputs)
+        found = []
+        for results in (self.deterministic, self.noisy):
+            network = NoisyMLP(SIZES, noise_std=self.config.noise_std).eval()
+            set_parameters(network, results.parameters[-1])
+            with torch.no_grad():
+                answers = network(inputs).argmax(dim=1).numpy()
+            found.append(answers == test.labels)
+        return found[0], found[1]
+
+    @cached_property
     def separations(self) -> list[list[Separation]]:
         """How far apart the outputs without noise are, by epoch and layer."""
         return [separations(vector) for vector in self.deterministic.parameters]
@@ -193,7 +214,7 @@ def plot(study: Study, folder: RunFolder) -> list[Figure]:
             "Entropy of the binned layers, H(Bin(T_l)), over epochs; from left to "
             "right with wider bins. Above: the deterministic network, where this is "
             "I(X;Bin(T_l)), exactly, while I(X;T_l) itself is log 4096 (dashed) in "
-            "all layers at all epochs. Below: the network with noise "
+            "all layers at all logged epochs. Below: the network with noise "
             f"{study.config.noise_std:g}, one noisy output per input: in "
             "bins narrower than the noise hardly two of them are together.",
         ),
@@ -271,10 +292,10 @@ def _opening(study: Study) -> str:
         "estimate by bins that shows it compress shows its bins (Goldfeld et al., "
         "2019). Here the same network is trained twice, without and with noise. "
         f"{_distinct_text(study)} So I(X;T_l) is log 4096 = {CEILING:.3f} nats in all "
-        f"layers at all epochs. In bins of {narrow:g}, H(Bin(T_l)) is never below "
-        f"{at_narrow[:, :-1].min():.3f} nats in the layers before the last hidden one, "
-        f"and between {at_narrow[:, -1].min():.3f} and {at_narrow[:, -1].max():.3f} in "
-        f"that; in bins of {wide:g} it goes up to {at_wide.max():.3f} nats there and "
+        f"layers at all logged epochs. In bins of {narrow:g}, H(Bin(T_l)) is never "
+        f"below {at_narrow[:, :-1].min():.3f} nats in the layers before the last "
+        f"hidden one, and between {at_narrow[:, -1].min():.3f} and "
+        f"{at_narrow[:, -1].max():.3f} in that; in bins of {wide:g} it goes up to {at_wide.max():.3f} nats there and "
         f"ends at {at_wide[-1]:.3f}. With noise {study.config.noise_std:g} the "
         f"information is no constant: I(X;T_{len(SIZES) - 2}) has its largest value, "
         f"{fifth.max():.3f} nats, at epoch {study.noisy.epochs[fifth.argmax()]} and "
@@ -291,7 +312,8 @@ def _constant_claims(study: Study) -> list[Claim]:
     return [
         Claim(
             f"Without noise, bins of {width:g}: H(Bin(T_{layer + 1})) stays within "
-            f"{_CONSTANT_WITHIN:g} nats of log 4096 = {CEILING:.3f} at every epoch.",
+            f"{_CONSTANT_WITHIN:g} nats of log 4096 = {CEILING:.3f} at every logged "
+            "epoch.",
             f"between {course.min():.3f} (epoch "
             f"{study.deterministic.epochs[course.argmin()]}) and {course.max():.3f}",
             bool(course.min() >= CEILING - _CONSTANT_WITHIN),
@@ -323,8 +345,8 @@ def _binned_fall_claim(study: Study) -> Claim:
 def _distinct_claim(study: Study) -> Claim:
     """The true information is constant."""
     return Claim(
-        "Without noise I(X;T_l) is log 4096 in all layers at all epochs: no two of the "
-        "4096 outputs are the same, in exact arithmetic.",
+        "Without noise I(X;T_l) is log 4096 in all layers at all logged epochs: no two "
+        "of the 4096 outputs are the same, in exact arithmetic.",
         _distinct_text(study),
         all(one.is_sure for layers in study.separations for one in layers),
     )
@@ -333,24 +355,24 @@ def _distinct_claim(study: Study) -> Claim:
 def _distinct_text(study: Study) -> str:
     """Of how many outputs it is certain that they differ."""
     every = [one for layers in study.separations for one in layers]
-    closest = min(every, key=lambda one: one.gap / one.rounding)
+    closest = min(every, key=lambda one: one.gap)
     num_sure = sum(one.is_sure for one in every)
     where = (
-        "at all epochs in all layers"
+        "at all logged epochs in all layers"
         if num_sure == len(every)
         else f"in {num_sure} of {len(every)} layers and epochs"
     )
     return (
-        f"All 4096 outputs differ by more than rounding can do {where}; at the "
-        f"closest two are {closest.gap:.1e} apart, and rounding is below "
+        f"All 4096 outputs differ by more than rounding can do {where}; the closest "
+        f"two are {closest.gap:.1e} apart, where rounding is below "
         f"{closest.rounding:.1e}."
     )
 
 
 def _noisy_fall_claim(study: Study) -> Claim:
     """Noise makes compression a fact."""
-    metrics, epochs = study.noisy.metrics, study.noisy.epochs
-    fifth, errors = metrics["mutual_information"][:, -1], metrics["standard_error"]
+    epochs = study.noisy.epochs
+    fifth = study.noisy.metrics["mutual_information"][:, -1]
     statement = (
         "With noise, I(X;T_5) falls by at least one nat from its peak after epoch 300 "
         "to the end."
@@ -358,13 +380,12 @@ def _noisy_fall_claim(study: Study) -> Claim:
     peak = extreme(study.noisy, fifth, 300, int(epochs[-1]), largest=True)
     if peak is None:
         return Claim(statement, "the run is too short", None)
-    fall = fifth[peak] - fifth[-1]
-    error = math.hypot(errors[peak, -1], errors[-1, -1])
+    by = fall(study.noisy, 5, peak, -1)
     return Claim(
         statement,
-        f"falls by {fall:.3f} ± {error:.3f}, from {fifth[peak]:.3f} at epoch "
-        f"{epochs[peak]} to {fifth[-1]:.3f}{_short(study)}",
-        None if study.is_short else bool(fall >= _LEAST_FALL),
+        f"falls by {by}, from {fifth[peak]:.3f} at epoch {epochs[peak]} to "
+        f"{fifth[-1]:.3f}{_short(study)}",
+        None if study.is_short else by_two_errors(by, _LEAST_FALL),
     )
 
 
@@ -374,13 +395,41 @@ def _accuracy_claim(study: Study) -> Claim:
         float(results.history["test_accuracy"][-1])
         for results in (study.deterministic, study.noisy)
     ]
+    apart = accuracy_difference(*study.are_right)
     return Claim(
         "Little noise changes the network's use little: test accuracies at the end "
         "are within one percentage point.",
-        f"{100 * ends[0]:.2f} % without noise, {100 * ends[1]:.2f} % with"
+        f"{100 * ends[0]:.2f} % without noise, {100 * ends[1]:.2f} % with: "
+        f"{100 * apart.mean:+.2f} ± {100 * apart.error:.2f} percentage points over "
+        f"{len(study.are_right[0])} test inputs, of which one network alone is right "
+        f"on {np.sum(study.are_right[0] != study.are_right[1])}; one training of each"
         + _short(study),
-        None if study.is_short else abs(ends[0] - ends[1]) <= _MOST_ACCURACY_APART,
+        None if study.is_short else _is_within(apart, _MOST_ACCURACY_APART),
     )
+
+
+def accuracy_difference(
+    first: NDArray[np.bool_], second: NDArray[np.bool_]
+) -> Measured:
+    """By how much one network is right more often than another on the same inputs.
+
+    Parameters
+    ----------
+    first, second : (m,) array of bool
+        Where each is right.
+
+    Returns
+    -------
+    Measured
+        With the standard error over inputs, in pairs: only those count on which one
+        network alone is right.
+    """
+    return over_seeds(first.astype(float) - second)
+
+
+def _is_within(apart: Measured, bound: float) -> bool | None:
+    """Whether a difference is at most so large; None within two errors of it."""
+    return is_above(-abs(apart.mean), 2 * apart.error, -bound)
 
 
 def _short(study: Study) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from noisyflow import datasets, plotting, report
 from noisyflow.experiments import Claim
+from noisyflow.experiments.measured import Measured, is_above
 from noisyflow.experiments.szt_network import CEILING, Config, layer_outputs
 from noisyflow.runs import Results
 
@@ -165,6 +166,39 @@ def extreme(
         return None
     chosen = values[inside].argmax() if largest else values[inside].argmin()
     return int(inside[chosen])
+
+
+def fall(results: Results, layer: int, before: int, after: int) -> Measured:
+    """By how much I(X;T_layer) is smaller at one logged epoch than at another.
+
+    Parameters
+    ----------
+    results : Results
+    layer : int
+        From 1.
+    before, after : int
+        Indices of the epochs.
+
+    Returns
+    -------
+    Measured
+        With the standard error of the difference: noise is drawn anew at every epoch.
+    """
+    values = results.metrics["mutual_information"][:, layer - 1]
+    errors = results.metrics["standard_error"][:, layer - 1]
+    return Measured(
+        float(values[before] - values[after]),
+        math.hypot(errors[before], errors[after]),
+    )
+
+
+def by_two_errors(measured: Measured, bound: float) -> bool | None:
+    """Whether a number is above a bound; None within two standard errors of it.
+
+    The largest of many noisy values is too large by about one of their errors: a fall
+    from it is not known to less than two.
+    """
+    return is_above(measured.mean, 2 * measured.error, bound)
 
 
 def too_short(statement: str) -> Claim:
