@@ -37,6 +37,27 @@ class Measured(NamedTuple):
         return f"{self.mean:.3f}{error}"
 
 
+def two_digits(measured: Measured) -> str:
+    """A mean and its error to two significant digits of the error.
+
+    Parameters
+    ----------
+    measured : Measured
+
+    Returns
+    -------
+    str
+        At least three decimals and at most six; a smaller error as a power of ten.
+    """
+    mean, error = measured
+    if not math.isfinite(error):
+        return str(measured)
+    decimals = 7 if error < 1e-9 else 1 - math.floor(math.log10(error))
+    if decimals > 6:
+        return f"{mean:.6f} ± {error:.1e}"
+    return f"{mean:.{max(decimals, 3)}f} ± {error:.{max(decimals, 3)}f}"
+
+
 def is_above(value: float, margin: float, bound: float) -> bool | None:
     """Whether a value known to a margin is above a bound; None where it may be either.
 

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from noisyflow import _arrays, report
 from noisyflow._checks import as_int, as_positive
+from noisyflow.experiments import verdicts
 from noisyflow.experiments.cells import CellRows, CellTable
 from noisyflow.experiments.exact_channels import Floats, gaussian_information
 from noisyflow.experiments.single_neuron_findings import (
     Study,
+    checks,
     claims,
     opening,
     plot,
@@ -161,6 +163,7 @@ def run(config: Config, out: Path) -> bool:
                 *opening(study, config.num_steps, config.learning_rate),
                 *plot(study, folder),
                 report.claims_table("What the paper describes", claims(study)),
+                report.claims_table(verdicts.CHECKS, checks(study)),
                 step_table(study),
                 report.settings_table(asdict(config)),
                 report.work_table(folder),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from noisyflow import _arrays, report
 from noisyflow._checks import as_int, as_positive
 from noisyflow.chain import NoisyChain, chain_information
+from noisyflow.experiments import verdicts
 from noisyflow.experiments.cells import CellRows, CellTable
 from noisyflow.experiments.exact_channels import (
     Floats,
@@ -31,6 +32,7 @@ from noisyflow.experiments.two_neurons_findings import (
     SLOPE,
     Study,
     bent,
+    checks,
     claims,
     opening,
     plot,
@@ -189,6 +191,7 @@ def run(config: Config, out: Path) -> bool:
                 *opening(study, config.num_steps, config.learning_rate),
                 *plot(study, folder),
                 report.claims_table("What the paper describes", claims(study)),
+                report.claims_table(verdicts.CHECKS, checks(study)),
                 weights_table(study),
                 step_table(study),
                 report.settings_table(asdict(config)),

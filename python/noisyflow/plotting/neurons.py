@@ -113,6 +113,7 @@ def learning(
     )
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5 * floor)
+    axes.set_ylabel("squared error; share of answers", fontsize=13)
     axes.legend(fontsize=12, frameon=False)
     return _step_axis(axes, steps, "")
 
@@ -173,7 +174,13 @@ def symbols(
 
 
 def densities(
-    axes: Axes, t: Array, given: Array, classes: Array, *, title: str
+    axes: Axes,
+    t: Array,
+    given: Array,
+    classes: Array,
+    *,
+    title: str,
+    names: Sequence[str],
 ) -> Axes:
     """The density of T, and the part that every input has in it.
 
@@ -186,15 +193,20 @@ def densities(
     classes : (m,) array of int
         0 or 1, for the colour.
     title : str
+    names : sequence of str
+        Of both classes, for a legend.
 
     Returns
     -------
     Axes
     """
     m = given.shape[1]
+    axes.plot(t, given.mean(axis=1), color="0.2", linewidth=1.3, label="all inputs")
     for part, label in zip(given.T / m, classes, strict=True):
-        axes.fill_between(t, part, color=CLASS_COLORS[label], alpha=0.45, lw=0)
-    axes.plot(t, given.mean(axis=1), color="0.2", linewidth=1.3)
+        color = CLASS_COLORS[label]
+        axes.fill_between(
+            t, part, color=color, alpha=0.45, lw=0, label=f"an input of {names[label]}"
+        )
     axes.set_ylim(bottom=0)
     axes.set_xlim(t[0], t[-1])
     axes.set_title(title, fontsize=13)
