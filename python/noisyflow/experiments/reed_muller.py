@@ -19,7 +19,7 @@ import numpy as np
 
 from noisyflow import report
 from noisyflow._checks import as_int
-from noisyflow.experiments import sampled_sources
+from noisyflow.experiments import sampled_sources, verdicts
 from noisyflow.experiments.cells import CellRows, CellTable
 from noisyflow.experiments.estimator_findings import LONG_CODE, SHORT_CODE
 from noisyflow.experiments.known_sources import (
@@ -31,6 +31,7 @@ from noisyflow.experiments.reed_muller_findings import (
     ALL_WORDS,
     ONE_WORD,
     Study,
+    checks,
     claims,
     known_table,
     opening,
@@ -180,7 +181,8 @@ def run(config: Config, out: Path) -> bool:
             [
                 *opening(study),
                 *plot(study, folder),
-                report.claims_table("What the paper shows, and more", claims(study)),
+                report.claims_table("What the paper's figure shows", claims(study)),
+                report.claims_table(verdicts.CHECKS, checks(study)),
                 known_table(study),
                 sampled_table(study),
                 report.settings_table(asdict(config)),

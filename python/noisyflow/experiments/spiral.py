@@ -17,10 +17,16 @@ from numpy.typing import NDArray
 
 from noisyflow import report
 from noisyflow._checks import as_int
-from noisyflow.experiments import estimator_findings, sampled_sources, spiral_layer
+from noisyflow.experiments import (
+    estimator_findings,
+    sampled_sources,
+    spiral_layer,
+    verdicts,
+)
 from noisyflow.experiments.cells import CellTable
 from noisyflow.experiments.spiral_findings import (
     Study,
+    checks,
     claims,
     opening,
     plot,
@@ -135,6 +141,7 @@ def run(config: Config, out: Path) -> bool:
                 *opening(study),
                 *plot(study, folder, config.seed),
                 report.claims_table("What the paper's figure shows", claims(study)),
+                report.claims_table(verdicts.CHECKS, checks(study)),
                 estimator_findings.error_table(study),
                 report.settings_table(asdict(config)),
                 report.work_table(folder),
