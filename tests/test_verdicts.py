@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from noisyflow.experiments import Claim, szt, szt_deterministic
+from noisyflow.experiments import (
+    Claim,
+    reed_muller_findings,
+    single_neuron,
+    single_neuron_findings,
+    spiral_findings,
+    szt,
+    szt_deterministic,
+    two_neurons,
+    two_neurons_findings,
+)
 from noisyflow.experiments import szt_deterministic_findings as without_noise
+from noisyflow.experiments.estimator_findings import (
+    KERNELS,
+    LONG_CODE,
+    NEIGHBORS,
+    OURS,
+)
+from noisyflow.experiments.known_sources import Source, full_code, noise_entropy
+from noisyflow.experiments.measured import Measured, two_digits
+from noisyflow.experiments.verdicts import counts
 from noisyflow.runs import Results
 
 
@@ -113,3 +134,273 @@ def test_accuracies_are_compared_in_pairs(
     share, both = (alone - other) / 800, (alone + other) / 800
     assert apart.mean == pytest.approx(share)
     assert apart.error == pytest.approx(np.sqrt((both - share**2) / 799))
+
+
+# --- Neurons: two seeds, whose standard error is half of what they are apart
+
+
+def neuron(
+    peaks: tuple[float, float] = (1.386, 1.386),
+    ends: tuple[float, float] = (0.5624, 0.5624),
+    weights: tuple[float, float] = (3.0, 3.0),
+    learnt_at: tuple[float, float] = (1.3, 1.3),
+) -> single_neuron_findings.Study:
+    """Four logged steps: the start, the peak, when it is learnt, and the end."""
+    rows = []
+    for seed in (0, 1):
+        exact = (0.0, peaks[seed], learnt_at[seed], ends[seed])
+        weight = (0.0, 1.0, 1.0, weights[seed])
+        for step in range(4):
+            rows.append(
+                {
+                    "repetition": seed,
+                    "step": step,
+                    "weight": weight[step],
+                    "bias": -2 * weight[step],
+                    "mutual_information": exact[step] + 1e-9,
+                    "standard_error": 1e-8,
+                    "exact": exact[step],
+                    "loss": 1.0 - 0.1 * step,
+                    "error_rate": (0.5, 0.2, 1e-4, 1e-9)[step],
+                }
+            )
+    return single_neuron_findings.Study(
+        rows, single_neuron.INPUTS, single_neuron.TARGETS, 0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "holds"),
+    [
+        ("rises towards log 4", {}, True),
+        ("rises towards log 4", {"peaks": (1.2, 1.21)}, False),
+        ("rises towards log 4", {"peaks": (1.32, 1.38)}, None),
+        ("falls to H(1/4)", {}, True),
+        ("falls to H(1/4)", {"ends": (0.8, 0.81)}, False),
+        ("falls to H(1/4)", {"ends": (0.58, 0.65)}, None),
+        ("symbols that merge", {}, True),  # tanh of -15, -9, -3 and 3
+        ("symbols that merge", {"weights": (0.5, 0.5)}, False),
+        ("symbols that merge", {"weights": (3.0, 0.5)}, None),
+        ("after the task is learnt", {}, True),
+        ("after the task is learnt", {"learnt_at": (0.6, 0.6)}, False),
+        ("after the task is learnt", {"learnt_at": (1.3, 0.6)}, None),
+    ],
+)
+def test_what_is_said_of_the_neuron(
+    words: str, settings: dict[str, Any], holds: bool | None
+) -> None:
+    found = claim(single_neuron_findings.claims(neuron(**settings)), words)
+    assert found.holds is holds
+
+
+def test_checks_of_the_neuron_are_no_claims_and_notice_a_wrong_estimate() -> None:
+    study = neuron()
+    claims, checks = (
+        getattr(single_neuron_findings, kind)(study) for kind in ("claims", "checks")
+    )
+    assert not {one.statement for one in claims} & {one.statement for one in checks}
+    assert [one.holds for one in checks] == [True] * 3
+    assert counts(claims, checks) == (
+        "4 of 4 statements of the paper hold, 0 undecided; 3 of 3 checks of the "
+        "measurement pass"
+    )
+    study._rows[1, 2]["mutual_information"] = 1.3001
+    again = single_neuron_findings.checks(study)
+    assert claim(again, "agrees with quadrature").holds is False
+    assert counts(claims, again).endswith("2 of 3 checks of the measurement pass")
+
+
+def chain(
+    first: tuple[float, float] = (1.7, 1.7),
+    second: tuple[float, float] = (0.70, 0.70),
+    wrong: tuple[float, float] = (0.01, 0.01),
+    tops: tuple[float, float] = (2.07, 2.07),
+) -> two_neurons_findings.Study:
+    """Three logged steps: the start, the peak and the end."""
+    rows = []
+    for seed in (0, 1):
+        for step in range(3):
+            exact_1 = (0.0, tops[seed], first[seed])[step]
+            exact_2 = (0.0, 0.95, second[seed])[step]
+            row = dict.fromkeys(
+                ("standard_error_2", "chain_lower", "chain_upper", "chain_error"), 0.0
+            )
+            row |= {"repetition": seed, "step": step, "error_rate": wrong[seed]}
+            row |= {"w1": -1.0, "b1": 4.5, "w2": -0.25, "b2": 0.3}
+            row |= {"exact_1": exact_1, "information_1": exact_1}
+            row |= dict.fromkeys(
+                ("exact_2", "information_2", "lower_2", "upper_2"), exact_2
+            )
+            row |= dict.fromkeys(("chain_lower", "chain_upper"), exact_2)
+            rows.append(row)
+    return two_neurons_findings.Study(
+        rows, two_neurons.INPUTS, two_neurons.TARGETS, 0.05, np.array([1, 1])
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "holds"),
+    [
+        ("I(X;T_1) rises to log 8", {}, True),
+        ("I(X;T_1) rises to log 8", {"tops": (1.9, 1.9)}, False),
+        ("I(X;T_1) rises to log 8", {"tops": (2.0, 2.06)}, None),
+        ("Then I(X;T_1) falls", {}, True),
+        ("Then I(X;T_1) falls", {"first": (2.02, 2.03)}, False),
+        ("Then I(X;T_1) falls", {"first": (1.7, 2.03)}, None),
+        ("I(X;T_2) rises and then falls", {}, True),
+        ("I(X;T_2) rises and then falls", {"second": (0.90, 0.91)}, False),
+        ("I(X;T_2) rises and then falls", {"second": (0.70, 0.91)}, None),
+        ("I(X;T_2) falls to log 2", {}, True),
+        ("I(X;T_2) falls to log 2", {"second": (0.78, 0.781)}, False),
+        ("I(X;T_2) falls to log 2", {"second": (0.70, 0.75)}, None),
+        ("task is learnt", {}, True),
+        ("task is learnt", {"wrong": (0.05, 0.051)}, False),
+        ("task is learnt", {"wrong": (0.01, 0.025)}, None),
+    ],
+)
+def test_what_is_said_of_two_neurons(
+    words: str, settings: dict[str, Any], holds: bool | None
+) -> None:
+    found = claim(two_neurons_findings.claims(chain(**settings)), words)
+    assert found.holds is holds
+
+
+def test_checks_of_two_neurons_notice_information_out_of_nowhere() -> None:
+    assert {one.holds for one in two_neurons_findings.checks(chain())} == {True}
+    study = chain(first=(0.6, 0.6), second=(0.7, 0.7))
+    found = claim(two_neurons_findings.checks(study), "T_2 never tells more")
+    assert found.holds is False
+
+
+def test_neighbours_are_measured_in_noise() -> None:
+    """Outputs 3.5, 2.5, 1.5, 0.5 and then a tenth of -0.5, -1.5, -2.5, -3.5."""
+    found = two_neurons_findings.spacings(chain())
+    np.testing.assert_allclose(found[0], [[20, 20], [2, 2]])
+    # Of the second: 0.3 less a quarter, bent at zero; from 3.5: -0.575 / 10, ...
+    outputs = np.array([-0.0575, -0.0325, -0.0075, 0.175])
+    gaps = np.diff(outputs) / 0.05
+    np.testing.assert_allclose(found[1, 0], [gaps.min(), gaps.max()])
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (0.0123, "1.235 ± 0.012"),
+        (0.000067, "1.234568 ± 0.000067"),
+        (2.94e-8, "1.234568 ± 2.9e-08"),
+        (0.5, "1.235 ± 0.500"),
+        (np.inf, "1.235"),
+    ],
+)
+def test_an_error_has_two_digits(error: float, text: str) -> None:
+    assert two_digits(Measured(1.23456789, error)) == text
+
+
+# --- Spiral and codes
+
+
+def spiral_study(
+    entropy: float, values: dict[tuple[str, int], tuple[float, float]]
+) -> spiral_findings.Study:
+    """Of two repetitions, by method and number of samples."""
+    source = Source("spiral", 10, 0.2, entropy, lambda generator, n: np.zeros((n, 10)))
+    rows = [
+        {"source": source.name, "num_samples": n, "method": method, "entropy": value}
+        for (method, n), pair in values.items()
+        for value in pair
+    ]
+    return spiral_findings.Study(
+        [source], rows, [], {"spiral.reference": np.array([entropy, 0.005])}
+    )
+
+
+@pytest.mark.parametrize(
+    ("entropy", "off", "holds"),
+    [
+        (0.2, (0.01, 0.02), True),
+        (0.2, (0.5, 0.51), False),
+        (0.2, (0.05, 0.14), None),
+        (2.4, (0.01, 0.02), None),  # of another network
+        (2.4, (0.5, 0.51), None),
+    ],
+)
+def test_samples_needed_are_judged_where_the_entropy_is_the_papers(
+    entropy: float, off: tuple[float, float], holds: bool | None
+) -> None:
+    values = {(OURS, 1000): (entropy + off[0], entropy + off[1])}
+    study = spiral_study(entropy, values)
+    found = spiral_findings._reaches(study, OURS, "The plug-in", 500)
+    assert found.holds is holds
+    assert ("does not give the data" in found.measured) is (entropy != 0.2)
+
+
+@pytest.mark.parametrize(
+    ("entropy", "holds"), [(0.21, True), (0.28, True), (0.295, None), (2.4, None)]
+)
+def test_another_network_has_another_entropy(entropy: float, holds: bool) -> None:
+    values = {
+        (method, 1000): (entropy + 0.01, entropy + 0.02)
+        for method in (OURS, NEIGHBORS, KERNELS)
+    }
+    claims = spiral_findings.claims(spiral_study(entropy, values))
+    assert claim(claims, "The entropy is about").holds is holds
+
+
+@pytest.mark.parametrize(
+    ("off", "holds"),
+    [((-1.5, -1.4), True), ((0.4, 0.5), False), ((-1.2, -0.7), None)],
+)
+def test_kernel_densities_are_far_below_or_not(
+    off: tuple[float, float], holds: bool | None
+) -> None:
+    study = spiral_study(2.4, {(KERNELS, 100_000): (2.4 + off[0], 2.4 + off[1])})
+    assert spiral_findings._kernels(study, 100_000).holds is holds
+
+
+@pytest.mark.parametrize(
+    ("neighbors", "kernels", "holds"),
+    [
+        ((5.0, 5.05), (4.7, 4.75), True),
+        ((5.0, 5.05), (5.9, 6.0), False),
+        ((5.0, 5.5), (4.7, 4.75), None),
+        ((5.0, 5.5), (5.9, 6.0), False),  # one is enough
+    ],
+)
+def test_other_methods_on_the_long_code(
+    neighbors: tuple[float, float], kernels: tuple[float, float], holds: bool | None
+) -> None:
+    source = full_code(LONG_CODE, 2.0)
+    shift = noise_entropy(LONG_CODE, 2.0)
+    rows = [
+        {
+            "source": source.name,
+            "num_samples": 100_000,
+            "method": method,
+            "entropy": value + shift,
+        }
+        for method, pair in {
+            OURS: (3.5, 3.5),
+            NEIGHBORS: neighbors,
+            KERNELS: kernels,
+        }.items()
+        for value in pair
+    ]
+    study = reed_muller_findings.Study([source], rows, [])
+    assert reed_muller_findings._others(study).holds is holds
+
+
+@pytest.mark.parametrize(("off", "holds"), [(0.02, True), (0.06, False)])
+def test_a_code_looks_the_same_from_one_word(off: float, holds: bool) -> None:
+    common = {
+        "source": "RM(1,4)",
+        "noise_std": 1.0,
+        "num_dimensions": 16,
+        "num_samples": 32,
+        "standard_error": 0.01,
+    }
+    rows = [
+        {**common, "method": method, "entropy": value}
+        for method, value in (("all words", 20.0), ("one word", 20.0 + off))
+    ]
+    study = reed_muller_findings.Study([], rows, [])
+    assert reed_muller_findings._symmetry(study, "RM(1,4)").holds is holds
