@@ -23,6 +23,8 @@ _MOST_UNPACKED = 1032
 # The type of a value by the third byte of a file; all are big-endian.
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _PIECE_BYTES = 2**20
+# Five times the largest file of MNIST, and what a small gzip may unpack to.
+_MOST_BYTES = 2**28
 _MOST_LABEL = 9
 
 TRAIN, TEST = "train", "t10k"
@@ -33,7 +35,7 @@ class ImageFileError(Exception):
     """A file that holds no such images or labels, and why, in one line."""
 
 
-def read_idx(path: str | Path, *, max_bytes: int = 2**31) -> NDArray[Any]:
+def read_idx(path: str | Path, *, max_bytes: int = _MOST_BYTES) -> NDArray[Any]:
     """The array in an IDX file, plain or gzipped, whatever its name ends in.
 
     Parameters
