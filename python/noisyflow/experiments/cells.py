@@ -54,7 +54,7 @@ class CellTable:
         Opened before any other function is called.
     prepare : callable
         Makes what all cells need, as named arrays; called once per run, never again
-        after its first checkpoint.
+        after its first checkpoint. Its time is part of the run's.
     """
 
     def __init__(
@@ -82,7 +82,8 @@ class CellTable:
         """
         checkpoint = self._folder.load_checkpoint()
         if checkpoint is None:
-            self.prepared = self._prepare()
+            with self._folder.working():
+                self.prepared = self._prepare()
             self._save()
             return
         self.metrics = self._folder.load_table("metrics.csv", checkpoint)

@@ -145,8 +145,7 @@ def run(config: Config, out: Path) -> bool:
     folder = RunFolder(out)
     table = CellTable(folder, lambda: train(config))
     with folder.open("single-neuron", asdict(config)):
-        with folder.working():
-            table.resume()
+        table.resume()
         cells = [Cell(repetition) for repetition in range(config.num_seeds)]
         if not table.complete(
             "single-neuron",

@@ -120,8 +120,7 @@ def run(config: Config, out: Path) -> bool:
     folder = RunFolder(out)
     table = CellTable(folder, lambda: _prepared(config))
     with folder.open("spiral", asdict(config)):
-        with folder.working():
-            table.resume()
+        table.resume()
         source = spiral_layer.source(table.prepared)
         cells = list(
             sampled_sources.cells([source], config.num_repetitions, config.max_samples)

@@ -167,8 +167,7 @@ def run(config: Config, out: Path) -> bool:
     folder = RunFolder(out)
     table = CellTable(folder, lambda: train(config))
     with folder.open("two-neurons", asdict(config)):
-        with folder.working():
-            table.resume()
+        table.resume()
         cells = _cells(config, table.prepared)
         if not table.complete(
             "two-neurons",
