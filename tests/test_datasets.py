@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from noisyflow.datasets import Dataset, spiral, split, szt
+from noisyflow.datasets import Dataset, check_learnable, spiral, split, szt
 
 
 def test_szt_labels_are_the_published_ones() -> None:
@@ -88,6 +88,43 @@ def test_split_names_what_is_wrong(arguments: dict[str, object], message: str) -
 def test_split_does_not_follow_a_users_generator_of_the_same_seed() -> None:
     order = np.random.default_rng(3).permutation(4096)[:3277]
     assert not np.array_equal(split(szt(), seed=3)[0].inputs, szt().inputs[order])
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (
+            0 * spiral().inputs,
+            spiral().inputs,
+            "to train with must differ; all",
+        ),
+        (
+            spiral().inputs,
+            0 * spiral().inputs + 1,
+            "to test with must differ; all",
+        ),
+        (
+            spiral().inputs[:100],
+            spiral().inputs,
+            "two classes; all .*, 100, are 0$",
+        ),
+        (
+            spiral().inputs[:31],
+            spiral().inputs,
+            "at least 32 .* train with, got 31",
+        ),
+    ],
+)
+def test_what_leaves_nothing_to_learn_is_named(
+    train: np.ndarray, test: np.ndarray, message: str
+) -> None:
+    parts = [Dataset(part, spiral().labels[: len(part)]) for part in (train, test)]
+    with pytest.raises(ValueError, match=message):
+        check_learnable(*parts, num_train=32)
+
+
+def test_parts_of_a_task_can_be_learned() -> None:
+    check_learnable(*split(szt()), num_train=3277)
 
 
 def test_spiral_arms_wind_from_the_center_to_the_unit_circle() -> None:

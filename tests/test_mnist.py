@@ -225,6 +225,15 @@ def test_without_scikit_learn_it_says_what_to_do(
     assert not (tmp_path / "run").exists()
 
 
+def test_images_that_leave_nothing_to_learn_are_refused(tmp_path: Path) -> None:
+    blank = ImageDataset(0 * IMAGES.train.inputs, IMAGES.train.labels, (1, 8, 8))
+    few = ImageDataset(IMAGES.train.inputs[:31], IMAGES.train.labels[:31], (1, 8, 8))
+    for train, message in ((blank, "100, are equal$"), (few, "at least 32 inputs")):
+        with pytest.raises(RunError, match=message):
+            mnist.run(TINY, tmp_path / "run", images=IMAGES._replace(train=train))
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

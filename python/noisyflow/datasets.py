@@ -26,6 +26,7 @@ __all__ = [
     "ImageDataset",
     "ImageFileError",
     "TrainTest",
+    "check_learnable",
     "digits",
     "from_torch",
     "mnist",
@@ -388,6 +389,39 @@ def _image(index: int, image: Any) -> NDArray[np.float32]:
         pixels = np.moveaxis(pixels, 2, 0)
     scale = np.float32(255 if pixels.dtype == np.uint8 else 1)
     return (pixels / scale).astype(np.float32)
+
+
+def check_learnable(train: Dataset, test: Dataset, *, num_train: int = 2) -> None:
+    """Raises ValueError where inputs and labels leave nothing to learn.
+
+    Parameters
+    ----------
+    train, test : Dataset
+        What a network is trained and tested with.
+    num_train : int
+        The fewest inputs to train with.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer inputs to train with, if their labels are all of one class,
+        or if the inputs of a part are all equal: one line that says which.
+    """
+    if len(train) < num_train:
+        raise ValueError(
+            f"there must be at least {num_train} inputs to train with, got {len(train)}"
+        )
+    for part, use in ((train, "train"), (test, "test")):
+        if (part.inputs == part.inputs[0]).all():
+            raise ValueError(
+                f"the inputs to {use} with must differ; all of them, {len(part)}, are "
+                "equal"
+            )
+    if (train.labels == train.labels[0]).all():
+        raise ValueError(
+            "the labels to train with must hold at least two classes; all of them, "
+            f"{len(train)}, are {train.labels[0]}"
+        )
 
 
 def split(

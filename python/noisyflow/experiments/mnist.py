@@ -367,8 +367,10 @@ def _load(config: Config, images: TrainTest | None) -> TrainTest:
             "images must have at least 4 x 4 pixels, which two poolings make one, got "
             f"{train.shape[1]} x {train.shape[2]}"
         )
-    if len(train) < 2:
-        raise RunError(f"there must be two images to train with, got {len(train)}")
+    try:
+        datasets.check_learnable(train, test, num_train=_BATCH)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     labels = test.labels[:_NUM_MEASURED]
     counts = np.bincount(labels)
     if len(counts[counts > 0]) < 2 or counts.max() < 2:
