@@ -122,11 +122,10 @@ def plot(study: Study, folder: RunFolder) -> list[Figure]:
         Figure(
             folder.save_figure("information.png", _information_figure(study)),
             "Above: I(X;T) over the training, by quadrature (line: mean over seeds, "
-            "band: from the lowest to the highest) and as estimated (points). It rises "
-            "to nearly log 4, waits where the two leftmost symbols have merged and the "
-            "third has not, and falls on to H(1/4). Below: the squared error falls all "
-            "the while, and hardly any answer is wrong long before the last symbol "
-            "merges. The start, step 0, with no information, is left of the axis.",
+            "band: from the lowest to the highest) and as estimated (points). Dotted: "
+            "its value with four symbols apart, with two of them merged, with three. "
+            "Below: the squared error and the share of wrong answers. The start, step "
+            "0, with no information, is left of the axis.",
         ),
         Figure(
             folder.save_figure("symbols.png", _symbols_figure(study)),
@@ -138,8 +137,8 @@ def plot(study: Study, folder: RunFolder) -> list[Figure]:
         Figure(
             folder.save_figure("densities.png", _densities_figure(study)),
             "The density of T at six steps (line), and the part of each input in it, "
-            "in the colour of its target. At the end the three of target -1 are one "
-            "peak. First seed.",
+            "in the colour of its target: the constellation as the noise shows it. "
+            "First seed.",
         ),
     ]
 

@@ -221,7 +221,7 @@ def plot(study: Study, folder: RunFolder) -> list[Figure]:
         Figure(
             folder.save_figure("information.png", _information_figure(study)),
             "I(X;T_l) itself. Left: without noise it is constant, log 4096 in every "
-            "layer (all curves coincide). Right: with noise it rises and falls. Bands: "
+            "layer (all curves coincide). Right: with noise. Bands: "
             "the bias bracket with two standard errors on either side; where none is "
             "seen it is thinner than the line.",
         ),

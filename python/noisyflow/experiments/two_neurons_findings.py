@@ -137,8 +137,7 @@ def plot(study: Study, folder: RunFolder) -> list[Figure]:
             folder.save_figure("information.png", _information_figure(study)),
             "Above: information over the training, by quadrature (lines: means over "
             "seeds, bands: from the lowest to the highest) and as estimated (points). "
-            "Both neurons' information rises and falls. Below: squared error and share "
-            "of wrong answers.",
+            "Below: squared error and share of wrong answers.",
         ),
         Figure(
             folder.save_figure("symbols.png", _symbols_figure(study)),
