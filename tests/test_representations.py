@@ -142,6 +142,23 @@ def test_distances_at_the_edges() -> None:
     assert collapsed.within_error == 0
 
 
+@pytest.mark.parametrize("unit", [1e-300, 1e-170, 1e170, 1e300])
+def test_distances_have_the_unit_of_the_samples(
+    rng: np.random.Generator, unit: float
+) -> None:
+    samples, labels = rng.normal(size=(40, 3)), np.arange(40) % 3
+    expected = class_distances(samples, labels, num_bins=7)
+    found = class_distances(unit * samples, labels, num_bins=7)
+    for name in ("mean_within", "mean_between", "within_error", "between_error"):
+        assert getattr(found, name) == pytest.approx(
+            unit * getattr(expected, name), rel=1e-12, abs=0
+        )
+    np.testing.assert_allclose(found.edges, unit * expected.edges, rtol=1e-12)
+    np.testing.assert_array_equal(found.within, expected.within)
+    assert found.ratio == pytest.approx(expected.ratio)
+    assert found.ratio_error == pytest.approx(expected.ratio_error)
+
+
 @pytest.mark.parametrize(
     ("samples", "labels", "settings", "message"),
     [
@@ -152,7 +169,7 @@ def test_distances_at_the_edges() -> None:
         (np.zeros((3, 1)), [0, 1, 2], {}, "two points"),
         (np.zeros((3, 1)), [0, 0, 1], {"max_pairs": 1}, "max_pairs"),
         (np.zeros((3, 1)), [0, 0, 1], {"num_bins": 0}, "num_bins"),
-        (np.array([[0.0], [1e200], [1.0]]), [0, 0, 1], {}, "finite distances"),
+        (np.array([[-1e308], [1e308], [1.0]]), [0, 0, 1], {}, "finite distances"),
     ],
 )
 def test_bad_input_of_distances_is_named(
@@ -385,10 +402,28 @@ def test_a_constellation_shows_masses_classes_and_noise(d: int) -> None:
         assert len(set(faces)) == 2
 
 
-def test_a_constellation_of_four_dimensions_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("points", "noise_std", "labels", "message"),
+    [
+        (np.zeros((2, 4)), 0.1, None, r"\(m, 3\) and not be empty, got \(2, 4\)"),
+        (np.zeros((0, 2)), 0.1, None, r"not be empty, got \(0, 2\)"),
+        (np.full((2, 2), np.nan), 0.1, None, "points must be finite"),
+        (np.zeros((2, 2)), 0.0, None, "noise_std must be positive and finite, got 0"),
+        (
+            np.zeros((2, 2)),
+            0.1,
+            [1],
+            r"per point, shape \(2,\), got .*\(1,\)",
+        ),
+        (np.zeros((2, 2)), 0.1, [[0, 1], [1, 1]], r"got shape \(2, 2\)"),
+    ],
+)
+def test_bad_input_of_a_constellation_is_named(
+    points: np.ndarray, noise_std: float, labels: object, message: str
+) -> None:
     _, (axes,) = plotting.new_figure(4, 4)
-    with pytest.raises(ValueError, match=r"\(m, 3\), got \(2, 4\)"):
-        plotting.constellation(axes, np.zeros((2, 4)), 0.1)
+    with pytest.raises(ValueError, match=message):
+        plotting.constellation(axes, points, noise_std, labels=labels)
 
 
 def test_histograms_and_curves_show_the_numbers_they_are_given() -> None:

@@ -124,6 +124,8 @@ def class_distances(
     pairs. They stand for points drawn with their labels from a larger population, count
     the choice of pairs in, and are on average not too small (Efron and Stein, 1981).
 
+    A distance of less than 1e-160 of the largest number in the samples may count as 0.
+
     Cost O(p d) time for p pairs and O(p + n) memory.
 
     Source: Goldfeld et al. (2019), where histograms of these distances show clustering.
@@ -147,7 +149,10 @@ def class_distances(
         raise ValueError(
             "labels must hold a class of at least two points, got one point of each"
         )
-    x = x[order]
+    # By a power of two to below 1, which rounds nothing: squares must not be beyond
+    # all numbers, nor those of numbers that are small but all there is.
+    (_, exponent) = np.frexp(np.abs(x).max())
+    x = np.ldexp(x[order], -exponent)
     # Class by class, the partners of a point are a range: what is left of its own class
     # and then all later classes. Every pair has one number.
     own_end = np.repeat(np.cumsum(sizes), sizes)
@@ -157,22 +162,26 @@ def class_distances(
         x, own_end, np.full(len(x), len(x)), max_pairs - max_pairs // 2, generator
     )
     largest = max(within.values.max(), between.values.max())
-    if not np.isfinite(largest):
-        raise ValueError("samples must have finite distances; rescale them")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.ldexp(largest, exponent)):
+            raise ValueError("samples must have finite distances; rescale them")
     bins = (num_bins, (0.0, float(largest) or 1.0))
     counts, edges = np.histogram(within.values, *bins)
     counts_between, _ = np.histogram(between.values, *bins)
     with np.errstate(divide="ignore", invalid="ignore"):  # no pair, or no distance left
         ratios = within.without_each / between.without_each
-    mean_between = between.values.mean()
+
+    def unscaled(value: float) -> float:
+        return float(np.ldexp(value, exponent))
+
     return ClassDistances(
-        edges=edges,
+        edges=np.ldexp(edges, exponent),
         within=counts / len(within.values),
         between=counts_between / len(between.values),
-        mean_within=float(within.values.mean()),
-        mean_between=float(mean_between),
-        within_error=_jackknife_error(within.without_each),
-        between_error=_jackknife_error(between.without_each),
+        mean_within=unscaled(within.values.mean()),
+        mean_between=unscaled(between.values.mean()),
+        within_error=unscaled(_jackknife_error(within.without_each)),
+        between_error=unscaled(_jackknife_error(between.without_each)),
         ratio_error=_jackknife_error(ratios),
         num_within=len(within.values),
         num_between=len(between.values),
@@ -208,11 +217,10 @@ def _distances(
         chosen = np.arange(start, stop) if numbers is None else numbers[start:stop]
         i = np.searchsorted(last_number, chosen, side="right")
         j = end[i] - (last_number[i] - chosen)
-        with np.errstate(over="ignore"):
-            distances = _lengths(x[i] - x[j])
-            for points in (i, j):
-                sum_of_point += np.bincount(points, distances, minlength=n)
-                pairs_of_point += np.bincount(points, minlength=n)
+        distances = _lengths(x[i] - x[j])
+        for points in (i, j):
+            sum_of_point += np.bincount(points, distances, minlength=n)
+            pairs_of_point += np.bincount(points, minlength=n)
         values[start:stop] = distances
     with np.errstate(divide="ignore", invalid="ignore"):
         without_each = (values.sum() - sum_of_point) / (num_pairs - pairs_of_point)
@@ -319,7 +327,8 @@ def num_clusters(samples: Any, scale: float) -> int:
     samples : (n, d) array
         NumPy array or torch tensor, float32 or float64.
     scale : float
-        Points at most this far apart are linked, in the units of the samples. Positive.
+        Points at most this far apart are linked, in the units of the samples. Between
+        1e-140 and 1e140.
 
     Returns
     -------

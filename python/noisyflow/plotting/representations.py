@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from noisyflow import mixture_log_density
+from noisyflow import _arrays, mixture_log_density
 from noisyflow.plotting.common import (
     CLASS_COLORS,
     Array,
@@ -75,13 +75,22 @@ def constellation(
 
     Raises
     ------
-    ValueError
-        If the points have more than three dimensions.
+    TypeError, ValueError
+        If an argument has the wrong shape, type or range.
     """
     points = np.asarray(points, np.float64)
-    if points.ndim != 2 or not 1 <= points.shape[1] <= 3:
+    if points.ndim != 2 or not 1 <= points.shape[1] <= 3 or len(points) == 0:
         raise ValueError(
-            f"points must have shape (m, 1), (m, 2) or (m, 3), got {points.shape}"
+            "points must have shape (m, 1), (m, 2) or (m, 3) and not be empty, got "
+            f"{points.shape}"
+        )
+    if not np.isfinite(points).all():
+        raise ValueError("points must be finite, got NaN or infinity")
+    noise_std = _arrays.check_noise_std(noise_std)
+    if labels is not None and np.shape(labels) != (len(points),):
+        raise ValueError(
+            f"labels must hold one class per point, shape ({len(points)},), got shape "
+            f"{np.shape(labels)}"
         )
     classes = _symbols_of_classes(points, noise_std, labels)
     draw = (_draw_line, _draw_plane, _draw_space)[points.shape[1] - 1]
