@@ -179,7 +179,7 @@ def neuron(
         ("falls to H(1/4)", {"ends": (0.8, 0.81)}, False),
         ("falls to H(1/4)", {"ends": (0.58, 0.65)}, None),
         ("symbols that merge", {}, True),  # tanh of -15, -9, -3 and 3
-        ("symbols that merge", {"weights": (0.5, 0.5)}, False),
+        ("symbols that merge", {"weights": (1.2, 1.2)}, False),  # 3.3 noises wide
         ("symbols that merge", {"weights": (3.0, 0.5)}, None),
         ("after the task is learnt", {}, True),
         ("after the task is learnt", {"learnt_at": (0.6, 0.6)}, False),
