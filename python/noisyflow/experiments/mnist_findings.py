@@ -247,7 +247,8 @@ def plot(study: Study, folder: RunFolder) -> list[Figure]:
             "seeds; bars: mean and one standard deviation over the seeds. Noise and "
             "dropout are off, with the running statistics of batch normalisation or "
             "with those of the training images without noise and dropout (filled), or "
-            "on, as in training (hollow).",
+            "on, as in training (hollow). A network without errors is drawn at a "
+            "quarter of one.",
         ),
         Figure(
             folder.save_figure("similarity.png", _similarity_figure(study)),
