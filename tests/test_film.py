@@ -118,6 +118,14 @@ def test_film_shows_the_layer_and_its_information(
     assert shown.ceiling == pytest.approx(np.log(4096))
 
 
+def test_only_the_film_of_the_last_layer_is_the_film_of_the_run(
+    finished: Path, scenes: list[plotting.Scenes]
+) -> None:
+    names = [film.make_film(finished, layer=layer).name for layer in (1, 5, None)]
+    assert names == ["film-layer-1.gif", "film.gif", "film.gif"]
+    assert [shown.layer for shown in scenes] == [1, 5, 5]
+
+
 def test_points_of_three_units_are_the_outputs_themselves(
     finished: Path, scenes: list[plotting.Scenes]
 ) -> None:

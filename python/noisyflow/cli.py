@@ -501,7 +501,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="ends in .gif, or .mp4 where ffmpeg is installed (default: "
-        "RUN_FOLDER/figures/film.gif)",
+        "RUN_FOLDER/figures/film.gif, or film-layer-L.gif there where --layer names "
+        "another than the last)",
     )
     film.add_argument(
         "--fps",
@@ -523,9 +524,9 @@ def _add_gallery(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="build a page per experiment from its report, running what is missing",
         description="Writes one Markdown page per experiment, and one that leads to "
         "them, from the reports of finished runs. An experiment without a finished run "
-        "is run, or taken up, first, each in a process of its own; Ctrl-C stops, the "
-        "same command goes on. Exits with 1 where a page could not be made; all "
-        "others are.",
+        "is run, or taken up, first, and a finished one writes its report again, each "
+        "in a process of its own; Ctrl-C stops, the same command goes on. Exits with "
+        "1 where a page could not be made; all others are.",
     )
     gallery.add_argument(
         "names", nargs="*", metavar="NAME", help="experiments (default: all)"

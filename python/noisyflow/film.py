@@ -45,7 +45,8 @@ def make_film(
         The folder of a run, finished or not; it may be running.
     out : Path, optional
         A name that ends in .gif or .mp4 (needs the program ffmpeg) in an existing
-        folder; `figures/film.gif` in the run's folder by default. Replaced if there.
+        folder. By default `figures/film.gif` in the run's folder for the last layer,
+        `figures/film-layer-1.gif` and so on for others. Replaced if there.
     fps : int
         Frames, that is logged epochs, per second; from 1 to 50.
     layer : int, optional
@@ -77,12 +78,14 @@ def make_film(
         raise RunError(f"{folder.path} is not a run's folder: it has no config.json")
     _check_is_one_network(folder)
     module, config = _experiment(folder)
-    out = folder.figures / "film.gif" if out is None else Path(out)
-    _check_output(out)
     results = folder.results()
-    if layer is None:
-        layer = results.num_layers
-    layer = as_int("layer", layer, at_least=1, at_most=results.num_layers)
+    last = results.num_layers
+    layer = as_int("layer", last if layer is None else layer, at_least=1, at_most=last)
+    if out is None:
+        name = "film.gif" if layer == last else f"film-layer-{layer}.gif"
+        out = folder.figures / name
+    out = Path(out)
+    _check_output(out)
     try:
         scenes = _scenes(module, config, results, layer)
     except DAMAGE as error:
