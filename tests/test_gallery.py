@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from noisyflow import cli, gallery, plotting
+from noisyflow import cli, gallery, plotting, runs
 from noisyflow.experiments import Claim, szt
 from noisyflow.report import Figure, claims_table, write_page
 from noisyflow.runs import RunFolder
@@ -49,7 +51,7 @@ def build(tmp_path: Path, *names: str) -> int:
 
 @pytest.fixture
 def no_runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Commands that would have been run; they all fail."""
+    """Commands that would have been run; those without a report fail."""
     commands: list[list[str]] = []
 
     class Process:
@@ -57,7 +59,8 @@ def no_runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             commands.append(command[1:])
 
         def wait(self) -> int:
-            return 3
+            out = Path(commands[-1][commands[-1].index("--out") + 1])
+            return 0 if (out / "report.json").exists() else 3
 
     monkeypatch.setattr(gallery.subprocess, "Popen", Process)
     return commands
@@ -68,7 +71,6 @@ def test_a_page_says_what_the_report_says(
 ) -> None:
     run = make_run(tmp_path / "runs")
     assert build(tmp_path, "szt") == 0
-    assert no_runs == []
     pages = tmp_path / "pages"
     assert sorted(path.name for path in pages.iterdir()) == [
         "README.md",
@@ -76,7 +78,9 @@ def test_a_page_says_what_the_report_says(
         "szt.png",
     ]
     page, index = ((pages / name).read_text() for name in ("szt.md", "README.md"))
-    assert page.startswith("# A title\n\n**2 of 4 statements hold, 1 do not, 1 are und")
+    assert page.startswith(
+        "# A title\n\n**2 of 4 statements hold, 1 does not, 1 is und"
+    )
     assert "A quick run" in page
     assert "\n\nWe find \\<this>.\n\n![szt](szt.png)\n\nSeen.\n\n" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
@@ -107,7 +111,7 @@ def test_every_link_leads_somewhere_and_the_same_reports_give_the_same_pages(
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_a_film_is_shown_and_goes_when_it_is_gone(
+def test_a_film_of_the_whole_run_is_shown(
     tmp_path: Path, no_runs: list[list[str]]
 ) -> None:
     film = make_run(tmp_path / "runs") / "figures" / "film.gif"
@@ -115,7 +119,9 @@ def test_a_film_is_shown_and_goes_when_it_is_gone(
     assert build(tmp_path, "szt") == 0
     assert (tmp_path / "pages/szt.gif").read_bytes() == film.read_bytes()
     assert "(szt.gif)" in (tmp_path / "pages/szt.md").read_text()
-    film.unlink()
+    film.with_name("film-layer-1.gif").write_bytes(b"of another layer")
+    measured = (film.parent.parent / "checkpoint.safetensors").stat().st_mtime_ns
+    os.utime(film, ns=(measured - 1, measured - 1))  # of a part of the run
     assert build(tmp_path, "szt") == 0
     assert not (tmp_path / "pages/szt.gif").exists()
     assert "szt.gif" not in (tmp_path / "pages/szt.md").read_text()
@@ -135,8 +141,86 @@ def test_what_is_missing_is_run_with_its_own_command(
     assert said.err == f"noisyflow: szt: its run in {folder} ended with exit code 3\n"
 
 
-def of_version(report: dict[str, Any]) -> dict[str, Any]:
-    return {**report, "noisyflow": "0.0.1"}
+def test_a_finished_run_is_written_up_again_on_its_device(
+    tmp_path: Path, no_runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its report may be of older code, or of none that can be read."""
+    monkeypatch.setattr(runs.runtime, "device_name", str)
+    folder = make_run(tmp_path / "runs", device="cuda")
+    whole = (folder / "report.json").read_bytes()
+    (folder / "report.json").write_bytes(b"{}")
+    start = gallery.subprocess.Popen
+
+    def write_up(command: list[str]) -> Any:
+        (folder / "report.json").write_bytes(whole)
+        return start(command)
+
+    monkeypatch.setattr(gallery.subprocess, "Popen", write_up)
+    assert build(tmp_path, "szt") == 0
+    (command,) = no_runs
+    assert command[-2:] == ["--device", "cuda"]
+    assert (tmp_path / "pages/szt.md").read_text().startswith("# A title\n")
+
+
+def test_ctrl_c_in_a_run_stops_the_gallery(
+    tmp_path: Path, no_runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "runs")
+    start = gallery.subprocess.Popen
+
+    def interrupted(command: list[str]) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return start(command)
+
+    monkeypatch.setattr(gallery.subprocess, "Popen", interrupted)
+    assert build(tmp_path, "szt", "estimators") == 130
+    assert len(no_runs) == 1
+    # What a run leaves that was stopped is not for a page, even if it can be read.
+    assert list((tmp_path / "pages").iterdir()) == []
+
+
+def test_the_first_page_lists_all_that_there_are(
+    tmp_path: Path, no_runs: list[list[str]]
+) -> None:
+    make_run(tmp_path / "runs")
+    assert build(tmp_path, "szt") == 0
+    page = (tmp_path / "pages/szt.md").read_text()
+    (tmp_path / "pages/estimators.md").write_text(page.replace("A title", "Another"))
+    assert build(tmp_path, "szt") == 0
+    index = (tmp_path / "pages/README.md").read_text()
+    assert "## [A title](szt.md)" in index
+    assert "## [Another](estimators.md)" in index
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("README.md", "# Gallery of my photographs\n"),
+        ("README.md", ""),
+        ("szt.md", "# A title\n\nMy notes.\n\nThat is all.\n"),
+        ("szt.png", "a picture"),
+        ("mnist.gif", "a film"),
+    ],
+)
+def test_files_of_somebody_else_are_left_alone(
+    tmp_path: Path,
+    no_runs: list[list[str]],
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    text: str,
+) -> None:
+    make_run(tmp_path / "runs")
+    path = tmp_path / "pages" / name
+    path.parent.mkdir()
+    path.write_text(text)
+    assert build(tmp_path, "szt") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"noisyflow: {path} is not")
+    assert "choose another --out" in said
+    assert said.count("\n") == 1
+    assert no_runs == []
+    assert [path.name for path in path.parent.iterdir()] == [name]
+    assert path.read_text() == text
 
 
 def without_parts(report: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +240,6 @@ def with_a_picture_from_elsewhere(report: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (of_version, "holds a run of noisyflow 0.0.1, and this is"),
         (without_parts, "report.json is damaged; remove it and run again"),
         (with_a_strange_verdict, "report.json is damaged"),
         (with_a_picture_from_elsewhere, "report.json is damaged"),
@@ -197,7 +280,8 @@ def test_a_run_with_other_settings_is_not_shown(
 ) -> None:
     make_run(tmp_path / "runs", epochs=7)
     assert build(tmp_path, "szt") == 1
-    assert "holds a run with epochs = 7, not 600" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "with epochs = 7, not 600; choose another --runs, or remove it" in said
     assert no_runs == []
     assert not (tmp_path / "pages" / "szt.md").exists()
 
@@ -227,6 +311,12 @@ def test_a_folder_that_cannot_be_written_is_named(
         ("_x_ *y* `z`", "\\_x\\_ \\*y\\* \\`z\\`"),
         ("- no list", "\\- no list"),
         ("1. no list", "1\\. no list"),
+        ("## no heading", "\\## no heading"),
+        ("######", "\\######"),
+        ("#5 of 7", "#5 of 7"),
+        ("---", "\\---"),
+        ("- - -", "\\- - -"),
+        ("+", "\\+"),
         ("two\nlines | one", "two lines \\| one"),
     ],
 )

@@ -1,9 +1,10 @@
 """A page per experiment, and one that leads to them, from the experiments' reports.
 
 Pages are Markdown, for reading in a repository. They say what a run's `report.json`
-says and nothing else, so the same reports give the same pages. Runs that are missing
-are made first, each in a process of its own; what goes wrong with one experiment leaves
-the pages of all others alone.
+says and nothing else, so the same reports give the same pages. Every run is made, taken
+up or, if it is finished, written up again first, each in a process of its own: reports
+are those of this code. What goes wrong with one experiment leaves the pages of all
+others alone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from noisyflow.runs import (
 )
 
 INDEX = "README.md"
-# What `noisyflow film` leaves in a run's folder.
+_INDEX_HEAD = "# Gallery"
+# What `noisyflow film` leaves in a run's folder of its last hidden layer.
 _FILM = "film.gif"
 _VERDICTS = {True: "yes", False: "**no**", None: "undecided"}
 
@@ -70,13 +72,13 @@ def build(
     quick: bool = False,
     complain: Callable[[str], None] = print,
 ) -> bool:
-    """Builds the pages of experiments, running those that have no finished run.
+    """Builds the pages of experiments, running what is not finished.
 
     Parameters
     ----------
     out : Path
-        Where the pages are; created if needed. Pages of other experiments stay as they
-        are.
+        Where the pages are; created if needed. Pages of other experiments and files of
+        other names stay as they are.
     runs : Path
         Where the runs are, as `noisyflow run` names them: `NAME`, or `NAME-quick`.
     names : sequence of str
@@ -94,7 +96,8 @@ def build(
     Raises
     ------
     ValueError
-        If there is no experiment of a name.
+        If there is no experiment of a name, or `out` holds something else under the
+        name of a page or picture.
     KeyboardInterrupt
         After Ctrl-C, when the run at hand has saved its work. Taken up by the same
         call.
@@ -105,6 +108,7 @@ def build(
         check_name(name)
     wanted = [name for name in EXPERIMENTS if name in names or not names]
     out.mkdir(parents=True, exist_ok=True)
+    _check_out(out)
     num_failed = 0
     with Interruption() as interruption:
         for number, name in enumerate(wanted, 1):
@@ -140,27 +144,17 @@ def read_report(folder: Path) -> Report:
     Raises
     ------
     RunError
-        If there is none, it is damaged, or it is from another version of noisyflow.
+        If there is none, or it is damaged.
     """
-    from noisyflow import __version__
-
     path = folder / "report.json"
     try:
-        found = json.loads(path.read_bytes())
-        report = _report(found, folder)
-        version = str(found["noisyflow"])
+        return _report(json.loads(path.read_bytes()), folder)
     except FileNotFoundError as error:
         raise RunError(f"{folder} holds no finished run") from error
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from error
     except (*DAMAGE, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is damaged; remove it and run again") from error
-    if version != __version__:
-        raise RunError(
-            f"{folder} holds a run of noisyflow {version}, and this is {__version__}; "
-            "remove it and run again"
-        )
-    return report
 
 
 def page(report: Report, *, quick: bool = False, film: bool = False) -> str:
@@ -214,18 +208,17 @@ def page(report: Report, *, quick: bool = False, film: bool = False) -> str:
 def _finished(
     name: str, folder: Path, quick: bool, interruption: Interruption
 ) -> Report:
-    """The report of an experiment's run, which is made or taken up if it must be."""
+    """The report of an experiment's run, made anew if it is finished."""
     config = asdict(_config(name, quick))
-    run = RunFolder(folder)
+    device: list[str] = []
     if (folder / "config.json").exists():
-        # The same on a GPU is the same experiment.
-        found = run.config()["settings"].get("device", "cpu")
-        run.compare(name, {**config, "device": found} if "device" in config else config)
-        try:
-            return read_report(folder)
-        except RunError:  # a finished run makes its report again, in seconds
-            pass
-    device = _device(run)
+        run = RunFolder(folder)
+        # The same on a GPU is the same experiment, and goes on there.
+        found = run.config()["settings"].get("device")
+        if "device" in config and isinstance(found, str):
+            config["device"] = found
+            device = ["--device", found]
+        run.compare(name, config, remedy="choose another --runs, or remove it")
     command = ["run", name, *(["--quick"] if quick else []), "--out", str(folder)]
     process = subprocess.Popen(
         [sys.executable, "-m", "noisyflow", *command, *device]
@@ -236,15 +229,6 @@ def _finished(
     if code != 0:
         raise RunError(f"its run in {folder} ended with exit code {code}")
     return read_report(folder)
-
-
-def _device(run: RunFolder) -> list[str]:
-    """The option that takes up a run where it began."""
-    try:
-        device = str(run.config()["settings"]["device"])
-    except (RunError, KeyError):
-        return []
-    return ["--device", device]
 
 
 def _config(name: str, quick: bool) -> Any:
@@ -320,7 +304,7 @@ def _write(report: Report, out: Path, quick: bool) -> None:
     if report.figures:
         path = report.figures[0].path
         pictures["png"] = _picture(path)
-        if (path.parent / _FILM).exists():
+        if _is_up_to_date(path.parent / _FILM):
             pictures["gif"] = _picture(path.parent / _FILM)
     for ending, data in pictures.items():
         write_atomically(out / f"{report.experiment}.{ending}", data)
@@ -328,6 +312,15 @@ def _write(report: Report, out: Path, quick: bool) -> None:
     write_atomically(out / f"{report.experiment}.md", text.encode())
     for ending in {"png", "gif"} - pictures.keys():
         (out / f"{report.experiment}.{ending}").unlink(missing_ok=True)
+
+
+def _is_up_to_date(film: Path) -> bool:
+    """Whether there is a film that was made after the run's last measurement."""
+    try:
+        measured = (film.parent.parent / "checkpoint.safetensors").stat().st_mtime_ns
+        return film.stat().st_mtime_ns >= measured
+    except FileNotFoundError:
+        return False
 
 
 def _picture(path: Path) -> bytes:
@@ -345,15 +338,15 @@ def _picture(path: Path) -> bytes:
 def _write_index(out: Path) -> None:
     """Writes the page that leads to all pages that there are, old ones included."""
     blocks = [
-        "# Gallery",
+        _INDEX_HEAD,
         "One page per experiment: what the papers claim, what a run finds, and the "
         "command to see it yourself. `noisyflow gallery` rebuilds all of it.",
     ]
     for name, summary in EXPERIMENTS.items():
-        path = out / f"{name}.md"
-        if not path.exists():
+        head = _head(out / f"{name}.md")
+        if head is None:
             continue
-        title, score = _head(path)
+        title, score = head
         blocks += [
             f"## [{title}]({name}.md)",
             f"`{name}`: {_escaped(summary)}.",
@@ -364,21 +357,54 @@ def _write_index(out: Path) -> None:
     write_atomically(out / INDEX, ("\n\n".join(blocks) + "\n").encode())
 
 
-def _head(path: Path) -> tuple[str, str]:
-    """Title and score of a page: its first two blocks."""
-    blocks = path.read_text(errors="replace").split("\n\n", 2)
-    if len(blocks) < 3 or not blocks[0].startswith("# "):
-        return path.stem, "This page is damaged; build it again."
+def _check_out(out: Path) -> None:
+    """Raises ValueError where a page or picture would replace what is not ours."""
+    index = out / INDEX
+    ours = {f"{_INDEX_HEAD}\n", _INDEX_HEAD}
+    if index.exists() and "".join(_text_of(index).splitlines(True)[:1]) not in ours:
+        raise ValueError(
+            f"{index} is not the first page of a gallery; choose another --out"
+        )
+    for name in EXPERIMENTS:
+        page = out / f"{name}.md"
+        if _head(page) is not None:
+            continue
+        for path in (page, page.with_suffix(".png"), page.with_suffix(".gif")):
+            if path.exists():
+                raise ValueError(
+                    f"{path} is not of a gallery; choose another --out, or remove it"
+                )
+
+
+def _head(path: Path) -> tuple[str, str] | None:
+    """Title and score of a page, its first two blocks; None where it is not ours."""
+    if not path.exists():
+        return None
+    blocks = _text_of(path).split("\n\n", 2)
+    if len(blocks) < 3 or not blocks[0].startswith("# ") or not _SCORE.match(blocks[1]):
+        return None
     return blocks[0].removeprefix("# "), blocks[1]
+
+
+def _text_of(path: Path) -> str:
+    """The text of a file, whatever it is."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+# How the score of a page begins.
+_SCORE = re.compile(r"\*\*(\d+ of \d+ statements hold|Nothing is claimed)")
 
 
 def _score(report: Report, quick: bool) -> str:
     """How many claims hold, in words."""
     verdicts = [c.holds for claims in report.claims.values() for c in claims]
     yes, no = verdicts.count(True), verdicts.count(False)
-    score = f"**{yes} of {len(verdicts)} statements hold, {no} do not"
-    if None in verdicts:
-        score += f", {verdicts.count(None)} are undecided"
+    score = (
+        f"**{yes} of {len(verdicts)} statements {'holds' if yes == 1 else 'hold'}, "
+        f"{no} {'does' if no == 1 else 'do'} not"
+    )
+    if num_open := verdicts.count(None):
+        score += f", {num_open} {'is' if num_open == 1 else 'are'} undecided"
     if not verdicts:
         score = "**Nothing is claimed"
     what = "A quick run, smaller than what the papers did" if quick else "The run"
@@ -401,9 +427,12 @@ def _escaped(text: str) -> str:
 
 
 # What Markdown would take for something else: anywhere, where a word begins or ends
-# (which keeps T_1 readable), or where the line begins.
+# (which keeps T_1 readable), or where the line begins: a quotation, a heading, an item
+# of a list, a rule.
 _SPECIAL = re.compile(
-    r"[\\`*\[\]<|~$&]|(?<![^\W_])_|_(?![^\W_])|^>|^[#+-](?=\s)|^(\d+)([.)])(?=\s)"
+    r"[\\`*\[\]<|~$&]|(?<![^\W_])_|_(?![^\W_])"
+    r"|^>|^#(?=#{0,5}(?:\s|$))|^[+-](?=\s|$)|^-(?=[-\s]*$)"
+    r"|^(\d+)([.)])(?=\s|$)"
 )
 
 

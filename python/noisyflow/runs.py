@@ -311,7 +311,13 @@ class RunFolder:
                 "checkpoint.safetensors; remove the folder to start anew"
             )
 
-    def compare(self, experiment: str, settings: Mapping[str, Any]) -> None:
+    def compare(
+        self,
+        experiment: str,
+        settings: Mapping[str, Any],
+        *,
+        remedy: str = "choose another --out",
+    ) -> None:
         """Raises RunError unless `config.json` is that of this run.
 
         Parameters
@@ -319,6 +325,8 @@ class RunFolder:
         experiment : str
         settings : mapping
             As for `open`.
+        remedy : str
+            What to do otherwise, as the caller's user can.
         """
         from noisyflow import __version__
 
@@ -326,19 +334,19 @@ class RunFolder:
         if found["experiment"] != experiment:
             raise RunError(
                 f"{self.path} holds a run of {found['experiment']}, not of "
-                f"{experiment}; choose another --out"
+                f"{experiment}; {remedy}"
             )
         if found["noisyflow"] != __version__:
             raise RunError(
                 f"{self.path} holds a run of noisyflow {found['noisyflow']}, and this "
-                f"is {__version__}: the two do not mix; choose another --out"
+                f"is {__version__}: the two do not mix; {remedy}"
             )
         before, now = found["settings"], json.loads(json.dumps(dict(settings)))
         for key in {**now, **before}:
             if before.get(key) != now.get(key):
                 raise RunError(
                     f"{self.path} holds a run with {key} = {before.get(key)}, not "
-                    f"{now.get(key)}; choose another --out"
+                    f"{now.get(key)}; {remedy}"
                 )
 
     def _write_config(self, experiment: str, settings: Mapping[str, Any]) -> None:
