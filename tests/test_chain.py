@@ -786,6 +786,10 @@ def test_a_tracker_measures_every_layer_of_a_chain() -> None:
     assert tracker.measure(epoch=3) == layers
     with pytest.raises(ValueError, match="noise_std is the chain"):
         InformationTracker(chain, INPUTS, noise_std=0.1)
+    with pytest.raises(ValueError, match=r"finite, got nan at \[0, 0\]"):
+        InformationTracker(chain, INPUTS * math.nan, labels)
+    with pytest.raises(ValueError, match=r"labels must have shape \(8,\)"):
+        InformationTracker(chain, INPUTS, labels[:-1])
     with pytest.raises(TypeError, match="clean_outputs"):
         InformationTracker(chain, INPUTS, method="sample-propagation")
 

@@ -164,6 +164,18 @@ def as_matrix(
     return array
 
 
+def as_batch(name: str, value: Any) -> NDArray[np.float64]:
+    """A finite (m, ...) array as a copy in float64 on the CPU."""
+    array = to_numpy(name, value.detach().cpu() if is_tensor(value) else value)
+    if array.ndim < 2:
+        raise ValueError(f"{name} must have shape (m, ...), got {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name} must not be empty, got shape {array.shape}")
+    values = np.array(array, np.float64)
+    check_finite(name, values.reshape(len(values), -1), values.shape)
+    return values
+
+
 def check_same_kind(name: str, value: Any, other_name: str, other: Any) -> None:
     """Raises TypeError unless both are of one library and dtype."""
     if is_tensor(value) != is_tensor(other):

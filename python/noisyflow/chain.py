@@ -490,15 +490,8 @@ def _check_resolution(layers: ChainLayers) -> None:
 
 def _as_inputs(inputs: Any) -> torch.Tensor:
     """Finite (m, ...) inputs as a float64 CPU tensor."""
-    on_cpu = inputs.detach().cpu() if _arrays.is_tensor(inputs) else inputs
-    array = _arrays.to_numpy("inputs", on_cpu)
-    if array.ndim < 2:
-        raise ValueError(f"inputs must have shape (m, ...), got {array.shape}")
-    if array.size == 0:
-        raise ValueError(f"inputs must not be empty, got shape {array.shape}")
-    values = np.array(array, np.float64)  # a copy: layers may work in place
-    _arrays.check_finite("inputs", values.reshape(len(values), -1))
-    return torch.from_numpy(values)
+    # A copy: layers may work in place.
+    return torch.from_numpy(_arrays.as_batch("inputs", inputs))
 
 
 def _flattened(module: torch.nn.Sequential) -> list[torch.nn.Module]:

@@ -185,6 +185,9 @@ class InformationTracker:
         if self._encloses_itself:
             if noise_std is not None:
                 raise ValueError(f"noise_std is the chain's own, got {noise_std}")
+            num_inputs = len(_arrays.as_batch("inputs", inputs))
+            if labels is not None:
+                _arrays.group_by_label(labels, num_inputs)
             (self._network_inputs, self._labels) = (inputs, labels)
             return
         on_cpu = inputs.detach().cpu() if _arrays.is_tensor(inputs) else inputs
