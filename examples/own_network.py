@@ -34,10 +34,27 @@ def build_network(num_inputs: int, num_classes: int) -> torch.nn.Sequential:
 
 
 def load_data(path: Path | None, num_inputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (m, d) and labels (m,) from a file; without one, two noisy rings."""
+    """Inputs (m, d) and labels (m,), from 0, of a file; without one, two noisy rings.
+
+    Raises ValueError where the file holds something else.
+    """
     if path is not None:
-        with np.load(path) as arrays:
-            return arrays["inputs"].astype(np.float32), arrays["labels"].astype(int)
+        try:
+            with np.load(path) as arrays:
+                inputs, labels = arrays["inputs"].astype(np.float32), arrays["labels"]
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+        except Exception as error:  # whatever a file of another kind leads to
+            raise ValueError(
+                f"{path} must be an .npz file with the arrays inputs and labels"
+            ) from error
+        if inputs.ndim != 2:
+            raise ValueError(f"inputs must have shape (m, d), got {inputs.shape}")
+        if labels.dtype.kind not in "iubU":
+            raise ValueError(
+                f"labels must be integers, booleans or strings, got {labels.dtype}"
+            )
+        return inputs, np.unique(labels, return_inverse=True)[1]
     rng = np.random.default_rng(0)
     labels = np.arange(num_inputs) % 2
     angles = rng.uniform(0, 2 * np.pi, num_inputs)
@@ -57,15 +74,18 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(1)  # small networks are faster on one
-    inputs, labels = load_data(options.data, options.inputs)
     torch.manual_seed(0)
-    network = build_network(inputs.shape[1], int(labels.max()) + 1)
+    try:
+        inputs, labels = load_data(options.data, options.inputs)
+        network = build_network(inputs.shape[1], len(np.unique(labels)))
 
-    # The three lines that make it a subject of study: noise after every hidden
-    # activation, its layers as a chain (which shares the weights), and a tracker.
-    network = add_noise(network, options.noise_std)
-    chain = NoisyChain.from_module(network)
-    tracker = InformationTracker(chain, inputs, labels)
+        # The three lines that make it a subject of study: noise after every hidden
+        # activation, its layers as a chain (which shares the weights), and a tracker.
+        network = add_noise(network, options.noise_std)
+        chain = NoisyChain.from_module(network)
+        tracker = InformationTracker(chain, inputs, labels)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
     print("epoch    loss   I(X;T_l), I(Y;T_l) in nats, ± one standard error")
     epochs, found = [], []

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,9 @@ def run(script: str, *options: str) -> str:
 def test_your_own_network_on_your_own_data(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     inputs = rng.standard_normal((20, 4))
-    np.savez(tmp_path / "mine.npz", inputs=inputs, labels=inputs[:, 0] > 0)
+    np.savez(
+        tmp_path / "mine.npz", inputs=inputs, labels=np.sign(inputs[:, 0]).astype(int)
+    )
     files = ("--data", str(tmp_path / "mine.npz"), "--out", str(tmp_path / "a.png"))
     said = run("own_network.py", *files, "--epochs", "8", "--measurements", "2")
     rows = re.findall(r"^ +(\d+) +[\d.]+ +([\d.]+) ± [\d.]+, ([\d.]+)", said, re.M)
@@ -48,6 +51,36 @@ def test_your_own_network_on_your_own_data(tmp_path: Path) -> None:
     for _, information, label in rows:
         assert 0 < float(label) <= 0.70 < float(information) <= 3.0  # log 2, log 20
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        (None, "cannot read .*: No such file"),
+        ({"x": [1.0]}, "must be an .npz file with the arrays inputs and labels"),
+        ({"inputs": [[1.0], [math.nan]], "labels": [0, 1]}, "inputs must be finite"),
+        ({"inputs": [[1.0], [2.0]], "labels": [0]}, r"labels must have shape \(2,\)"),
+        ({"inputs": [1.0, 2.0], "labels": [0, 1]}, r"inputs must have shape \(m, d\)"),
+        ({"inputs": [[1.0]], "labels": [0.5]}, "labels must be integers, booleans or"),
+    ],
+)
+def test_useless_data_are_told_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arrays: dict[str, list[Any]] | None,
+    words: str,
+) -> None:
+    path = tmp_path / "mine.npz"
+    if arrays is not None:
+        np.savez(path, **{name: np.array(value) for name, value in arrays.items()})
+    monkeypatch.setattr(sys, "argv", ["own_network.py", "--data", str(path)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(EXAMPLES / "own_network.py"), run_name="__main__")
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert re.match(f"own_network.py: .*{words}", said)
+    assert said.count("\n") == 1
 
 
 def linear(num_inputs: int, num_outputs: int) -> torch.nn.Linear:
@@ -92,6 +125,29 @@ def test_an_activation_with_weights_is_no_layer() -> None:
     assert kinds == ["Linear", "Sequential", "Linear", "PReLU", "PReLU"]
 
 
+def test_noise_is_off_where_its_activation_is_in_evaluation_mode() -> None:
+    network = torch.nn.Sequential(linear(2, 2), torch.nn.Tanh(), linear(2, 2))
+    network[1].eval()
+    noisy = add_noise(network, 0.1)
+    assert [module.training for module in noisy] == [True, False, True]
+    assert not noisy[1][1].training
+
+
+def hooked() -> torch.nn.Module:
+    layer = linear(2, 2)
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+def rewired() -> torch.nn.Module:
+    layer = torch.nn.Tanh()
+    layer.forward = torch.sin  # type: ignore[method-assign]
+    return layer
+
+
+TWICE = torch.nn.Sequential(linear(2, 2), torch.nn.Tanh())
+
+
 class Block(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -111,6 +167,12 @@ class Swish(torch.nn.Module):
         ([linear(2, 2), Swish(), linear(2, 2)], "module 1 is a Swish, of which it"),
         ([torch.nn.LSTM(2, 2), linear(2, 2)], "module 0 is a LSTM, which returns"),
         ([torch.nn.Tanh(), GaussianNoise(0.1), linear(2, 2)], "must be without noise"),
+        (
+            [TWICE, torch.nn.Sequential(TWICE, linear(2, 2))],
+            "module 1.0 is a Seq.* sec",
+        ),
+        ([hooked(), torch.nn.Tanh(), linear(2, 2)], "module 0 is a Linear, with a for"),
+        ([linear(2, 2), rewired(), linear(2, 2)], "module 1 is a Tanh, with a forw"),
     ],
 )
 def test_what_noise_cannot_be_added_to_is_named(

@@ -289,8 +289,8 @@ def add_noise(
     ------
     TypeError, ValueError
         If the network is no plain Sequential, has noise already, has no hidden
-        activation, or holds a module that noise may belong inside or after, which
-        cannot be told.
+        activation, holds a module that noise may belong inside or after, which cannot
+        be told, or a Sequential in two places.
 
     Notes
     -----
@@ -315,7 +315,7 @@ def add_noise(
             kind += " with a forward or forward hooks of its own"
         raise TypeError(f"network must be a plain torch.nn.Sequential, got {kind}")
     noisy = copy.deepcopy(network)
-    places = list(_leaves(noisy, ""))
+    places = list(_leaves(noisy, "", set()))
     for _, _, name, module in places:
         _check_leaf(name, module)
     with_weights = [
@@ -343,16 +343,24 @@ def add_noise(
 
 
 def _leaves(
-    parent: torch.nn.Sequential, prefix: str
+    parent: torch.nn.Sequential, prefix: str, seen: set[torch.nn.Module]
 ) -> Iterator[tuple[torch.nn.Sequential, str, str, torch.nn.Module]]:
     """Modules of nested plain Sequentials: where each is, under which key, its name.
 
     Not named_children(), which leaves out a module that is there for a second time.
+    Raises ValueError at such a Sequential: noise in the one place would be in the
+    other, too.
     """
+    if parent in seen:
+        raise ValueError(
+            f"module {prefix.removesuffix('.')} is a Sequential that is there for a "
+            "second time; place GaussianNoise by hand in this network"
+        )
+    seen.add(parent)
     for key, module in list(parent._modules.items()):
         assert module is not None
         if is_of_kind(module, torch.nn.Sequential):
-            yield from _leaves(module, f"{prefix}{key}.")
+            yield from _leaves(module, f"{prefix}{key}.", seen)
         else:
             yield parent, key, f"{prefix}{key}", module
 
