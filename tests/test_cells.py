@@ -1,4 +1,4 @@
-"""Tables that are computed cell by cell: what they cost, and what a field holds."""
+"""Tables that are computed cell by cell: what they cost, and what they hold."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from noisyflow.experiments.cells import CellRows, CellTable
 from noisyflow.runs import RunFolder
@@ -58,3 +59,34 @@ def test_a_run_costs_its_preparation_and_its_cells(tmp_path: Path) -> None:
 def test_to_make_the_report_again_costs_nothing(tmp_path: Path) -> None:
     usage = run(tmp_path / "run", 2).usage()
     assert run(tmp_path / "run", 2).usage() == usage
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(0, -7, 2**63, 0.0, -0.5, 1e-5, 1e22, 1.5e-300, float("inf"), float("-inf")),
+        *("", "noise 0.1", "1_0", " 1", "1 ", "+1", "007", "infinity", "NaN", "0x1"),
+        *("1e", ".", "-", "\u0661", "True"),  # the fourth is a digit of another script
+    ],
+)
+def test_a_field_comes_back_as_it_was(tmp_path: Path, value: float | str) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.open("cells", {}):
+        folder.save({"metrics.csv": [{"first": value, "last": 1}]}, {})
+        checkpoint = folder.load_checkpoint()
+        assert checkpoint is not None
+        (row,) = folder.load_table("metrics.csv", checkpoint)
+    assert row == {"first": value, "last": 1}
+    assert type(row["first"]) is type(value)
+
+
+def test_numbers_of_numpy_and_nan_come_back_as_floats(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    numbers = [float("nan"), np.float64(0.1), np.float32(1e-5), np.float32(1e16)]
+    with folder.open("cells", {}):
+        folder.save({"metrics.csv": [{"value": value} for value in numbers]}, {})
+        checkpoint = folder.load_checkpoint()
+        assert checkpoint is not None
+        rows = folder.load_table("metrics.csv", checkpoint)
+    assert [str(row["value"]) for row in rows] == ["nan", "0.1", "1e-05", "1e+16"]
+    assert all(isinstance(row["value"], float) for row in rows)

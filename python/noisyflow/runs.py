@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -46,6 +47,9 @@ _FILES = (
     "report.json",
     *_TABLES,
 )
+# int() and float() take more, such as "1_0", " 1" and "infinity".
+_INT = re.compile("-?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"-?([0-9]+\.[0-9]+(e[+-]?[0-9]+)?|[0-9]+e[+-]?[0-9]+|inf|nan)")
 # What a damaged but readable file can raise while it is taken apart.
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, RuntimeError, OverflowError)
 
@@ -587,8 +591,7 @@ def _sha256(data: bytes) -> NDArray[np.uint8]:
 
 
 def _parse(text: str) -> float | int | str:
-    """What a field of a table holds: a number, or else a word."""
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
+    """What a field of a table holds: a number as Python writes it, or else a word."""
+    if _INT.fullmatch(text):
+        return int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
