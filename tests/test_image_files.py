@@ -288,8 +288,16 @@ def test_pixels_take_the_memory_of_their_floats_and_little_more(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("t10kimages", labels(7), "holds 1 dimensions of uint8; images are 3 of uint8"),
-        ("t10klabels", pictures(7), "holds 3 dimensions of uint8; labels are 1"),
+        (
+            "t10kimages",
+            labels(7),
+            "images are 3 of uint8: these look like labels",
+        ),
+        (
+            "t10klabels",
+            pictures(7),
+            "labels are 1 of uint8: these look like images",
+        ),
         ("t10klabels", labels(6), "holds 7 images and"),
         ("t10klabels", labels(7) + 5, "holds the label 10 for image 5; labels are 0"),
         ("t10kimages", pictures(0), "holds no images: 0 x 3 x 5"),
@@ -302,6 +310,36 @@ def test_files_that_do_not_fit_one_another_are_refused(
     write_mnist(tmp_path)
     (tmp_path / NAMES[name]).write_bytes(idx(values))
     assert message in complaint(tmp_path, mnist)
+
+
+def test_values_of_another_type_are_told_before_their_number(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    path = tmp_path / NAMES["t10kimages"]
+    path.write_bytes(idx(pictures(7), kind=13))  # bytes, and a header of floats
+    text = complaint(tmp_path, mnist)
+    assert text.endswith("holds 3 dimensions of float32; images are 3 of uint8")
+
+
+def test_images_and_labels_are_read_from_one_place(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "MNIST" / "raw")
+    for kind, values in (("images", 1 + pictures(7)), ("labels", labels(7)[::-1])):
+        (tmp_path / NAMES[f"t10k{kind}"]).write_bytes(idx(values))
+    # Two of the test files are here, all four there.
+    found = mnist(tmp_path)
+    np.testing.assert_array_equal(found.test.labels, labels(7))
+    np.testing.assert_array_equal(found.test.images[:, 0] * 255, pictures(7))
+    assert len(found.train) == 20
+    # Then two here and two there: the folder itself goes first, and is split.
+    for kind in ("images", "labels"):
+        (tmp_path / "MNIST" / "raw" / NAMES[f"train{kind}"]).unlink()
+    found = mnist(tmp_path)
+    assert found.is_split
+    both = np.concatenate([found.train.inputs, found.test.inputs])
+    assert sorted(both[:, 0] * 255) == sorted(1 + pictures(7)[:, 0, 0])
+    # Images here and labels there are no pair.
+    (tmp_path / NAMES["t10klabels"]).unlink()
+    (tmp_path / "MNIST" / "raw" / NAMES["t10kimages"]).unlink()
+    assert f"lacks {NAMES['trainimages']}" in complaint(tmp_path, mnist)
 
 
 # --- Torch data sets

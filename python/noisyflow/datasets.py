@@ -158,7 +158,7 @@ class TrainTest(NamedTuple):
     is_split: bool
 
 
-AnyDataset = TypeVar("AnyDataset", bound=Dataset)
+_Data = TypeVar("_Data", bound=Dataset)
 
 
 def szt() -> Dataset:
@@ -425,8 +425,8 @@ def check_learnable(train: Dataset, test: Dataset, *, num_train: int = 2) -> Non
 
 
 def split(
-    dataset: AnyDataset, *, train_share: float = 0.8, seed: int = 0
-) -> tuple[AnyDataset, AnyDataset]:
+    dataset: _Data, *, train_share: float = 0.8, seed: int = 0
+) -> tuple[_Data, _Data]:
     """Two disjoint parts of a data set, for training and for testing, drawn at random.
 
     Parameters

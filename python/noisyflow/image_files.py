@@ -11,6 +11,7 @@ import gzip
 import math
 import os
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +34,30 @@ IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 
 class ImageFileError(Exception):
     """A file that holds no such images or labels, and why, in one line."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a file must hold: bytes of so many dimensions."""
+
+    name: str
+    num_dimensions: int
+
+    def check(self, path: Path, kind: np.dtype[Any], num_dimensions: int) -> None:
+        """Raises ImageFileError if a header states something else."""
+        if kind == np.uint8 and num_dimensions == self.num_dimensions:
+            return
+        text = (
+            f"{path} holds {num_dimensions} dimensions of {kind.name}; {self.name} are "
+            f"{self.num_dimensions} of uint8"
+        )
+        for other in (_OF_IMAGES, _OF_LABELS):
+            if kind == np.uint8 and num_dimensions == other.num_dimensions:
+                text += f": these look like {other.name}"
+        raise ImageFileError(text)
+
+
+_OF_IMAGES, _OF_LABELS = _Kind("images", 3), _Kind("labels", 1)
 
 
 def read_idx(path: str | Path, *, max_bytes: int = _MOST_BYTES) -> NDArray[Any]:
@@ -61,7 +86,11 @@ def read_idx(path: str | Path, *, max_bytes: int = _MOST_BYTES) -> NDArray[Any]:
     The format: two zero bytes, a byte for the type, one for the number k of dimensions,
     k sizes of four bytes, then the values; all big-endian.
     """
-    path = Path(path)
+    return _read(Path(path), max_bytes)
+
+
+def _read(path: Path, max_bytes: int, expected: _Kind | None = None) -> NDArray[Any]:
+    """As `read_idx`, of the kind that is expected."""
     try:
         if not path.is_file():
             raise ImageFileError(
@@ -73,9 +102,10 @@ def read_idx(path: str | Path, *, max_bytes: int = _MOST_BYTES) -> NDArray[Any]:
             is_gzip = file.read(2) == _GZIP
             file.seek(0)
             if not is_gzip:
-                return _array(file, path, size, max_bytes, is_exact=True)
+                return _array(file, path, size, max_bytes, expected, is_exact=True)
             with gzip.GzipFile(fileobj=file) as unpacked:
-                return _array(unpacked, path, size * _MOST_UNPACKED, max_bytes)
+                most = size * _MOST_UNPACKED
+                return _array(unpacked, path, most, max_bytes, expected)
     except EOFError as error:
         raise ImageFileError(
             f"{path} is cut short: its gzip stream has no end; copy it anew"
@@ -93,6 +123,7 @@ def _array(
     path: Path,
     most: int,
     max_bytes: int,
+    expected: _Kind | None,
     *,
     is_exact: bool = False,
 ) -> NDArray[Any]:
@@ -104,6 +135,8 @@ def _array(
             "files of images begin with 00 00 08 03, of labels with 00 00 08 01"
         )
     kind, num_sizes = np.dtype(_TYPES[magic[2]]), magic[3]
+    if expected is not None:
+        expected.check(path, kind, num_sizes)
     header = file.read(4 * num_sizes)
     if len(header) < 4 * num_sizes:
         raise ImageFileError(
@@ -161,7 +194,8 @@ def read_images(images: Path, labels: Path) -> tuple[NDArray[Any], NDArray[Any]]
         dimensions, if there is no image or not one label for each, or if a label is not
         in 0 to 9.
     """
-    pixels, digits = _values(images, 3, "images"), _values(labels, 1, "labels")
+    pixels = _read(images, _MOST_BYTES, _OF_IMAGES)
+    digits = _read(labels, _MOST_BYTES, _OF_LABELS)
     if pixels.size == 0:
         raise ImageFileError(f"{images} holds no images: {_sizes(pixels.shape)} values")
     if len(pixels) != len(digits):
@@ -185,8 +219,9 @@ def read_mnist(folder: str | Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]
     ----------
     folder : str or Path
         With the four files by their names, plain or with `.gz`, or with these in
-        `MNIST/raw`, where torchvision puts them. A plain file goes before a gzipped
-        one. Without any of the two training files the other two are enough.
+        `MNIST/raw`, where torchvision puts them; all are read from the place that has
+        more of them. A plain file goes before a gzipped one. Without any of the two
+        training files the other two are enough.
 
     Returns
     -------
@@ -209,7 +244,7 @@ def read_mnist(folder: str | Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]
     if missing and missing != test_only:
         raise ImageFileError(
             f"{folder} lacks {', '.join(missing)}: looked for these, plain or with "
-            ".gz, there and in MNIST/raw"
+            ".gz, there and in MNIST/raw; all must be in one of the two"
         )
     parts = {}
     for part in (TRAIN, TEST):
@@ -232,29 +267,21 @@ def _found(folder: Path) -> dict[str, Path | None]:
             f"{folder} is {'not a folder' if folder.exists() else 'missing'}; it must "
             "be a folder with MNIST's IDX files"
         )
-    found: dict[str, Path | None] = {}
-    for part in (TRAIN, TEST):
-        for kind in (IMAGES, LABELS):
-            name = f"{part}-{kind}"
-            candidates = [
-                place / (name + ending)
-                for place in (folder, folder / "MNIST" / "raw")
-                for ending in ("", ".gz")
-            ]
-            there = [path for path in candidates if path.exists()]
-            found[name] = there[0] if there else None
-    return found
+    names = [f"{part}-{kind}" for part in (TRAIN, TEST) for kind in (IMAGES, LABELS)]
+    places = [
+        {name: _plain_or_gzip(place / name) for name in names}
+        for place in (folder, folder / "MNIST" / "raw")
+    ]
+    # All of one place: images of one data set do not fit the labels of another.
+    return max(places, key=lambda place: len([*filter(None, place.values())]))
 
 
-def _values(path: Path, num_dimensions: int, what: str) -> NDArray[Any]:
-    """Bytes of so many dimensions."""
-    values = read_idx(path)
-    if values.dtype != np.uint8 or values.ndim != num_dimensions:
-        raise ImageFileError(
-            f"{path} holds {values.ndim} dimensions of {values.dtype}; {what} are "
-            f"{num_dimensions} of uint8"
-        )
-    return values
+def _plain_or_gzip(path: Path) -> Path | None:
+    """The file of this name or, without it, the one with `.gz`; None without both."""
+    for candidate in (path, path.with_name(path.name + ".gz")):
+        if candidate.exists():
+            return candidate
+    return None
 
 
 def _sizes(shape: tuple[int, ...]) -> str:
