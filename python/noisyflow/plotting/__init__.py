@@ -47,7 +47,6 @@ from noisyflow.plotting.plane import (
     information_plane,
 )
 from noisyflow.plotting.representations import (
-    binned_entropy,
     constellation,
     distance_histograms,
     similarity_histograms,
@@ -64,7 +63,6 @@ __all__ = [
     "Scenes",
     "activation_histograms",
     "bin_widths",
-    "binned_entropy",
     "class_scatter",
     "constellation",
     "decision_regions",

@@ -12,9 +12,7 @@ from noisyflow import _arrays, mixture_log_density
 from noisyflow.plotting.common import (
     CLASS_COLORS,
     Array,
-    epoch_axis,
     layer_colors,
-    marker,
 )
 
 if TYPE_CHECKING:
@@ -367,57 +365,3 @@ def _plain(axes: Axes, name: str, title: str) -> Axes:
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     return axes
-
-
-def binned_entropy(
-    axes: Axes,
-    epochs: Array,
-    entropies: Mapping[float, Array],
-    *,
-    ceiling: float,
-    title: str,
-) -> Axes:
-    """Entropy of a layer's binned activations over epochs, for several bin widths.
-
-    The caller adds a legend, `legend_above` for one or several of these.
-
-    Parameters
-    ----------
-    axes : Axes
-    epochs : (k,) array
-        From 1.
-    entropies : mapping of float to (k,) array
-        Per bin width, in nats.
-    ceiling : float
-        Log of the number of inputs, the largest possible value: a dashed line.
-    title : str
-
-    Returns
-    -------
-    Axes
-    """
-    colors = layer_colors(len(entropies))
-    for number, (width, values) in enumerate(entropies.items()):
-        axes.plot(
-            epochs,
-            values,
-            color=colors[number],
-            linewidth=2,
-            linestyle=_LINE_STYLES[number % len(_LINE_STYLES)],
-            marker=marker(epochs),
-            label=f"bins of {width:g}",
-        )
-    axes.axhline(ceiling, color="0.35", linewidth=1.2, linestyle="--")
-    axes.annotate(
-        f"log of the number of inputs: {ceiling:.3f}",
-        (0.02, ceiling),
-        (0, 4),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        fontsize=12,
-        color="0.25",
-    )
-    axes.set_ylim(0, 1.12 * ceiling)
-    axes.set_title(title, fontsize=14)
-    axes.set_ylabel("H(Bin(S)), in nats", fontsize=13)
-    return epoch_axis(axes, epochs)
