@@ -197,7 +197,15 @@ def lightning() -> Any:
     return pytest.importorskip("pytorch_lightning", reason="needs pytorch-lightning")
 
 
-def fit(path: Path, *, rate: float, callbacks: list[Any], epochs: int = 2) -> Any:
+def fit(
+    path: Path,
+    *,
+    rate: float,
+    callbacks: list[Any],
+    epochs: int = 2,
+    resumes: Path | None = None,
+    **settings: Any,
+) -> Any:
     """A training of three far points through a layer that keeps them apart."""
     pl = lightning()
 
@@ -231,8 +239,10 @@ def fit(path: Path, *, rate: float, callbacks: list[Any], epochs: int = 2) -> An
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
+        **settings,
     )
-    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=3))
+    loader = torch.utils.data.DataLoader(data, batch_size=3)
+    trainer.fit(module, loader, ckpt_path=None if resumes is None else str(resumes))
     return module
 
 
@@ -286,15 +296,50 @@ def test_training_is_the_same_with_and_without_the_callback(tmp_path: Path) -> N
 
 
 @WARNS
+def test_the_last_epoch_is_kept_however_training_ends_and_a_new_fit_begins_anew(
+    tmp_path: Path,
+) -> None:
+    lightning()
+    from noisyflow.lightning import InformationCallback
+
+    callback = InformationCallback(np.array([[-1.0], [1.0]]))
+    fit(tmp_path, rate=0.0, callbacks=[callback], epochs=50, max_steps=11)
+    # The eleventh of 50 epochs is not due, but the last.
+    assert [row["epoch"] for row in callback.table] == list(range(11))
+    assert callback.table[-1]["step"] == 11
+    fit(tmp_path, rate=0.0, callbacks=[callback], epochs=1)
+    assert [row["epoch"] for row in callback.table] == [0]
+    lines = {
+        number: (tmp_path / f"version_{number}/information.csv").read_text().count("\n")
+        for number in (0, 1)
+    }
+    assert lines == {0: 1 + 11, 1: 1 + 1}
+    (saved,) = tmp_path.glob("version_1/checkpoints/*.ckpt")
+    fit(tmp_path, rate=0.0, callbacks=[callback], epochs=2, resumes=saved)
+    assert [row["epoch"] for row in callback.table] == [0, 1]
+    chosen = InformationCallback(np.array([[-1.0], [1.0]]), epochs=[0])
+    fit(tmp_path, rate=0.0, callbacks=[chosen], epochs=9, max_steps=2)
+    assert [row["epoch"] for row in chosen.table] == [0]
+
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    events = accumulator.EventAccumulator(str(tmp_path / "version_0")).Reload()
+    assert len(events.Scalars("information/layer_1")) == 11
+
+
+@WARNS
 def test_epochs_are_logarithmically_spaced_and_the_state_resumes() -> None:
     lightning()
-    from noisyflow.lightning import InformationCallback, is_log_spaced
+    from noisyflow.lightning import InformationCallback, _is_log_spaced
 
-    spaced = [number for number in range(1, 201) if is_log_spaced(number)]
+    spaced = [number for number in range(1, 201) if _is_log_spaced(number)]
     expected = {round(10 ** (k / 10)) for k in range(10, 24)} | set(range(1, 10))
     assert set(spaced) == {number for number in expected if number <= 200}
     first, second = InformationCallback([[0.0]]), InformationCallback([[0.0]])
+    assert [first._is_due(10, last) for last in (11, 12, None)] == [True, False, False]
     first.table.append({"epoch": 3})
+    second.table.append({"epoch": 1})
     second.load_state_dict(first.state_dict())
     first.table[0]["epoch"] = 4
     assert second.table == [{"epoch": 3}]

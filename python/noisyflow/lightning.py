@@ -73,7 +73,8 @@ class InformationCallback(_Callback):
         be measured. By default the only one among the module's attributes.
     epochs : container of int, optional
         Epochs to measure at, from 0: epoch e is the state after e + 1 passes over the
-        data. By default about ten per decade, logarithmically spaced, and the last.
+        data. By default about ten per decade, logarithmically spaced, and the last,
+        also where training ends by `max_steps` or early stopping.
     path : str or Path, optional
         CSV file of all that was measured, written anew after every measurement. By
         default `information.csv` in the trainer's `log_dir`.
@@ -83,8 +84,8 @@ class InformationCallback(_Callback):
     Attributes
     ----------
     table : list of dict
-        A row per epoch and layer, as in the file. Part of Lightning's checkpoints: a
-        training that is resumed goes on with it.
+        A row per epoch and layer of the last fit, as in the file. Part of Lightning's
+        checkpoints: a training that is resumed goes on with it.
 
     Notes
     -----
@@ -113,6 +114,8 @@ class InformationCallback(_Callback):
         self._network = network
         self._epochs = epochs
         self._path = None if path is None else Path(path)
+        self._file: Path | None = None  # of the fit at hand
+        self._last_epoch: int | None = None
         self._settings = settings
         self.table: list[Row] = []
 
@@ -122,24 +125,47 @@ class InformationCallback(_Callback):
             return
         self._tracker(pl_module)
         log_dir = trainer.log_dir  # asked of all processes, or they wait for ever
-        if self._path is None and log_dir is not None:
-            self._path = Path(log_dir) / "information.csv"
+        self._file = self._path
+        if self._file is None and log_dir is not None:
+            self._file = Path(log_dir) / "information.csv"
+        self._last_epoch = None
+        if trainer.current_epoch == 0:  # a checkpoint's rows are loaded after this
+            self.table = []
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measures and logs, if it is time."""
-        epoch = int(trainer.current_epoch)
-        if not self._is_due(epoch, trainer.max_epochs):
-            return
+        epoch = self._last_epoch = int(trainer.current_epoch)
+        if self._is_due(epoch, trainer.max_epochs):
+            values = self._measure(trainer, pl_module, epoch)
+            pl_module.log_dict(
+                values, on_step=False, on_epoch=True, rank_zero_only=True
+            )
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measures the last epoch where nobody knew that it would be the last."""
+        epoch = self._last_epoch
+        if (
+            self._epochs is None
+            and epoch is not None
+            and not self._is_due(epoch, trainer.max_epochs)
+        ):
+            values = self._measure(trainer, pl_module, epoch)
+            for logger in trainer.loggers:  # the module's log has closed
+                logger.log_metrics(values, step=int(trainer.global_step))
+                logger.save()
+
+    def _measure(self, trainer: Any, pl_module: Any, epoch: int) -> dict[str, float]:
+        """Adds to the table; what is to be logged, nothing but in rank 0."""
         values: dict[str, float] = {}
         if trainer.is_global_zero:
             found = self._tracker(pl_module).measure(epoch)
             self.table += [_row(epoch, int(trainer.global_step), x) for x in found]
-            if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(self._path, table_bytes(self.table))
+            if self._file is not None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self._file, table_bytes(self.table))
             for information in found:
                 values |= _scalars(information)
-        pl_module.log_dict(values, on_step=False, on_epoch=True, rank_zero_only=True)
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured, for Lightning's checkpoints."""
@@ -153,7 +179,7 @@ class InformationCallback(_Callback):
         """Whether to measure after this epoch."""
         if self._epochs is not None:
             return epoch in self._epochs
-        return is_log_spaced(epoch + 1) or epoch + 1 == max_epochs
+        return _is_log_spaced(epoch + 1) or epoch + 1 == max_epochs
 
     def _tracker(self, pl_module: Any) -> InformationTracker:
         """A tracker of the network as it is now."""
@@ -166,18 +192,10 @@ class InformationCallback(_Callback):
         return InformationTracker(network, self._inputs, self._labels, **self._settings)
 
 
-def is_log_spaced(number: int) -> bool:
+def _is_log_spaced(number: int) -> bool:
     """Whether a number is among 1, 2, 3, ..., 10, 13, 16, 20, 25, ..., 100, 126, ...
 
-    Parameters
-    ----------
-    number : int
-        At least 1.
-
-    Returns
-    -------
-    bool
-        Whether it is 10^(k/10), rounded, for a whole number k, or at most 10.
+    That is 10^(k/10), rounded, for a whole number k, or at most 10.
     """
     steps = round(_PER_DECADE * math.log10(number))
     return number <= 10 or round(10 ** (steps / _PER_DECADE)) == number
