@@ -772,7 +772,8 @@ def test_more_interrupts_end_the_process_as_the_first_did() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130
     assert done.stderr == (
-        "noisyflow: stopped; the same command takes up what was saved, if anything was\n"
+        "noisyflow: stopped; the same command takes up what was saved, if anything "
+        "was\n"
     )
 
 
