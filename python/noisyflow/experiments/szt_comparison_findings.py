@@ -28,6 +28,7 @@ from noisyflow.experiments.szt_network import (
     layer_outputs,
 )
 from noisyflow.experiments.tracked_figures import information_plane
+from noisyflow.experiments.verdicts import CHECKS
 from noisyflow.report import Figure, Part, Table
 from noisyflow.runs import Results, RunFolder
 
@@ -153,8 +154,7 @@ def spread_text(spread: Spread, unit: str) -> str:
     scale = 100 if unit in (" %", " points") else 1
     return (
         f"{scale * spread.mean:+.2f} ± {scale * spread.standard_error:.2f}{unit} over "
-        f"{len(spread.values)} seeds, known to {scale * spread.margin:.2f} on either "
-        "side at 95 %"
+        f"{len(spread.values)} seeds, one-sided 95 % margin {scale * spread.margin:.2f}"
     )
 
 
@@ -504,7 +504,7 @@ def write(
         f"is undecided between. {outcome}. Information is in nats.",
         *figures(study, folder, courses, titles),
         report.claims_table(claims_title, claims),
-        report.claims_table("Checks of the measurement", measurement_claims(study)),
+        report.claims_table(CHECKS, measurement_claims(study)),
         layers_table(study, titles),
         end_table(study, titles, saturates=saturates),
         binned.correlation_table(courses),
