@@ -1,11 +1,12 @@
 """Opens report pages in headless Chromium and fails if a reader would miss something.
 
-    check_browser.py REPORT.html ... [--screenshots DIR]
+    check_browser.py REPORT.html ... [--screenshots DIR] [--dark]
 
 A page must load without any request but its own, without a message of error or warning
 on the console, with every picture decoded and visible; at 1280 and at 400 pixels width
 nothing may be cut off or need sideways scrolling but in a box of its own, no text may
-be smaller than 12 pixels, and no long text squeezed into a narrow column.
+be smaller than 12 pixels, and no long text squeezed into a narrow column. With --dark
+all this is so where the reader prefers dark pages.
 
 Chromium is driven over the pipe of its DevTools protocol; nothing is installed.
 """
@@ -31,6 +32,7 @@ WIDTHS = (1280, 400)
 SMALLEST_TEXT = 12  # pixels
 NARROWEST_COLUMN = 120  # pixels, of a cell of more than 40 characters
 SECONDS_TO_LOAD = 60.0
+SECONDS_TO_CLOSE = 10.0
 _QUIET_SECONDS = 0.2  # what a page does after it has loaded
 
 # What is wrong with the page as it is laid out now, as a list of sentences.
@@ -127,6 +129,14 @@ class Browser:
         self._number = 0
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self) -> None:
+        """Opens a page and listens to it."""
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send(
             "Target.attachToTarget", targetId=target, flatten=True
@@ -134,7 +144,9 @@ class Browser:
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
 
-    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+    def send(
+        self, method: str, *, seconds: float | None = None, **parameters: Any
+    ) -> dict[str, Any]:
         """Sends a command and returns its result; events meanwhile are kept."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
@@ -143,7 +155,9 @@ class Browser:
         data = json.dumps(message).encode() + b"\0"
         while data:
             data = data[os.write(self._commands, data) :]
-        answer = self._read_until(lambda found: found.get("id") == self._number)
+        answer = self._read_until(
+            lambda found: found.get("id") == self._number, seconds or SECONDS_TO_LOAD
+        )
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
         result: dict[str, Any] = answer["result"]
@@ -152,30 +166,33 @@ class Browser:
     def wait_for(self, method: str) -> None:
         """Reads until an event of this name has come."""
         if not any(event["method"] == method for event in self.events):
-            self._read_until(lambda found: found.get("method") == method)
+            self._read_until(
+                lambda found: found.get("method") == method, SECONDS_TO_LOAD
+            )
 
     def listen(self, seconds: float) -> None:
         """Keeps the events that come within this time."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            if select.select([self._answers], [], [], left)[0]:
-                self._keep(self._read())
+            if b"\0" in self._unread or select.select([self._answers], [], [], left)[0]:
+                self._keep(self._read(time.monotonic() + SECONDS_TO_LOAD))
 
     def close(self) -> None:
         """Ends the browser."""
         self._session = None
         try:
-            self.send("Browser.close")
-            self._process.wait(10)
+            self.send("Browser.close", seconds=SECONDS_TO_CLOSE)
+            self._process.wait(SECONDS_TO_CLOSE)
         except (OSError, RuntimeError, TimeoutError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait()
-        os.close(self._commands)
-        os.close(self._answers)
+        finally:
+            os.close(self._commands)
+            os.close(self._answers)
 
-    def _read_until(self, is_wanted: Any) -> dict[str, Any]:
+    def _read_until(self, is_wanted: Any, seconds: float) -> dict[str, Any]:
         """The first message that is wanted; events are kept on the way."""
-        deadline = time.monotonic() + SECONDS_TO_LOAD
+        deadline = time.monotonic() + seconds
         while True:
             message = self._read(deadline)
             self._keep(message)
@@ -186,13 +203,12 @@ class Browser:
         if "method" in message:
             self.events.append(message)
 
-    def _read(self, deadline: float | None = None) -> dict[str, Any]:
+    def _read(self, deadline: float) -> dict[str, Any]:
         """The next message."""
         while b"\0" not in self._unread:
-            if deadline is not None:
-                left = max(0.0, deadline - time.monotonic())
-                if not select.select([self._answers], [], [], left)[0]:
-                    raise TimeoutError(f"no answer within {SECONDS_TO_LOAD:g} s")
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self._answers], [], [], left)[0]:
+                raise TimeoutError("no answer of the browser in time")
             part = os.read(self._answers, 2**20)
             if not part:
                 raise RuntimeError("the browser ended; is it able to start here?")
