@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
+import os
 import shutil
 import struct
 import subprocess
@@ -86,6 +88,36 @@ def test_a_figure_is_embedded_as_it_is(report: Path) -> None:
     text = report.read_text()
     assert f'src="data:image/png;base64,{data}"' in text
     assert 'width="1800" height="600" style="--half: 900px"' in text
+    assert text.count('<div class="hint">The figure scrolls') == 1
+
+
+def test_verdicts_are_coloured_and_texts_may_wrap(report: Path) -> None:
+    text = report.read_text()
+    for cell in ('class="yes" data-column="holds">yes<', 'class="open" data-column='):
+        assert text.count(f"<td {cell}") == 1
+    assert f'<td class="long" data-column="statement">{LONG}</td>' in text
+    assert '<td class="short" data-column="name">' not in text
+    assert '<td class="short" data-column="value">1</td>' in text
+
+
+@pytest.mark.parametrize("script", ["sleep 60", "printf '{' >&4; sleep 60", "exit 1"])
+def test_a_browser_that_does_not_start_is_ended(tmp_path: Path, script: str) -> None:
+    """One that says nothing, one that says half a message, one that ends."""
+    program = tmp_path / "chromium"
+    program.write_text(
+        f'#!/bin/sh\necho $$ > "{tmp_path}/pid"\nexec sh -c "{script}"\n'
+    )
+    program.chmod(0o755)
+    specification = importlib.util.spec_from_file_location("check_browser", CHECK)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    module.SECONDS_TO_LOAD = module.SECONDS_TO_CLOSE = 0.5
+    with pytest.raises((TimeoutError, RuntimeError, OSError)):
+        module.Browser(str(program), str(tmp_path))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 # What is wrong, and what is to be said of it.

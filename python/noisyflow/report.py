@@ -42,11 +42,13 @@ th { border-bottom: 2px solid var(--rule); font-weight: 600; }
 .long { min-width: 12rem; }
 figure { margin: 1.5rem 0; }
 img { display: block; max-width: 100%; height: auto; background: #fff; }
-figcaption, .note { color: var(--soft); font-size: .93rem; max-width: 52rem; }
+figcaption, .note, .hint { color: var(--soft); font-size: .93rem; max-width: 52rem; }
 .yes { color: var(--yes); } .no { color: var(--no); } .yes, .no { font-weight: 600; }
 .open, .short { white-space: nowrap; }
+.hint { display: none; }
 @media screen and (max-width: 48rem) {
   img { width: var(--half); max-width: none; }
+  .hint { display: block; }
   .claims tr { display: block; padding: .5rem 0;
                border-bottom: 1px solid var(--rule); }
   .claims tr:first-child { display: none; }
@@ -58,6 +60,9 @@ figcaption, .note { color: var(--soft); font-size: .93rem; max-width: 52rem; }
 # A cell of up to so many characters, a number mostly, stays on one line; one of more
 # than so many is a text, which wraps, but not after every word.
 _SHORT, _LONG = 24, 40
+# Shown on narrow screens below a figure that is wider there than the narrowest.
+_NARROW = 320
+_HINT = '<div class="hint">The figure scrolls sideways.</div>'
 _VERDICTS = {True: "yes", False: "no", None: "undecided"}
 _UNDECIDED = (
     "Undecided: the error of what was measured reaches to both sides of what is "
@@ -302,10 +307,11 @@ def work_table(folder: RunFolder, rows: Sequence[Sequence[str]] = ()) -> Table:
                 f"{usage.peak_mib:.0f} MiB",
             ],
             ["device", str(config.get("device", "not recorded"))],
+            ["version of the run", f"noisyflow {config['noisyflow']}"],
             [
-                "versions",
-                f"noisyflow {config['noisyflow']}, Python {platform.python_version()}, "
-                f"torch {torch.__version__}, NumPy {np.__version__}",
+                "versions when this page was made",
+                f"Python {platform.python_version()}, torch {torch.__version__}, "
+                f"NumPy {np.__version__}",
             ],
         ],
     )
@@ -449,6 +455,7 @@ def _figure(figure: Figure) -> str:
         f'<figure><div class="scroll" tabindex="0"><img alt="{name}" width="{width}" '
         f'height="{height}" style="--half: {width // 2}px" '
         f'src="data:image/{kind};base64,{data}"></div>'
+        f"{_HINT if width // 2 > _NARROW else ''}"
         f"<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
     )
 
