@@ -15,6 +15,7 @@ import pytest
 
 from noisyflow import cli, gallery, plotting, runs
 from noisyflow.experiments import Claim, szt
+from noisyflow.experiments.verdicts import CHECKS
 from noisyflow.report import Figure, claims_table, write_page
 from noisyflow.runs import RunFolder
 
@@ -38,6 +39,7 @@ def make_run(runs: Path, name: str = "szt", **settings: Any) -> Path:
                 "We find <this>.",
                 Figure(folder.save_figure("a.png", plotting.png(figure)), "Seen."),
                 claims_table("What is claimed", CLAIMS),
+                claims_table(CHECKS, CLAIMS[:2]),
             ],
         )
         folder.save_checkpoint({})
@@ -79,12 +81,13 @@ def test_a_page_says_what_the_report_says(
     ]
     page, index = ((pages / name).read_text() for name in ("szt.md", "README.md"))
     assert page.startswith(
-        "# A title\n\n**2 of 4 statements hold, 1 does not, 1 is und"
+        "# A title\n\n**2 of 4 statements hold, 1 does not, 1 is undecided; 1 of 2 "
+        "checks of the measurement pass.** A quick run"
     )
     assert "A quick run" in page
     assert "\n\nWe find \\<this>.\n\n![szt](szt.png)\n\nSeen.\n\n" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
-    assert rows[2:] == [
+    assert rows[2:6] == [
         "| a \\| b rises | 1 ± 2 | yes |",
         "| T_1 \\< T_2 | it \\*is\\* not | **no** |",
         "| x | y | undecided |",

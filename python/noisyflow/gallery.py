@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from noisyflow.experiments import EXPERIMENTS, Claim, check_name, load
+from noisyflow.experiments.verdicts import CHECKS
 from noisyflow.report import Figure, Table, claims_table, picture_size
 from noisyflow.runs import (
     DAMAGE,
@@ -397,7 +398,13 @@ _SCORE = re.compile(r"\*\*(\d+ of \d+ statements hold|Nothing is claimed)")
 
 def _score(report: Report, quick: bool) -> str:
     """How many claims hold, in words."""
-    verdicts = [c.holds for claims in report.claims.values() for c in claims]
+    checks = [c.holds for c in report.claims.get(CHECKS, ())]
+    verdicts = [
+        c.holds
+        for title, claims in report.claims.items()
+        if title != CHECKS
+        for c in claims
+    ]
     yes, no = verdicts.count(True), verdicts.count(False)
     score = (
         f"**{yes} of {len(verdicts)} statements {'holds' if yes == 1 else 'hold'}, "
@@ -407,6 +414,10 @@ def _score(report: Report, quick: bool) -> str:
         score += f", {num_open} {'is' if num_open == 1 else 'are'} undecided"
     if not verdicts:
         score = "**Nothing is claimed"
+    if checks:
+        score += (
+            f"; {checks.count(True)} of {len(checks)} checks of the measurement pass"
+        )
     what = "A quick run, smaller than what the papers did" if quick else "The run"
     return (
         f"{score}.** {what}: {duration(report.seconds)}, {report.peak_mib:.0f} MiB of "
