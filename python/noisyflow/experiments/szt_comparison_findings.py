@@ -498,7 +498,7 @@ def write(
         f"{verdicts.count(False)} do not, {verdicts.count(None)} are undecided"
     )
     parts: list[Part] = [
-        f"{opening} Here networks are trained for {config.epochs:,} passes (the paper: "
+        f"{opening} Networks are trained for {config.epochs:,} passes (the paper: "
         f"10,000), {config.num_seeds} seeds in each arm. A statement about means over "
         "seeds holds, or does not, where Student's t says so at 95 % confidence, and "
         f"is undecided between. {outcome}. Information is in nats.",
