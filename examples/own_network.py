@@ -63,13 +63,21 @@ def load_data(path: Path | None, num_inputs: int) -> tuple[np.ndarray, np.ndarra
     return inputs.astype(np.float32), labels
 
 
+def _positive(text: str) -> int:
+    """A number of things that there must be at least one of."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, metavar="FILE.npz")
-    parser.add_argument("--inputs", type=int, default=100, help="without --data")
+    parser.add_argument("--inputs", type=_positive, default=100, help="without --data")
     parser.add_argument("--noise-std", type=float, default=0.1)
-    parser.add_argument("--epochs", type=int, default=300)
-    parser.add_argument("--measurements", type=int, default=5)
+    parser.add_argument("--epochs", type=_positive, default=300)
+    parser.add_argument("--measurements", type=_positive, default=5)
     parser.add_argument("--out", type=Path, default=Path("own_network.png"))
     options = parser.parse_args()
 

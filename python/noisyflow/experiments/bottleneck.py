@@ -39,6 +39,7 @@ from noisyflow.experiments.bottleneck_findings import (
     work_table,
 )
 from noisyflow.experiments.cells import CellRows, CellTable
+from noisyflow.experiments.tracked_figures import label_entropy
 from noisyflow.information import mutual_information
 from noisyflow.nn import GaussianNoise
 from noisyflow.runs import Row, RunError, RunFolder, check_device
@@ -246,7 +247,7 @@ def run(config: Config, out: Path) -> bool:
         study = Study(
             table.metrics,
             table.history,
-            {task.name: _label_entropy(task) for task in tasks},
+            {task.name: label_entropy(task.everything.labels) for task in tasks},
             {task.name: len(task.everything) for task in tasks},
         )
         report.write_page(
@@ -432,12 +433,6 @@ def _evaluated(
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
     is_right = (logits.argmax(dim=2) == labels).double()
     return loss.item(), is_right.mean(dim=0).cpu().numpy()
-
-
-def _label_entropy(task: Task) -> float:
-    """H(Y), nats: the most that T can tell of the label."""
-    share = np.bincount(task.everything.labels) / len(task.everything)
-    return -float(share @ np.log(share))
 
 
 def _plan(config: Config, tasks: Sequence[Task]) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from noisyflow import plotting, report
 from noisyflow.experiments import Claim
-from noisyflow.experiments.measured import Measured
+from noisyflow.experiments.measured import Measured, over_seeds
 from noisyflow.report import Figure, Table
 from noisyflow.runs import Row, RunFolder
 
@@ -98,9 +98,9 @@ class Study:
 
 def _mean(values: Floats, own_errors: Floats | None = None) -> Measured:
     """Over seeds; own errors are taken as common to all seeds, which none is beyond."""
-    spread = float(values.std(ddof=1)) / math.sqrt(len(values))
+    (mean, spread) = over_seeds(values)
     own = 0.0 if own_errors is None else math.sqrt(float((own_errors**2).mean()))
-    return Measured(float(values.mean()), math.hypot(spread, own))
+    return Measured(mean, math.hypot(spread, own))
 
 
 def opening(study: Study, noise_std: float) -> list[str]:
@@ -459,7 +459,7 @@ def curve_table(study: Study, task: str) -> Table:
         lower, upper = (
             study.column(task, beta, name).mean() for name in ("lower", "upper")
         )
-        over_seeds = _mean(study.column(task, beta, "test_accuracy"))
+        accuracy = _mean(study.column(task, beta, "test_accuracy"))
         over_inputs = study.column(task, beta, "test_standard_error").mean()
         rows.append(
             [
@@ -468,8 +468,8 @@ def curve_table(study: Study, task: str) -> Table:
                 f"[{lower:.3f}, {upper:.3f}]",
                 f"{100 * study.column(task, beta, 'is_undersampled').mean():.0f} %",
                 str(study.label_information(task, beta)),
-                f"{100 * over_seeds.mean:.2f} %",
-                f"{100 * over_seeds.error:.2f} %",
+                f"{100 * accuracy.mean:.2f} %",
+                f"{100 * accuracy.error:.2f} %",
                 f"{100 * over_inputs:.2f} %",
                 f"{100 * study.column(task, beta, 'train_accuracy').mean():.2f} %",
             ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 # A difference that a few seeds show is one beyond so many of its standard errors.
 _CLEAR = 3.0
@@ -80,6 +80,12 @@ def all_hold(verdicts: Iterable[bool | None]) -> bool | None:
     if False in found:
         return False
     return None if None in found else True
+
+
+def at_steps(found: NDArray[np.number]) -> str:
+    """Steps of some seeds: `at step 5`, or `at step 5 to 7`."""
+    (low, high) = (int(found.min()), int(found.max()))
+    return f"at step {low}" if low == high else f"at step {low} to {high}"
 
 
 def over_seeds(values: ArrayLike) -> Measured:

@@ -16,6 +16,7 @@ from noisyflow.experiments.exact_channels import Floats, gaussian_densities
 from noisyflow.experiments.measured import (
     Measured,
     all_hold,
+    at_steps,
     over_seeds,
     two_digits,
 )
@@ -242,8 +243,8 @@ def claims(study: Study) -> list[Claim]:
     return [
         Claim(
             f"It rises towards log 4 = {CEILING:.4f} (to within {NEAR:g} nats).",
-            f"largest {two_digits(peak)}, {CEILING - peak.mean:.4f} below, at step "
-            f"{where.min():.0f} to {where.max():.0f}",
+            f"largest {two_digits(peak)}, {CEILING - peak.mean:.4f} below, "
+            f"{at_steps(where)}",
             is_near(peak, CEILING),
         ),
         Claim(

@@ -8,7 +8,6 @@ lower than that of many. Each network is a run of `szt` in a folder of its own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import scipy.stats
 
 from noisyflow._checks import as_int
 from noisyflow.experiments import szt_network
+from noisyflow.experiments.measured import over_seeds
 from noisyflow.experiments.several_trainings import complete
 from noisyflow.runs import Results, RunError, RunFolder, check_device
 
@@ -131,7 +131,7 @@ class Spread:
     @property
     def standard_error(self) -> float:
         """Of the mean, from the spread over seeds."""
-        return float(np.std(self.values, ddof=1)) / math.sqrt(len(self.values))
+        return over_seeds(self.values).error
 
     @property
     def margin(self) -> float:

@@ -13,6 +13,7 @@ from noisyflow import datasets, plotting, report
 from noisyflow.experiments import Claim
 from noisyflow.experiments.measured import Measured, is_above
 from noisyflow.experiments.szt_network import CEILING, Config, layer_outputs
+from noisyflow.experiments.tracked_figures import label_entropy
 from noisyflow.runs import Results
 
 # Epochs of the scatter plots in the paper's figure.
@@ -25,16 +26,13 @@ def information_figure(results: Results) -> bytes:
     """I(X;T_l) and I(Y;T_l) side by side."""
     figure, (left, right) = plotting.new_figure(12, 4.6, columns=2)
     metrics = results.metrics
-    labels = datasets.szt().labels
-    share = float(labels.mean())
-    label_entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
     for axes, prefix, value, ceiling, name, title in (
         (left, "", "mutual_information", CEILING, "log 4096", "I(X;T), in nats"),
         (
             right,
             "label_",
             "label_information",
-            label_entropy,
+            label_entropy(datasets.szt().labels),
             "H(Y)",
             "I(Y;T), in nats",
         ),

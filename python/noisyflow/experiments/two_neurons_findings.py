@@ -18,7 +18,7 @@ from noisyflow.experiments.exact_channels import (
     bent_densities,
     gaussian_densities,
 )
-from noisyflow.experiments.measured import Measured, over_seeds, two_digits
+from noisyflow.experiments.measured import Measured, at_steps, over_seeds, two_digits
 from noisyflow.experiments.single_neuron_findings import NEAR, is_near
 from noisyflow.experiments.verdicts import counts
 from noisyflow.report import Figure, Table
@@ -249,8 +249,7 @@ def claims(study: Study) -> list[Claim]:
     return [
         Claim(
             f"I(X;T_1) rises to log 8 = {CEILING:.3f} (to within {NEAR:g} nats).",
-            f"largest {two_digits(top_1)}, at step {where_1.min():.0f} to "
-            f"{where_1.max():.0f}",
+            f"largest {two_digits(top_1)}, {at_steps(where_1)}",
             is_near(top_1, CEILING),
         ),
         Claim(
@@ -260,8 +259,8 @@ def claims(study: Study) -> list[Claim]:
         ),
         Claim(
             f"I(X;T_2) rises and then falls, by more than {_LEAST_FALL:g} nats.",
-            f"largest {two_digits(top_2)}, at step {where_2.min():.0f} to "
-            f"{where_2.max():.0f}; then to {two_digits(end_2)}: by {two_digits(by_2)}",
+            f"largest {two_digits(top_2)}, {at_steps(where_2)}; then to "
+            f"{two_digits(end_2)}: by {two_digits(by_2)}",
             by_2.is_above(_LEAST_FALL),
         ),
         Claim(
@@ -276,8 +275,7 @@ def claims(study: Study) -> list[Claim]:
             "answers are wrong.",
             f"{two_digits(Measured(100 * wrong.mean, 100 * wrong.error))} % wrong; "
             + (
-                "99 % of a test were right first at step "
-                f"{study.learnt.min()} to {study.learnt.max()}"
+                f"99 % of a test were right first {at_steps(study.learnt)}"
                 if study.learnt.min() >= 0
                 else "99 % of a test were not right in every training"
             ),

@@ -154,6 +154,23 @@ def _apart(epochs: Sequence[int] | Array) -> list[int]:
     return shown[::-1]
 
 
+def ceiling_line(
+    axes: Axes, value: float, name: str, *, fontsize: int = 12, zorder: float = 2
+) -> Axes:
+    """The largest possible value as a dashed line with its name and number."""
+    axes.axhline(value, color="0.35", linewidth=1.2, linestyle="--", zorder=zorder)
+    axes.annotate(
+        f"{name} = {value:.3f}",
+        (0.02, value),
+        (0, 4),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=fontsize,
+        color="0.25",
+    )
+    return axes
+
+
 def epoch_axis(axes: Axes, epochs: Sequence[int] | Array) -> Axes:
     """A logarithmic horizontal axis named `epoch`."""
     from matplotlib.ticker import LogFormatter

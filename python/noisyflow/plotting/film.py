@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyflow.plotting.common import CLASS_COLORS, Array, epoch_axis, new_figure
+from noisyflow.plotting.common import (
+    CLASS_COLORS,
+    Array,
+    ceiling_line,
+    epoch_axis,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -217,16 +223,7 @@ def _draw_curve(axes: Any, scenes: Scenes, number: int) -> None:
     )
     axes.plot(epochs, scenes.values[shown], color=_CURVE_COLOR, linewidth=2)
     axes.plot(epochs[-1:], scenes.values[number : number + 1], "o", color=_CURVE_COLOR)
-    axes.axhline(scenes.ceiling, color="0.35", linewidth=1.2, linestyle="--")
-    axes.annotate(
-        f"H(X) = {scenes.ceiling:.3f}",
-        (0.02, scenes.ceiling),
-        (0, 4),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        fontsize=10,
-        color="0.25",
-    )
+    ceiling_line(axes, scenes.ceiling, "H(X)", fontsize=10)
     axes.set_ylim(0, 1.12 * scenes.ceiling)
     epoch_axis(axes, scenes.epochs)
     axes.set_xlabel("epoch", fontsize=11)

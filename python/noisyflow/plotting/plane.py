@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from noisyflow.plotting.common import Array
+from noisyflow.plotting.common import Array, ceiling_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,18 +112,8 @@ def _middle(about: Mapping[str, Array]) -> tuple[Array, Array]:
 
 def _limits(axes: Axes, input_entropy: float, label_entropy: float) -> None:
     """Names of the axes, their reach, and the largest possible values."""
-    style: dict[str, Any] = {"color": "0.35", "linewidth": 1.2, "zorder": 0}
-    axes.axvline(input_entropy, linestyle="--", **style)
-    axes.axhline(label_entropy, linestyle="--", **style)
-    axes.annotate(
-        f"H(Y) = {label_entropy:.3f}",
-        (0.02, label_entropy),
-        (0, 4),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        fontsize=12,
-        color="0.25",
-    )
+    axes.axvline(input_entropy, color="0.35", linewidth=1.2, linestyle="--", zorder=0)
+    ceiling_line(axes, label_entropy, "H(Y)", zorder=0)
     axes.annotate(
         f"H(X) = {input_entropy:.3f}",
         (input_entropy, 0.03),

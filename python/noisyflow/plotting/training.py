@@ -11,6 +11,7 @@ from noisyflow.plotting.common import (
     CLASS_COLORS,
     METHOD_STYLES,
     Array,
+    ceiling_line,
     epoch_axis,
     last_shown,
     layer_colors,
@@ -63,16 +64,7 @@ def information(
             marker=marker(epochs),
             label=f"layer {layer + 1}",
         )
-    axes.axhline(ceiling, color="0.35", linewidth=1.2, linestyle="--")
-    axes.annotate(
-        f"{ceiling_name} = {ceiling:.3f}",
-        (0.02, ceiling),
-        (0, 4),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        fontsize=12,
-        color="0.25",
-    )
+    ceiling_line(axes, ceiling, ceiling_name)
     axes.set_ylim(0, 1.12 * ceiling)
     return epoch_axis(axes, epochs)
 
