@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyflow._files import open_regular
+
 _GZIP = b"\x1f\x8b"
 # What a gzipped byte can unpack to at most, in the deflate format.
 _MOST_UNPACKED = 1032
@@ -97,7 +99,7 @@ def _read(path: Path, max_bytes: int, expected: _Kind | None = None) -> NDArray[
                 f"{path} is {'not a file' if path.exists() else 'missing'}; it must be "
                 "an IDX file"
             )
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             is_gzip = file.read(2) == _GZIP
             file.seek(0)
