@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from noisyflow import __version__, _arrays, _checks, _core, runtime
 from noisyflow._device import memory_hint
+from noisyflow._files import open_regular
 from noisyflow._streamed import is_streamed
 from noisyflow.bounds import EntropyBounds, entropy_bounds, noise_entropy
 from noisyflow.cost import predict_pair_seconds
@@ -315,7 +316,7 @@ def _loaded(path: Path, what: str) -> NDArray[Any]:
     """The array of a .npy file, memory-mapped."""
     if path.is_dir():
         raise FileError(f"{path} is a folder, not a .npy file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(8)
     if start.startswith(b"PK"):
         raise FileError(
@@ -325,8 +326,12 @@ def _loaded(path: Path, what: str) -> NDArray[Any]:
     if not start.startswith(np.lib.format.MAGIC_PREFIX):
         raise FileError(f"{path} is not a .npy file; write one with numpy.save")
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except (ValueError, EOFError, SyntaxError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd ways to write a header
+            return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except OSError:
+        raise
+    except Exception as error:  # a header is parsed as Python, by several modules
         if "Python object" in str(error) or "pickle" in str(error):
             raise FileError(
                 f"{path} holds Python objects, which are never unpickled; save the "
