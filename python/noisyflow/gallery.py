@@ -10,6 +10,7 @@ others alone.
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from noisyflow._files import open_regular, read_regular
 from noisyflow.experiments import EXPERIMENTS, Claim, check_name, load
 from noisyflow.experiments.verdicts import CHECKS
 from noisyflow.report import Figure, Table, claims_table, picture_size
@@ -34,6 +36,8 @@ INDEX = "README.md"
 _INDEX_HEAD = "# Gallery"
 # What `noisyflow film` leaves in a run's folder of its last hidden layer.
 _FILM = "film.gif"
+# A hundred times those that are written.
+_MOST_REPORT_BYTES, _MOST_PICTURE_BYTES, _MOST_PAGE_BYTES = 2**25, 2**29, 2**22
 _VERDICTS = {True: "yes", False: "**no**", None: "undecided"}
 
 
@@ -149,7 +153,7 @@ def read_report(folder: Path) -> Report:
     """
     path = folder / "report.json"
     try:
-        return _report(json.loads(path.read_bytes()), folder)
+        return _report(json.loads(read_regular(path, _MOST_REPORT_BYTES)), folder)
     except FileNotFoundError as error:
         raise RunError(f"{folder} holds no finished run") from error
     except OSError as error:
@@ -252,8 +256,8 @@ def _report(found: Any, folder: Path) -> Report:
         figures=[],
         tables=[],
         claims={},
-        seconds=float(found["seconds"]),
-        peak_mib=float(found["peak_mib"]),
+        seconds=_amount(found["seconds"]),
+        peak_mib=_amount(found["peak_mib"]),
     )
     check_name(report.experiment)
     paragraphs, figures, tables = [], [], []
@@ -290,7 +294,16 @@ def _report(found: Any, folder: Path) -> Report:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"must be a text, got {value!r}")
+    value.encode()  # JSON can hold halves of characters, which no page can
     return value
+
+
+def _amount(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"must be a number, got {value!r}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"must be finite and not negative, got {value!r}")
+    return float(value)
 
 
 def _verdict(value: object) -> bool | None:
@@ -327,7 +340,7 @@ def _is_up_to_date(film: Path) -> bool:
 def _picture(path: Path) -> bytes:
     """The bytes of a picture, if it is one."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, _MOST_PICTURE_BYTES)
         picture_size(data)
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from error
@@ -388,8 +401,12 @@ def _head(path: Path) -> tuple[str, str] | None:
 
 
 def _text_of(path: Path) -> str:
-    """The text of a file, whatever it is."""
-    return path.read_text(encoding="utf-8", errors="replace")
+    """The text of a file, whatever it is, or its beginning."""
+    try:
+        with open_regular(path) as file:
+            return file.read(_MOST_PAGE_BYTES).decode(errors="replace")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
 
 
 # How the score of a page begins.
