@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import resource
@@ -32,6 +33,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from noisyflow import runtime
+from noisyflow._files import read_regular
 
 Row = dict[str, Any]  # numbers and words
 
@@ -50,6 +52,8 @@ _FILES = (
 # int() and float() take more, such as "1_0", " 1" and "infinity".
 _INT = re.compile("-?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?([0-9]+\.[0-9]+(e[+-]?[0-9]+)?|[0-9]+e[+-]?[0-9]+|inf|nan)")
+# A hundred times those that are written; what is longer is none of ours.
+_MOST_USAGE_BYTES = 2**14
 # What a damaged but readable file can raise while it is taken apart.
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, RuntimeError, OverflowError)
 
@@ -171,10 +175,13 @@ class RunFolder:
     def usage(self) -> Usage:
         """What the work took so far; nothing where that is not known."""
         try:
-            found = json.loads((self.path / "usage.json").read_bytes())
-            return Usage(float(found["seconds"]), float(found["peak_mib"]))
+            path = self.path / "usage.json"
+            found = json.loads(read_regular(path, _MOST_USAGE_BYTES))
+            usage = Usage(float(found["seconds"]), float(found["peak_mib"]))
         except (*DAMAGE, RecursionError, OSError):
             return Usage()
+        is_possible = 0 <= usage.seconds < math.inf and 0 <= usage.peak_mib < math.inf
+        return usage if is_possible else Usage()
 
     def save(
         self, tables: Mapping[str, Sequence[Row]], tensors: Mapping[str, NDArray[Any]]
