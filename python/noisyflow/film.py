@@ -77,6 +77,7 @@ def make_film(
     if not (folder.path / "config.json").is_file():
         raise RunError(f"{folder.path} is not a run's folder: it has no config.json")
     _check_is_one_network(folder)
+    folder.load_checkpoint()  # which vouches for the config
     module, config = _experiment(folder)
     results = folder.results()
     last = results.num_layers

@@ -3,7 +3,8 @@
 Every file is written beside its place and renamed into it, so a reader or a run that
 takes up the work after `kill -9` never sees half a file. The checkpoint is the truth:
 it holds the length and hash of every table as it was then, so that later rows are
-dropped and altered ones are noticed when a run resumes.
+dropped and altered ones are noticed when a run resumes, and hashes of its own arrays
+and of the settings. They find damage, not forgery.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from noisyflow import runtime
-from noisyflow._files import read_regular
+from noisyflow._files import open_regular, read_regular
 
 Row = dict[str, Any]  # numbers and words
 
@@ -53,7 +54,9 @@ _FILES = (
 _INT = re.compile("-?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?([0-9]+\.[0-9]+(e[+-]?[0-9]+)?|[0-9]+e[+-]?[0-9]+|inf|nan)")
 # A hundred times those that are written; what is longer is none of ours.
-_MOST_USAGE_BYTES = 2**14
+_MOST_CONFIG_BYTES, _MOST_USAGE_BYTES = 2**20, 2**14
+# Among the arrays of a checkpoint: hashes of all others, and of the settings.
+_OWN_HASH, _CONFIG_HASH = "sha256", "config.json.sha256"
 # What a damaged but readable file can raise while it is taken apart.
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, RuntimeError, OverflowError)
 
@@ -144,7 +147,7 @@ class RunFolder:
         """The experiment, its settings and the package's version, as written."""
         path = self.path / "config.json"
         try:
-            config = json.loads(path.read_bytes())
+            config = json.loads(read_regular(path, _MOST_CONFIG_BYTES))
         except (ValueError, RecursionError) as error:
             raise RunError(f"{path} is not a run's config") from error
         except OSError as error:
@@ -217,7 +220,7 @@ class RunFolder:
         path = self.path / name
         try:
             size = int(checkpoint[f"{name}.size"])
-            data = path.read_bytes()[:size] if size else b""
+            data = _start_of(path, size) if size else b""
             if not np.array_equal(_sha256(data), checkpoint[f"{name}.sha256"]):
                 raise ValueError(name)
             rows = csv.DictReader(io.StringIO(data.decode()))
@@ -238,6 +241,9 @@ class RunFolder:
         """Replaces the checkpoint by these arrays."""
         # Not np.ascontiguousarray, which turns a number into a vector of one.
         contiguous = {key: np.array(value, order="C") for key, value in tensors.items()}
+        if (self.path / "config.json").exists():
+            contiguous[_CONFIG_HASH] = _hash_of_config(self.config())
+        contiguous[_OWN_HASH] = _hash_of_arrays(contiguous)
         data = safetensors.numpy.save(contiguous)
         write_atomically(self.path / "checkpoint.safetensors", data)
 
@@ -247,17 +253,29 @@ class RunFolder:
         Raises
         ------
         RunError
-            If the file is damaged.
+            If the file is damaged, or `config.json` is not what it was then.
         """
         path = self.path / "checkpoint.safetensors"
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
         try:
-            return dict(safetensors.numpy.load(path.read_bytes()))
+            arrays = _arrays_of(path)
+            own_hash = arrays.pop(_OWN_HASH)
+            if not np.array_equal(own_hash, _hash_of_arrays(arrays)):
+                raise ValueError(path)
         except (safetensors.SafetensorError, *DAMAGE) as error:
             raise self.damaged_checkpoint() from error
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror}") from error
+        expected = arrays.pop(_CONFIG_HASH, None)
+        if expected is not None and not np.array_equal(
+            expected, _hash_of_config(self.config())
+        ):
+            raise RunError(
+                f"{self.path / 'config.json'} does not match its checkpoint; "
+                "remove the folder to start anew"
+            )
+        return arrays
 
     def damaged_checkpoint(self) -> RunError:
         """What to raise where the checkpoint cannot be what was saved."""
@@ -595,6 +613,50 @@ def table_bytes(rows: Sequence[Row]) -> bytes:
 def _sha256(data: bytes) -> NDArray[np.uint8]:
     """The hash as an array, (32,)."""
     return np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+
+
+def _hash_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    """A hash of names, types, shapes and numbers, whatever their order; (32,)."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        total.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        total.update(array.tobytes())
+    return np.frombuffer(total.digest(), np.uint8)
+
+
+def _hash_of_config(config: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """A hash of what a config says, however it is written; (32,)."""
+    return _sha256(json.dumps(config, sort_keys=True).encode())
+
+
+def _arrays_of(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays in a safetensors file, whose length is checked before it is read.
+
+    ValueError where it is not that which its header promises.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if not length <= size - 8:
+            raise ValueError(f"a header of {length} bytes in {size}")
+        header = file.read(length)
+        ends = [
+            entry["data_offsets"][1]
+            for name, entry in json.loads(header).items()
+            if name != "__metadata__"
+        ]
+        if size != 8 + length + max(ends, default=0):
+            raise ValueError(f"{size} bytes, and its header promises others")
+        rest = file.read(size)
+    return dict(safetensors.numpy.load(start + header + rest))
+
+
+def _start_of(path: Path, size: int) -> bytes:
+    """The first bytes of a regular file, as many as these if it has them."""
+    with open_regular(path) as file:
+        return file.read(max(0, min(size, os.fstat(file.fileno()).st_size)))
 
 
 def _parse(text: str) -> float | int | str:
