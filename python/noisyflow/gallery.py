@@ -367,7 +367,8 @@ def _write_index(out: Path) -> None:
             score,
         ]
         if (out / f"{name}.png").exists():
-            blocks.append(f'<a href="{name}.md"><img src="{name}.png" width="480"></a>')
+            picture = f'<img src="{name}.png" alt="{name}" width="480">'
+            blocks.append(f"[{picture}]({name}.md)")
     write_atomically(out / INDEX, ("\n\n".join(blocks) + "\n").encode())
 
 
