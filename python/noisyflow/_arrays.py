@@ -26,7 +26,7 @@ _NOISE_RANGE = {
     np.dtype(np.float32): (1e-15, 1e15),
     np.dtype(np.float64): (1e-140, 1e140),
 }
-_MOST_CENTERS = 2**31 - 2  # the kernels count them in int32
+MOST_CENTERS = 2**31 - 2  # the kernels count them in int32
 _WEIGHT_SUM_TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-9}
 # A softmax divides by a sum in its own dtype. In 16 running sums, as of a vector
 # register, of equal terms that all round the same way, it is off by a part of n eps /
@@ -202,7 +202,7 @@ def as_point_pair(points: Any, centers: Any) -> tuple[Floats, Floats]:
     ):  # before it is refused for its gradients, which two tensors would have
         check_same_kind("points", points, "centers", centers)
     x = as_matrix("points", points, allow_empty=True)
-    y = as_matrix("centers", centers, most_rows=_MOST_CENTERS)
+    y = as_matrix("centers", centers, most_rows=MOST_CENTERS)
     if x.dtype != y.dtype or is_tensor(points) != is_tensor(centers):
         check_same_kind("points", points, "centers", centers)
     if x.shape[1] != y.shape[1]:
@@ -328,6 +328,14 @@ def with_dtype(weights: Any, dtype: Any) -> Any:
 
 def as_weights(weights: Any, num_centers: int, dtype: np.dtype[Any]) -> Floats:
     """(n,) non-negative weights that sum to 1, in the dtype of the centers."""
+    array = as_partial_weights(weights, num_centers, dtype)
+    total = float(array.sum(dtype=np.float64))
+    check_weight_sum(total, num_centers, dtype)
+    return array
+
+
+def as_partial_weights(weights: Any, num_centers: int, dtype: np.dtype[Any]) -> Floats:
+    """As `as_weights`, of some of the centers: their sum is not looked at."""
     array = to_numpy("weights", with_dtype(weights, dtype))
     if array.shape != (num_centers,):
         raise ValueError(
@@ -338,11 +346,9 @@ def as_weights(weights: Any, num_centers: int, dtype: np.dtype[Any]) -> Floats:
         raise TypeError(
             f"weights must have the dtype of centers, {dtype}, got {array.dtype}"
         )
-    if not np.isfinite(array).all() or array.min() < 0:
+    if not np.isfinite(array).all() or array.min(initial=0) < 0:
         worst = array[~(array >= 0) | ~np.isfinite(array)][0]
         raise ValueError(f"weights must be finite and not negative, got {worst}")
-    total = float(array.sum(dtype=np.float64))
-    check_weight_sum(total, num_centers, dtype)
     return array
 
 

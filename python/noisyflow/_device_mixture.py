@@ -125,6 +125,15 @@ class DeviceMixture(PreparedMixture):
         """Log-density at points (m, d) on the GPU, as `mixture_log_density`."""
         return _device.mixture_log_density(self._mixture, points, self._max_lost_mass)
 
+    def log_partial(self, points: Any) -> Any:
+        """As that of `PreparedMixture`: NumPy points, or a tensor on the GPU."""
+        is_here = isinstance(points, np.ndarray)
+        x = _device.upload(points, self._mixture.centers) if is_here else points
+        with _device.memory_hint("fewer points in a call need less"):
+            result = _device.launch_log_density(self._mixture, x, self._max_lost_mass)
+        self._mixture.check(x, {"the log-density": result}, allow_minus_inf=True)
+        return result.cpu().numpy() if is_here else result
+
     def explain(self, points: Any) -> Plan:
         """The `Plan` of `log_density(points)`, which is computed for it."""
         mixture = self._mixture

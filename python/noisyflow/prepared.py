@@ -313,7 +313,16 @@ class PreparedMixture:
             return None
         return self._build().log_density(x, _CHOOSE, num_threads(), own)
 
-    def _evaluate(self, x: Floats, *, is_kept: bool = False) -> tuple[Floats, Plan]:
+    def log_partial(self, points: Floats) -> Floats:
+        """As `log_density`, of trusted points, where other centers join the sum.
+
+        -inf where all centers here are too far for the dtype: others may be near.
+        """
+        return self._evaluate(points, is_kept=True, allow_minus_inf=True)[0]
+
+    def _evaluate(
+        self, x: Floats, *, is_kept: bool = False, allow_minus_inf: bool = False
+    ) -> tuple[Floats, Plan]:
         """The log-density and how it was computed; is_kept as in _through_tree."""
         start = time.perf_counter()
         (m, n) = (len(x), self.num_centers)
@@ -338,7 +347,7 @@ class PreparedMixture:
             result = _core.log_density(
                 x, self._centers, self._noise_std, self._weights, num_threads()
             )
-        _arrays.check_representable("the log-density", result, allow_minus_inf=False)
+        _arrays.check_representable("the log-density", result, allow_minus_inf)
         elapsed = time.perf_counter() - start
         if path == _EVERY_PAIR:
             expected = (expected[0], 0.0, elapsed)

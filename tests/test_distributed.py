@@ -1,0 +1,151 @@
+"""Two and three ranks of gloo give what one process gives, and wrong input ends all.
+
+The ranks are processes of their own, which run every case once (distributed_ranks.py);
+tests look at what they found. Truths: the specification `_reference` in float64, and
+for estimates one process with all samples.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import noisyflow
+from distributed_ranks import SIZES, mixtures, part, wrong_inputs
+from noisyflow import _reference
+
+SECONDS = 60  # for all cases of all ranks, so that nothing hangs
+# Of parts that are rounded once each and merged: a few ulps, far below this bar.
+TOLERANCE = 1e-12
+
+Ranks = Callable[[int], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    """What every rank found, by the number of ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = Path(__file__).with_name("distributed_ranks.py")
+    package = str(Path(noisyflow.__file__).parents[1])
+    running = []
+    for size in SIZES:
+        for rank in range(size):
+            running.append(
+                subprocess.Popen(
+                    [sys.executable, script, folder / f"meeting-{size}", folder],
+                    env=os.environ
+                    | {"RANK": str(rank), "WORLD_SIZE": str(size)}
+                    | {"PYTHONPATH": package},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+    try:
+        said = [process.communicate(timeout=SECONDS)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0] * len(running), said
+    found = {}
+    for size in SIZES:
+        files = [np.load(folder / f"{size}-{rank}.npz") for rank in range(size)]
+        found[size] = [dict(file) for file in files]
+    return found.__getitem__
+
+
+def of_all(found: list[dict[str, Any]], name: str, *, is_sharded: bool) -> Any:
+    """The results of all ranks: one after another, or the same bits everywhere."""
+    parts = [rank[name] for rank in found]
+    if is_sharded:
+        return np.concatenate(parts)
+    for other in parts[1:]:
+        np.testing.assert_array_equal(other, parts[0])
+    return parts[0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", mixtures())
+def test_log_density_is_that_of_the_specification(
+    name: str, size: int, ranks: Ranks
+) -> None:
+    mixture = mixtures()[name]
+    is_sharded = mixture.point_cuts is not None
+    found = of_all(ranks(size), f"log-density.{name}", is_sharded=is_sharded)
+    assert found.dtype == mixture.points.dtype
+    assert found.shape == mixture.points.shape[:1]
+    some = slice(None, None, max(1, len(found) // 200))
+    found = found[some]
+    with np.errstate(over="ignore"):
+        exact = _reference.mixture_log_density(
+            mixture.points[some], mixture.centers, mixture.noise_std, mixture.weights
+        )
+    tolerance = TOLERANCE if found.dtype == np.float64 else 1e-5
+    if mixture.max_lost_mass is not None:
+        error = found - exact
+        lost = mixture.max_lost_mass
+        assert (error >= np.log1p(-lost) - TOLERANCE).all()
+        assert (error <= np.log1p(lost) + TOLERANCE).all()
+    else:
+        # 1e-13 of the mass may be lost by default: below the tolerance.
+        error = np.abs(found - exact) / np.maximum(1, np.abs(exact))
+        assert error.max(initial=0) <= tolerance
+
+
+def test_the_clusters_are_worth_skipping() -> None:
+    """So that the cases above do meet the tree, on two ranks as on one."""
+    mixture = mixtures()["clusters"]
+    for mine in (slice(None), part(mixture.cuts, 0, 2), part(mixture.cuts, 1, 2)):
+        plan = noisyflow.explain(mixture.points, mixture.centers[mine], 1e-3)
+        assert plan.path != "every pair"
+
+
+MESSAGES = {
+    "nan-in-points": "ValueError: on rank {last} of {size}: points must be finite, got"
+    " nan at [5, 1]",
+    "inf-in-centers": "ValueError: on rank {last} of {size}: centers must be finite",
+    "shape-of-centers": "ValueError: on rank {last} of {size}: centers must have shape",
+    "dimension": "ValueError: the dimension d must be the same on every rank, got 3 on"
+    " rank 0 and 2 on rank {last}",
+    "dtype": "ValueError: the dtype must be the same on every rank, got float64 on rank"
+    " 0 and float32 on rank {last}",
+    "not-floats": "TypeError: on rank {last} of {size}: points and centers must have",
+    "noise-std": "ValueError: noise_std must be the same on every rank, got",
+    "negative-noise-std": "ValueError: on rank {last} of {size}: noise_std must be",
+    "lost-mass": "ValueError: max_lost_mass must be the same on every rank, got",
+    "other-points": "ValueError: points must be the same on every rank; points_are=",
+    "number-of-points": "ValueError: the number of points must be the same on every",
+    "points-are": "ValueError: points_are must be the same on every rank, got"
+    " replicated on rank 0 and sharded on rank {last}",
+    "points-are-elsewhere": "ValueError: on rank {last} of {size}: points_are must",
+    "weights-of-one": "ValueError: weights must be given by all ranks that have centers"
+    " or by none, got none on rank 0 and some on rank {last}",
+    "weights-of-each-sum-to-1": "ValueError: weights must sum to 1 over all ranks",
+    "number-of-weights": "ValueError: on rank {last} of {size}: weights must have",
+    "negative-weights": "ValueError: on rank {last} of {size}: weights must be finite",
+    "no-centers": "ValueError: centers must not be empty on every rank",
+    "all-out-of-range": "ValueError: the log-density is not representable in float64",
+    "within": "RuntimeError: on rank {last} of {size}: MemoryError: no memory is left",
+    "within-own-points": "RuntimeError: on rank {last} of {size}: MemoryError: no",
+}
+
+
+def test_every_wrong_input_has_its_message() -> None:
+    assert set(wrong_inputs()) < set(MESSAGES)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", MESSAGES)
+def test_wrong_input_of_one_rank_is_an_error_on_every_rank(
+    name: str, size: int, ranks: Ranks
+) -> None:
+    wanted = MESSAGES[name].format(last=size - 1, size=size)
+    for found in ranks(size):
+        assert str(found[f"error.{name}"]).startswith(wanted)
