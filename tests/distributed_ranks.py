@@ -172,6 +172,63 @@ def _log_densities(rank: int, size: int) -> Found:
     }
 
 
+def gradient_cases() -> dict[str, Mixture]:
+    """Those of `mixtures` whose gradients are taken, with weights throughout."""
+    found = {}
+    for name, mixture in mixtures().items():
+        n = len(mixture.centers)
+        if name.startswith(("many-p", "clusters", "a-shard-out", "no-own")):
+            continue
+        found[name] = mixture
+        if mixture.weights is None:
+            dtype = mixture.centers.dtype
+            found[f"{name}-uniform"] = mixture
+            found[name] = replace(mixture, weights=np.full(n, 1 / n, dtype))
+    return found
+
+
+def grad_output(mixture: Mixture) -> np.ndarray:
+    """What comes in, one number for every point, some of them 0."""
+    m = len(mixture.points)
+    found = np.random.default_rng(m).normal(size=m).astype(mixture.points.dtype)
+    found[::7] = 0
+    return found
+
+
+def _gradients(rank: int, size: int) -> Found:
+    import torch
+
+    from noisyflow import distributed
+
+    found = {}
+    for name, mixture in gradient_cases().items():
+        given = mixture.of_rank(rank, size)
+        dtype = torch.from_numpy(mixture.points).dtype
+        for key in ("points", "centers", "weights"):
+            if given[key] is not None:
+                given[key] = torch.from_numpy(given[key]).requires_grad_()
+        noise_std = torch.tensor(mixture.noise_std, dtype=dtype, requires_grad=True)
+        result = distributed.mixture_log_density(**given | {"noise_std": noise_std})
+        upstream = torch.from_numpy(grad_output(mixture))
+        if mixture.point_cuts is not None:
+            upstream = upstream[part(mixture.point_cuts, rank, size)]
+        (result * upstream).sum().backward()
+        for key in ("points", "centers", "weights"):
+            if given[key] is not None:
+                found[f"{name}.{key}"] = given[key].grad.numpy()
+        found[f"{name}.noise_std"] = noise_std.grad.numpy()
+    # Gradients of centers alone need no other rank, and no agreement.
+    given = mixtures()["plain"].of_rank(rank, size)
+    given = {k: torch.from_numpy(given[k]) for k in ("points", "centers")}
+    if rank == 0:
+        given["centers"].requires_grad_()
+    result = distributed.mixture_log_density(**given, noise_std=0.1)
+    if rank == 0:
+        result.sum().backward()
+        found["centers-of-one"] = given["centers"].grad.numpy()
+    return found
+
+
 def _errors(rank: int, size: int) -> Found:
     from noisyflow import distributed
 
@@ -189,6 +246,24 @@ def _errors(rank: int, size: int) -> Found:
             distributed.Shard.log_density = _fail
         found[name] = _raised(lambda g=given: distributed.mixture_log_density(**g))
         distributed.Shard.log_density = evaluate
+    import torch
+
+    given = {k: torch.from_numpy(whole[k]) for k in ("points", "centers")}
+    for name, key in (("points-of-one", "points"), ("noise-std-of-one", "noise_std")):
+        mine = given | {"noise_std": torch.tensor(0.1, dtype=torch.float64)}
+        if rank == 1:
+            mine[key] = mine[key].clone().requires_grad_()
+        found[name] = _raised(lambda g=mine: distributed.mixture_log_density(**g))
+    mine = {**given, "noise_std": 0.1, "points_are": "sharded"}
+    mine["centers"] = given["centers"].clone().requires_grad_(rank == 0)
+    found["own-points-any"] = _raised(lambda: distributed.mixture_log_density(**mine))
+    mine["centers"].requires_grad_()
+    (grad,) = torch.autograd.grad(
+        distributed.mixture_log_density(**mine).sum(),
+        mine["centers"],
+        create_graph=True,
+    )
+    found["twice"] = _raised(lambda: grad.sum().backward())
     return found
 
 
@@ -222,7 +297,7 @@ def main(meeting: str, folder: str) -> None:
         world_size=size,
         timeout=timedelta(seconds=40),
     )
-    parts = {"log-density": _log_densities, "error": _errors}
+    parts = {"log-density": _log_densities, "gradient": _gradients, "error": _errors}
     found = {
         f"{kind}.{name}": value
         for kind, run in parts.items()

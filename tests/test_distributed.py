@@ -18,7 +18,14 @@ import numpy as np
 import pytest
 
 import noisyflow
-from distributed_ranks import SIZES, mixtures, part, wrong_inputs
+from distributed_ranks import (
+    SIZES,
+    grad_output,
+    gradient_cases,
+    mixtures,
+    part,
+    wrong_inputs,
+)
 from noisyflow import _reference
 
 SECONDS = 60  # for all cases of all ranks, so that nothing hangs
@@ -99,6 +106,47 @@ def test_log_density_is_that_of_the_specification(
         assert error.max(initial=0) <= tolerance
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", gradient_cases())
+def test_gradients_are_those_of_the_specification(
+    name: str, size: int, ranks: Ranks
+) -> None:
+    mixture = gradient_cases()[name]
+    at = (mixture.points, mixture.centers, mixture.noise_std, mixture.weights)
+    log_density = _reference.mixture_log_density(*at)
+    exact = _reference.log_density_gradients(*at, log_density, grad_output(mixture))
+    names = ("points", "centers", "weights", "noise_std")
+    # A posterior probability is e^(a difference of logs), each rounded in its dtype.
+    eps = np.finfo(mixture.points.dtype).eps
+    tolerance = 16 * eps * (8 + np.abs(log_density).max(initial=1))
+    for key, wanted in zip(names, exact, strict=True):
+        if key == "weights" and mixture.weights is None:
+            continue
+        is_sharded = {
+            "points": mixture.point_cuts is not None,
+            "noise_std": False,
+        }.get(key, True)
+        found = of_all(ranks(size), f"gradient.{name}.{key}", is_sharded=is_sharded)
+        assert found.dtype == mixture.points.dtype
+        most = np.abs(wanted).max(initial=1e-300)
+        np.testing.assert_allclose(found / most, wanted / most, 0, tolerance)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_gradients_of_centers_alone_may_be_wanted_by_one_rank(
+    size: int, ranks: Ranks
+) -> None:
+    mixture = mixtures()["plain"]
+    (points, centers) = (mixture.points, mixture.centers)
+    log_density = _reference.mixture_log_density(points, centers, 0.1)
+    (_, exact, _, _) = _reference.log_density_gradients(
+        points, centers, 0.1, None, log_density, np.ones(len(points))
+    )
+    found = ranks(size)[0]["gradient.centers-of-one"]
+    wanted = exact[part(mixture.cuts, 0, size)]
+    np.testing.assert_allclose(found, wanted, 0, TOLERANCE * np.abs(wanted).max())
+
+
 def test_the_clusters_are_worth_skipping() -> None:
     """So that the cases above do meet the tree, on two ranks as on one."""
     mixture = mixtures()["clusters"]
@@ -132,6 +180,11 @@ MESSAGES = {
     "negative-weights": "ValueError: on rank {last} of {size}: weights must be finite",
     "no-centers": "ValueError: centers must not be empty on every rank",
     "all-out-of-range": "ValueError: the log-density is not representable in float64",
+    "points-of-one": "ValueError: whether points requires gradients must be the same on"
+    " every rank, got no on rank 0 and yes on rank 1",
+    "noise-std-of-one": "ValueError: whether noise_std requires gradients must be the",
+    "own-points-any": "ValueError: whether any argument requires gradients, with",
+    "twice": "RuntimeError: log-densities over ranks can be differentiated once",
     "within": "RuntimeError: on rank {last} of {size}: MemoryError: no memory is left",
     "within-own-points": "RuntimeError: on rank {last} of {size}: MemoryError: no",
 }

@@ -499,22 +499,40 @@ class _LogDensity(torch.autograd.Function):
         return result.view_as(result)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         given = ctx.saved_tensors
         (points, centers, noise_std, weights) = ctx.needs_input_grad[2:]
-        found = ctx.work.gradients(grad_output, (points, centers, weights, noise_std))
+        with torch.no_grad():
+            found = ctx.work.gradients(
+                grad_output, (points, centers, weights, noise_std)
+            )
         (of_points, of_centers, of_weights, of_noise) = found
         grads: list[Any] = [of_points, of_centers, None, of_weights]
         if of_noise is not None:
             grads[2] = torch.tensor(of_noise, dtype=torch.float64)
-        return (
-            None,
-            None,
-            *(
-                None
-                if grad is None
-                else grad.to(dtype=value.dtype, device=value.device)
-                for grad, value in zip(grads, given, strict=True)
-            ),
+        for index, (grad, value) in enumerate(zip(grads, given, strict=True)):
+            if grad is None:
+                continue
+            grads[index] = grad.to(dtype=value.dtype, device=value.device)
+            if torch.is_grad_enabled():  # create_graph=True
+                tensors = [t for t in given if t is not None]
+                once: Any = _Final.apply(grads[index], grad_output, *tensors)  # type: ignore[no-untyped-call]
+                grads[index] = once
+        return None, None, *grads
+
+
+class _Final(torch.autograd.Function):
+    """A gradient that depends on tensors in a way that is not known.
+
+    once_differentiable would take it for a constant where grad_output is one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *tensors: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        raise RuntimeError(
+            "log-densities over ranks can be differentiated once, not twice"
         )
