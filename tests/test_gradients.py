@@ -272,6 +272,24 @@ def test_errors_are_the_forwards(rng, cpu_target, d):
     assert abs(found[3] - exact[3]) < 2e-5 * mass * d / noise_std
 
 
+@pytest.mark.parametrize("d", [20, 33])
+def test_the_least_noise_has_the_digits_of_any_other(rng, cpu_target, d):
+    """Fourth powers of coordinates, which a bound is made of, are 0 here."""
+    found = {}
+    for unit in (1.0, 2.0**-465):  # 1e-140
+        centers = np.repeat(1e4 * np.random.default_rng(0).normal(size=(12, d)), 5, 0)
+        centers += np.random.default_rng(1).normal(size=centers.shape) / d**0.5
+        points = centers[::7] + np.random.default_rng(2).normal(size=(9, d)) / d**0.5
+        problem = Problem(
+            *(unit * points, unit * centers, unit, None),
+            np.linspace(-1, 1, 9),
+        )
+        found[unit] = [part * unit for part in problem.gradients()[:2]]
+    for one, other in zip(found[1.0], found[2.0**-465], strict=True):
+        # L differs, and with it the term that the exponents start from.
+        assert np.abs(one - other).max() < 1e-12
+
+
 @pytest.mark.parametrize(
     "want", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
 )

@@ -446,6 +446,14 @@ def test_little_noise_and_few_dimensions_are_evaluated_in_differences(
     assert not is_expanded(points, centers, 0.005)
 
 
+def test_the_least_noise_is_evaluated_in_differences(
+    cpu_target: str, rng: np.random.Generator
+) -> None:
+    """Fourth powers of coordinates, which the form's bound is made of, are 0 here."""
+    points, centers = make_rivals(rng, 400, 20, 1e-140, np.float64, extent=1e-136)
+    assert not is_expanded(points, centers, 1e-140)
+
+
 @pytest.mark.parametrize("d", [20, 100])
 def test_data_far_from_the_origin_are_as_accurate(
     d: int, dtype: Any, cpu_target: str, rng: np.random.Generator

@@ -55,6 +55,10 @@ struct PointGroup {
 // The parts into which the mixture's sum at a point is split; the order of the outputs.
 enum Part { kInner = 0, kOuter = 1, kRest = 2, kOwn = 3, kNumParts = 4 };
 
+// With less noise the bound of the expanded form's rounding, of fourth powers of coordinates, would
+// underflow where they count.
+constexpr double kLeastExpandedNoise = 1e-70;
+
 // Centers for the form |x - o|^2 + |y - o|^2 - 2 (x - o).(y - o), in blocks of `together`
 // (ExpansionKernel). The centers beyond the last whole block are left to the direct form.
 template <class T>

@@ -155,7 +155,7 @@ std::unique_ptr<Expansion<T>> expand(const Task<T>& task, const ExpansionKernel<
   const MixtureView<T>& mixture = task.mixture;
   const int64_t d = mixture.d, num_blocks = mixture.n / kernel.together;
   if (task.own || d < kLeastExpandedDims || task.points.m < kLeastExpandedPoints ||
-      mixture.n < kLeastExpandedCenters)
+      mixture.n < kLeastExpandedCenters || mixture.noise_std < kLeastExpandedNoise)
     return nullptr;
   auto expansion = std::make_unique<Expansion<T>>();
   ExpandedCenters<T>& form = expansion->form;

@@ -281,7 +281,7 @@ class Gradients {
   // same, and the differences' of a sum of w y less x times one of w far below it.
   void expand() {
     constexpr int64_t kLeastDims = 17, kLeastStep = 8;
-    if (d_ < kLeastDims) return;
+    if (d_ < kLeastDims || mixture_.noise_std < kLeastExpandedNoise) return;
     const std::vector<T> origin = find_origin();
     const std::vector<double> of_points = move(points_, origin, kLeastStep);
     const std::vector<double> of_centers = move(centers_, origin, kLeastStep);
