@@ -272,6 +272,18 @@ def test_errors_are_the_forwards(rng, cpu_target, d):
     assert abs(found[3] - exact[3]) < 2e-5 * mass * d / noise_std
 
 
+@pytest.mark.parametrize("n", [200, 512, 2000])
+def test_the_gradient_of_noise_std_keeps_its_digits_among_ties(cpu_target, dtype, n):
+    """Exponents of n equal terms start 2 log n too low, and roundings are all alike."""
+    centers = np.where(np.arange(n) % 2, 1.0, -1.0)[:, None].astype(dtype)
+    points, output = np.zeros((1, 1), dtype), np.ones(1, dtype)
+    problem = Problem(points, centers, 1.0, None, output)
+    # |x - y|^2 / s^3 - d / s = 0. Two roundings of each of two sums, and those of six
+    # terms between them, of numbers of 2 log n.
+    allowed = (2 * 2 + 2 * 6) * np.finfo(dtype).eps / 2 * 2 * np.log(n)
+    assert abs(problem.gradients()[3]) <= allowed
+
+
 @pytest.mark.parametrize("d", [20, 33])
 def test_the_least_noise_has_the_digits_of_any_other(rng, cpu_target, d):
     """Fourth powers of coordinates, which a bound is made of, are 0 here."""

@@ -148,6 +148,15 @@ inline __attribute__((always_inline)) void add_squares_expanded(const RowSums<T,
   for (int i = 0; i < C * Q; ++i) s[i] += range.steps == 1 ? part[i] : lost[i];
 }
 
+// Kahan's sum: `lost` is what `sum` has too much.
+template <class T>
+inline __attribute__((always_inline)) void add_exactly(Vec<T> part, Vec<T>& sum, Vec<T>& lost) {
+  part -= lost;
+  const Vec<T> next = sum + part;
+  lost = (next - sum) - part;
+  sum = next;
+}
+
 // At most kMaxTile columns.
 template <class T, int Q, int C, int Flags>
 __attribute__((noinline)) void add_columns(const ColumnRange<T>& range, int64_t dims, T scale,
@@ -155,10 +164,13 @@ __attribute__((noinline)) void add_columns(const ColumnRange<T>& range, int64_t 
   constexpr bool kIsClamped = (Flags & kLight) || !kExp2Overflows;
   const int d = int(dims);
   const Vec<T> least = broadcast<T>(-T(kClampBits) / scale);
-  Vec<T> base[Q], mass[Q], squares[Q], nearest[Q];
+  // Exponents start from L: those of n equal terms are log n nats each, and what their mean differs
+  // by is wanted. So its two sums keep what additions lose.
+  constexpr bool kIsExact = Flags & kSquares;
+  Vec<T> base[Q], nearest[Q], mass[Q], mass_lost[Q], squares[Q], squares_lost[Q];
   for (int q = 0; q < Q; ++q) {
     base[q] = load<T>(sums.base + q * kLanes<T>);
-    nearest[q] = mass[q] = squares[q] = Vec<T>{};
+    nearest[q] = mass[q] = mass_lost[q] = squares[q] = squares_lost[q] = Vec<T>{};
   }
   for (int64_t j = 0; j < range.count; j += C) {
     const T* columns = range.columns + j * range.stride;
@@ -177,19 +189,27 @@ __attribute__((noinline)) void add_columns(const ColumnRange<T>& range, int64_t 
 #pragma GCC unroll 16
       for (int i = 0; i < C * Q; ++i) s[i] = s[i] < least ? least : s[i];
     exp2_terms<T, C * Q>(s, scale, t);
+    Vec<T> mass_part[Q], squares_part[Q];
+    for (int q = 0; q < Q; ++q) mass_part[q] = squares_part[q] = Vec<T>{};
 #pragma GCC unroll 16
     for (int c = 0; c < C; ++c)
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q) {
         Vec<T>& term = t[c * Q + q];
         if constexpr (Flags & kScaled) term *= range.multiplier[j + c];
-        mass[q] += term;
+        (kIsExact ? mass_part : mass)[q] += term;
         if constexpr (Flags & kSquares) {
           // No term is zero on some targets, but centers of weight zero are at kNever.
           const Vec<T> square = s[c * Q + q] - range.shift[j + c];
           const T never = kNever<T> / 2;
-          if (kExp2Overflows || range.shift[j + c] < never) squares[q] += term * square;
+          if (kExp2Overflows || range.shift[j + c] < never) squares_part[q] += term * square;
         }
+      }
+    if constexpr (kIsExact)
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        add_exactly<T>(mass_part[q], mass[q], mass_lost[q]);
+        add_exactly<T>(squares_part[q], squares[q], squares_lost[q]);
       }
     if constexpr (Flags & kGradient) {
       T* gradient = sums.gradient;
@@ -223,8 +243,9 @@ __attribute__((noinline)) void add_columns(const ColumnRange<T>& range, int64_t 
   for (int q = 0; q < Q; ++q)
     for (int l = 0; l < kLanes<T>; ++l) {
       const int at = q * kLanes<T> + l;
-      sums.mass[at] += double(mass[q][l]);
-      if constexpr (Flags & kSquares) sums.squares[at] += double(squares[q][l]);
+      sums.mass[at] += double(mass[q][l]) - double(mass_lost[q][l]);
+      if constexpr (Flags & kSquares)
+        sums.squares[at] += double(squares[q][l]) - double(squares_lost[q][l]);
       if constexpr (Flags & kLight)
         sums.nearest[at] = nearest[q][l] < sums.nearest[at] ? nearest[q][l] : sums.nearest[at];
     }
