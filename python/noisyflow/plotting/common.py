@@ -67,6 +67,11 @@ def new_figure(
     return figure, axes
 
 
+def plain_text(text: str) -> str:
+    """A text that matplotlib shows as it is: between dollars it would see formulas."""
+    return text.replace("$", r"\$")
+
+
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG file."""
     buffer = io.BytesIO()

@@ -13,6 +13,7 @@ from noisyflow.plotting.common import (
     CLASS_COLORS,
     Array,
     layer_colors,
+    plain_text,
 )
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _symbols_of_classes(points: Array, noise_std: float, labels: Any) -> list[_S
             counts.append(is_same.sum())
             left = left[~is_same]
         shares = np.array(counts) / len(points)
-        label = "" if labels is None else f"label {name}"
+        label = "" if labels is None else plain_text(f"label {name}")
         classes.append(_Symbols(label, color, np.array(places), shares))
     return classes
 
