@@ -230,7 +230,8 @@ def write_page(folder: RunFolder, title: str, parts: Sequence[Part]) -> None:
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{html.escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
-    write_atomically(folder.report, page.encode())
+    # A file's name may hold bytes that are no characters; no page can.
+    write_atomically(folder.report, page.encode(errors="replace"))
     summary = {
         "experiment": folder.config()["experiment"],
         "noisyflow": folder.config()["noisyflow"],
@@ -239,7 +240,7 @@ def write_page(folder: RunFolder, title: str, parts: Sequence[Part]) -> None:
         "parts": [_plain(part, folder) for part in parts],
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(folder.path / "report.json", text.encode())
+    write_atomically(folder.path / "report.json", text.encode(errors="replace"))
 
 
 def claims_table(title: str, claims: Sequence[Claim]) -> ClaimsTable:
