@@ -61,7 +61,8 @@ def no_runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             commands.append(command[1:])
 
         def wait(self) -> int:
-            out = Path(commands[-1][commands[-1].index("--out") + 1])
+            (name,) = (word for word in commands[-1] if word.startswith("--out="))
+            out = Path(name.removeprefix("--out="))
             return 0 if (out / "report.json").exists() else 3
 
     monkeypatch.setattr(gallery.subprocess, "Popen", Process)
@@ -137,7 +138,7 @@ def test_what_is_missing_is_run_with_its_own_command(
 ) -> None:
     assert build(tmp_path, "szt") == 1
     folder = tmp_path / "runs" / "szt-quick"
-    command = ["-m", "noisyflow", "run", "szt", "--quick", "--out", str(folder)]
+    command = ["-m", "noisyflow", "run", "szt", "--quick", f"--out={folder}"]
     assert no_runs == [command]
     said = capsys.readouterr()
     assert "[1 of 1] szt" in said.out

@@ -224,7 +224,7 @@ def _finished(
             config["device"] = found
             device = ["--device", found]
         run.compare(name, config, remedy="choose another --runs, or remove it")
-    command = ["run", name, *(["--quick"] if quick else []), "--out", str(folder)]
+    command = ["run", name, *(["--quick"] if quick else []), f"--out={folder}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "noisyflow", *command, *device]
     )  # a Ctrl-C reaches it, too, and it saves its work
