@@ -11,6 +11,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import io
 import logging
 import os
 import signal
@@ -46,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     is_whole_process = arguments is None
+    if is_whole_process and isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold bytes that are no characters.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             code = _main(arguments)
@@ -338,9 +342,16 @@ def _fail(message: str, code: int) -> int:
 
 
 def _complain(message: str) -> None:
-    """One line on standard error, if there is one."""
+    """One line on standard error, if there is one.
+
+    A message may quote a file, whose bytes shall not steer a terminal.
+    """
+    line = "".join(
+        character if character.isprintable() else repr(character)[1:-1]
+        for character in " ".join(message.split())
+    )
     with contextlib.suppress(OSError):
-        print(f"noisyflow: {' '.join(message.split())}", file=sys.stderr)
+        print(f"noisyflow: {line}", file=sys.stderr)
 
 
 def _count(text: str) -> int:
