@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 import safetensors.numpy
@@ -125,7 +125,7 @@ class RunFolder:
         self._check_contents(experiment, settings)
         try:
             self.figures.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            lock = _open_lock(self.path / ".lock")
         except OSError as error:
             raise RunError(f"cannot write to {self.path}: {error.strerror}") from error
         with lock:
@@ -310,8 +310,7 @@ class RunFolder:
                 path = self.path / name
                 if path.exists() and not path.is_file():
                     raise RunError(f"{path} is in the way: it is not a file")
-            if self.figures.exists() and not self.figures.is_dir():
-                raise RunError(f"{self.figures} is in the way: it is not a folder")
+            check_is_within(self.figures)
             if (self.path / "config.json").exists():
                 self.compare(experiment, settings)
                 self._check_tables()
@@ -428,7 +427,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     part = path.with_name(f".{path.name}.tmp")
     try:
-        with part.open("wb") as file:
+        # Anew: one that is there may be a link to somewhere else, or a pipe.
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -446,6 +447,14 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def check_is_within(folder: Path) -> None:
+    """Raises RunError where a folder of a run's own leads out of it, or is a file."""
+    if folder.is_symlink():
+        raise RunError(f"{folder} is in the way: it is a link, not a folder")
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is in the way: it is not a folder")
 
 
 def check_device(name: str) -> None:
@@ -613,6 +622,12 @@ def table_bytes(rows: Sequence[Row]) -> bytes:
 def _sha256(data: bytes) -> NDArray[np.uint8]:
     """The hash as an array, (32,)."""
     return np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    """Opens the file that is locked; a link's target is not touched."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
 
 
 def _hash_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:

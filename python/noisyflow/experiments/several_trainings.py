@@ -16,7 +16,14 @@ from typing import Any
 
 from noisyflow.datasets import Dataset
 from noisyflow.experiments.tracked_training import Pace, TrackedTraining
-from noisyflow.runs import Interruption, Results, Row, RunError, RunFolder
+from noisyflow.runs import (
+    Interruption,
+    Results,
+    Row,
+    RunError,
+    RunFolder,
+    check_is_within,
+)
 from noisyflow.tracking import AbstractTracker
 from noisyflow.training import Trainer
 
@@ -110,6 +117,9 @@ def complete(
     if len({arm.name for arm in arms}) < len(arms):
         raise ValueError(f"names must differ, got {[arm.name for arm in arms]}")
     works = [_work(folder, arms, number) for number in range(len(arms))]
+    for inner in (network_folder(folder, arm.name) for arm in arms):
+        check_is_within(inner.path.parent)
+        check_is_within(inner.path)
     _claim(folder)
     print(f"{experiment}: {opening}")
     with Interruption() as interruption:
