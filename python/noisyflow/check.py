@@ -63,6 +63,12 @@ def check() -> Findings:
     Notes
     -----
     Less than a second without a GPU; with one, the seconds that torch takes to import.
+
+    Examples
+    --------
+    >>> findings = check()
+    >>> findings.lines[0].startswith("noisyflow")
+    True
     """
     found = Findings()
     found.add("noisyflow", f"{__version__}, Python {platform.python_version()}")

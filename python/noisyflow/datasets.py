@@ -180,6 +180,12 @@ def szt() -> Dataset:
     The rule was found for this package and gives all 4096 published labels; their
     sha256 is a test. Task: Shwartz-Ziv and Tishby (2017), "Opening the Black Box of
     Deep Neural Networks via Information".
+
+    Examples
+    --------
+    >>> data = szt()
+    >>> data.inputs.shape, sorted(set(data.labels.tolist()))
+    ((4096, 12), [0, 1])
     """
     patterns = (np.arange(4096)[:, None] >> np.arange(11, -1, -1)) & 1
     ones = patterns.sum(axis=1)
@@ -227,6 +233,12 @@ def spiral(
     -----
     The usual generator of this picture (the course CS231n). Goldfeld et al. (2018),
     arXiv 1810.11589, figure 6, show such a set of three classes without naming theirs.
+
+    Examples
+    --------
+    >>> data = spiral(num_classes=3, num_per_class=100)
+    >>> data.inputs.shape, data.labels[[0, 100, 200]].tolist()
+    ((300, 2), [0, 1, 2])
     """
     num_classes = as_int("num_classes", num_classes, at_least=1)
     num_per_class = as_int("num_per_class", num_per_class, at_least=2)
@@ -258,6 +270,11 @@ def digits() -> ImageDataset:
     -----
     The test part of "Optical Recognition of Handwritten Digits", Alpaydin and Kaynak
     (1998).
+
+    Examples
+    --------
+    >>> digits().inputs.shape
+    (1797, 64)
     """
     sklearn = importlib.import_module("sklearn.datasets")  # optional
     pixels, labels = sklearn.load_digits(return_X_y=True)
@@ -287,6 +304,16 @@ def mnist(folder: str | Path, *, seed: int = 0) -> TrainTest:
     ImageFileError
         If files are missing, damaged or of another kind: one line that names the file,
         what was seen and what would be right.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:  # empty: says what is missing
+    ...     try:
+    ...         mnist(folder)
+    ...     except ImageFileError as error:
+    ...         print(str(error).startswith(folder))
+    True
     """
     seed = as_seed(seed)
     found = image_files.read_mnist(folder)
@@ -328,6 +355,14 @@ def from_torch(dataset: Any) -> ImageDataset:
     ValueError
         If it is empty, or if an image is not of the shape of the first, not finite or
         not of floats or 8 bits, or a label below 0 or above 9999.
+
+    Examples
+    --------
+    >>> import torch
+    >>> pictures = torch.rand(6, 1, 4, 4)
+    >>> data = from_torch(list(zip(pictures, [0, 1, 2, 0, 1, 2])))
+    >>> data.inputs.shape, data.labels.tolist()
+    ((6, 16), [0, 1, 2, 0, 1, 2])
     """
     try:
         count = len(dataset)
@@ -406,6 +441,11 @@ def check_learnable(train: Dataset, test: Dataset, *, num_train: int = 2) -> Non
     ValueError
         If there are fewer inputs to train with, if their labels are all of one class,
         or if the inputs of a part are all equal: one line that says which.
+
+    Examples
+    --------
+    >>> train, test = split(spiral(), seed=0)
+    >>> check_learnable(train, test)  # nothing to complain of
     """
     if len(train) < num_train:
         raise ValueError(
@@ -450,6 +490,12 @@ def split(
         If a part would be empty or `seed` is out of range.
     TypeError
         If an argument has the wrong type.
+
+    Examples
+    --------
+    >>> train, test = split(spiral(), train_share=0.8, seed=0)
+    >>> len(train.inputs), len(test.inputs)
+    (240, 60)
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(f"dataset must be a Dataset, got {type(dataset).__name__}")

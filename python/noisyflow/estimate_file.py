@@ -150,6 +150,20 @@ def estimate_file(
     -----
     Memory: (n, d) below 1 GiB, whatever the file; (inputs, draws, d) a few times the
     file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> far_apart = np.repeat([[-1.0], [1.0]], 500, axis=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "layer.npy"
+    ...     np.save(path, far_apart)
+    ...     report = estimate_file(path, 0.1, population=True)
+    >>> for name, quantity in report.quantities.items():
+    ...     print(name, round(quantity.estimate.value, 4))
+    h(T) -0.1905
+    I(S;T) 0.6931
     """
     samples = _loaded(path, "samples")
     _check_dtype(path, samples)

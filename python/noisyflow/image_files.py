@@ -87,6 +87,16 @@ def read_idx(path: str | Path, *, max_bytes: int = _MOST_BYTES) -> NDArray[Any]:
     -----
     The format: two zero bytes, a byte for the type, one for the number k of dimensions,
     k sizes of four bytes, then the values; all big-endian.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> header = bytes([0, 0, 8, 1, 0, 0, 0, 3])  # bytes, one dimension, three of them
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "labels"
+    ...     _ = path.write_bytes(header + bytes([5, 0, 4]))
+    ...     read_idx(path).tolist()
+    [5, 0, 4]
     """
     return _read(Path(path), max_bytes)
 
@@ -195,6 +205,19 @@ def read_images(images: Path, labels: Path) -> tuple[NDArray[Any], NDArray[Any]]
         If a file is not what `read_idx` takes, if one has another type or number of
         dimensions, if there is no image or not one label for each, or if a label is not
         in 0 to 9.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     images, labels = Path(folder) / "images", Path(folder) / "labels"
+    ...     shape = bytes([0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2])  # 1 x 2 x 2
+    ...     pixels = bytes([0, 255, 255, 0])
+    ...     _ = images.write_bytes(bytes([0, 0, 8, 3]) + shape + pixels)
+    ...     _ = labels.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 1, 7]))
+    ...     pictures, classes = read_images(images, labels)
+    >>> pictures.shape, classes.tolist()
+    ((1, 2, 2), [7])
     """
     pixels = _read(images, _MOST_BYTES, _OF_IMAGES)
     digits = _read(labels, _MOST_BYTES, _OF_LABELS)
@@ -235,6 +258,16 @@ def read_mnist(folder: str | Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]
     ImageFileError
         If files are missing, or are not what `read_images` takes, or if the images of
         the two parts differ in size.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:  # empty: says what is missing
+    ...     try:
+    ...         read_mnist(folder)
+    ...     except ImageFileError as error:
+    ...         print(str(error).startswith(folder))
+    True
     """
     folder = Path(folder)
     try:

@@ -76,6 +76,14 @@ class NoisyLayers:
     ------
     TypeError, ValueError
         If shapes do not chain, a value is not finite, or an argument is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layers = NoisyLayers([np.eye(3), np.ones((2, 3))], [np.zeros(3), np.zeros(2)],
+    ...                      activation="tanh", noise_std=0.1)
+    >>> layers.widths
+    [3, 2]
     """
 
     weights: Sequence[Any]
@@ -242,6 +250,22 @@ def path_log_densities(
     Sources: Burda, Grosse, Salakhutdinov (2016), "Importance Weighted Autoencoders"
     (lower side); Sobolev and Vetrov (2019), "Importance Weighted Hierarchical
     Variational Inference" (upper side).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> one, none = np.ones((1, 1)), np.zeros(1)
+    >>> layers = NoisyLayers([one, one], [none, none], "linear", noise_std=0.5)
+    >>> path = np.array([[0.6]])  # of T_1 = 0 + 0.5 * 0.6; then T_2 = T_1 - 0.5 * 0.2
+    >>> sides = path_log_densities(
+    ...     *(layers, 2, np.zeros((1, 1)), np.array([[0.2]]), np.array([0]), path),
+    ...     groups=np.array([[[0, 1]]]),
+    ...     num_proposals=64,
+    ...     generator=np.random.default_rng(0),
+    ... )
+    >>> exact = -0.5 * np.log(2 * np.pi * 0.5) - 0.2**2  # T_2 ~ N(0, 0.5)
+    >>> np.allclose([sides.lower, sides.upper], exact, atol=0.1)
+    True
     """
     inputs, points, own, path, groups = _checked(
         layers, layer, inputs, points, own, path, groups
@@ -321,6 +345,21 @@ def replica_log_densities(
     Notes
     -----
     Cost O(K) forward passes per point. float64 throughout.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> one, none = np.ones((1, 1)), np.zeros(1)
+    >>> layers = NoisyLayers([one, one], [none, none], "linear", noise_std=0.5)
+    >>> path = np.array([[0.6]])  # of T_1 = 0 + 0.5 * 0.6; then T_2 = T_1 - 0.5 * 0.2
+    >>> sides = replica_log_densities(
+    ...     *(layers, 2, np.zeros((1, 1)), np.array([[0.2]]), np.array([0]), path),
+    ...     num_draws=4096,
+    ...     generator=np.random.default_rng(0),
+    ... )
+    >>> exact = -0.5 * np.log(2 * np.pi * 0.5) - 0.2**2  # T_2 ~ N(0, 0.5)
+    >>> np.allclose([sides.lower, sides.upper], exact, atol=0.1)
+    True
     """
     groups = np.stack([np.asarray(own), np.asarray(own) + 1], axis=-1)[None]
     inputs, points, own, path, _ = _checked(

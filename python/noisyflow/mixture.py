@@ -315,6 +315,18 @@ def mixture_block_log_sums(
     Notes
     -----
     Cost O(m n d), or O(m block d) without the rest; O(m + n) memory beyond the arrays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> centers = np.array([[0.0], [0.1], [3.0], [3.1]])  # two blocks of two
+    >>> sums = mixture_block_log_sums(
+    ...     centers, centers, 0.5, own=[0, 1, 2, 3], offsets=[0, 2, 4]
+    ... )
+    >>> parts = np.stack([sums.own_center, sums.inner, sums.outer, sums.rest])
+    >>> whole = np.logaddexp.reduce(parts)
+    >>> np.allclose(whole, mixture_log_density(centers, centers, 0.5))
+    True
     """
     include_rest = _arrays.check_flag("include_rest", include_rest)
     if isinstance(centers, DeviceRows):  # from an estimator, whose queries are here

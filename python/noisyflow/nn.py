@@ -72,6 +72,16 @@ class GaussianNoise(torch.nn.Module):
     -----
     The generator lives on the device of the inputs. When that device changes, the noise
     begins anew from `seed`: a generator's state cannot move between kinds of device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = GaussianNoise(0.5, seed=0)
+    >>> noise = layer(torch.zeros(10_000))
+    >>> round(noise.std().item(), 1)
+    0.5
+    >>> layer.eval()(torch.zeros(2))
+    tensor([0., 0.])
     """
 
     def __init__(self, noise_std: float, *, seed: int = 0) -> None:
@@ -134,6 +144,15 @@ class NoisyMLP(torch.nn.Module):
         If `sizes` has fewer than three entries, one that is no integer of at least 1,
         or makes more than 2**31 weights, or if `activation`, `noise_std` or `seed` is
         not allowed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> network = NoisyMLP([12, 10, 7, 2], noise_std=0.005, seed=0)
+    >>> network(torch.zeros(5, 12)).shape
+    torch.Size([5, 2])
+    >>> network.num_hidden
+    2
     """
 
     def __init__(
@@ -392,6 +411,16 @@ def noise_state(network: torch.nn.Module) -> list[torch.Tensor]:
     -------
     list of (k,) uint8 tensors
         On the CPU, in the order of `network.modules()`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = GaussianNoise(0.5)
+    >>> kept = noise_state(layer)
+    >>> first = layer(torch.zeros(3))
+    >>> load_noise_state(layer, kept, torch.device("cpu"))
+    >>> torch.equal(layer(torch.zeros(3)), first)
+    True
     """
     return [layer.generator.get_state() for layer in _noise_layers(network)]
 
@@ -415,6 +444,14 @@ def load_noise_state(
     ValueError
         If the number of states is not that of the noise layers, or if a state is not
         one of such a generator. No generator is changed then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer, copy_of_it = GaussianNoise(0.5, seed=1), GaussianNoise(0.5, seed=2)
+    >>> load_noise_state(copy_of_it, noise_state(layer), torch.device("cpu"))
+    >>> torch.equal(layer(torch.zeros(3)), copy_of_it(torch.zeros(3)))
+    True
     """
     layers = _noise_layers(network)
     if len(states) != len(layers):
@@ -466,6 +503,15 @@ def orthonormality_step(layers: Sequence[torch.nn.Linear], rate: float) -> None:
     than inputs, the columns become orthonormal instead.
 
     Source: Cisse et al. (2017), "Parseval Networks", as used by Goldfeld et al. (2019).
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = torch.nn.Linear(3, 2)
+    >>> for _ in range(500):
+    ...     orthonormality_step([layer], rate=0.1)
+    >>> torch.allclose(layer.weight @ layer.weight.T, torch.eye(2), atol=1e-4)
+    True
     """
     for layer in layers:
         weight = layer.weight

@@ -55,7 +55,15 @@ def mixture_log_density(
     weights: Any = None,
     max_lost_mass: float | None = None,
 ) -> Tensor:
-    """`noisyflow.mixture_log_density` of tensors."""
+    """`noisyflow.mixture_log_density` of tensors.
+
+    Examples
+    --------
+    >>> centers = torch.tensor([[-1.0], [1.0]], dtype=torch.float64, requires_grad=True)
+    >>> mixture_log_density(torch.zeros(1, 1).double(), centers, 1.0).sum().backward()
+    >>> centers.grad.tolist()
+    [[0.5], [-0.5]]
+    """
     op = _log_density
     if isinstance(noise_std, torch.Tensor):
         op = _log_density_tensor

@@ -18,6 +18,11 @@ def num_threads() -> int:
     Set by `set_num_threads`, else the environment variable NOISYFLOW_NUM_THREADS, else
     `torch.get_num_threads()` if torch is imported, else the CPUs of this process.
     No result depends on it.
+
+    Examples
+    --------
+    >>> num_threads() >= 1
+    True
     """
     if _num_threads is not None:
         return _num_threads
@@ -43,6 +48,13 @@ def set_num_threads(count: int | None) -> None:
     ------
     TypeError, ValueError
         If `count` is not a positive integer or None.
+
+    Examples
+    --------
+    >>> set_num_threads(1)
+    >>> num_threads()
+    1
+    >>> set_num_threads(None)
     """
     global _num_threads
     if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
@@ -55,7 +67,13 @@ def set_num_threads(count: int | None) -> None:
 
 
 def available_cpu_targets() -> list[str]:
-    """CPU targets this machine can run, best first: of avx512, avx2, baseline."""
+    """CPU targets this machine can run, best first: of avx512, avx2, baseline.
+
+    Examples
+    --------
+    >>> available_cpu_targets()[-1]
+    'baseline'
+    """
     return _core.available_targets()
 
 
@@ -64,6 +82,11 @@ def cpu_target() -> str:
 
     Forced by `set_cpu_target` or the environment variable NOISYFLOW_CPU_TARGET, else
     the best available. Raises ValueError if the variable names a target this CPU lacks.
+
+    Examples
+    --------
+    >>> cpu_target() in available_cpu_targets()
+    True
     """
     return _core.active_target()
 
@@ -75,6 +98,14 @@ def set_cpu_target(name: str | None) -> None:
     ------
     ValueError
         If `name` is not one of `available_cpu_targets()`.
+
+    Examples
+    --------
+    >>> before = cpu_target()
+    >>> set_cpu_target("baseline")
+    >>> cpu_target()
+    'baseline'
+    >>> set_cpu_target(before)
     """
     _core.force_target(name)
 
@@ -120,7 +151,13 @@ def checked_device(name: str) -> Any:
 
 
 def device_name(name: str) -> str:
-    """The device as results record it: "cpu", or a GPU's index and name."""
+    """The device as results record it: "cpu", or a GPU's index and name.
+
+    Examples
+    --------
+    >>> device_name("cpu")
+    'cpu'
+    """
     if name == "cpu":
         return name
     import torch

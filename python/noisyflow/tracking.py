@@ -158,6 +158,18 @@ class InformationTracker:
     many proposals. The linearised network, cheap and nearly right at small noise, is a
     control variate at all points; the exact values are computed at as few as the
     standard error allows (docs/design.md).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from noisyflow.nn import NoisyMLP
+    >>> network = NoisyMLP([2, 3, 2, 2], noise_std=0.3, seed=0)
+    >>> inputs = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
+    >>> tracker = InformationTracker(network, inputs, labels=[0, 1, 1, 0])
+    >>> for layer in tracker.measure(epoch=0):  # again at later epochs
+    ...     print(layer.layer, 0 <= layer.mutual_information.value <= math.log(4))
+    1 True
+    2 True
     """
 
     def __init__(

@@ -36,12 +36,23 @@ def chi_square_atoms(num_atoms: int) -> float:
     """Upper bound of I_chi2 for S with that many values, num_atoms - 1.
 
     Met with equality, in the limit, by equally likely values that are far apart.
+
+    Examples
+    --------
+    >>> chi_square_atoms(8)
+    7.0
     """
     return float(as_count("num_atoms", num_atoms)) - 1
 
 
 def chi_square_diameter(diameter: float, noise_std: float) -> float:
-    """Upper bound of I_chi2 for S in a set of this diameter, exp(D^2/beta^2) - 1."""
+    """Upper bound of I_chi2 for S in a set of this diameter, exp(D^2/beta^2) - 1.
+
+    Examples
+    --------
+    >>> round(chi_square_diameter(1.0, noise_std=1.0), 6)  # e - 1
+    1.718282
+    """
     beta = as_noise_std(noise_std)
     return expm1(square_ratio(as_positive("diameter", diameter), beta))
 
@@ -83,6 +94,11 @@ def chi_square_sub_gaussian(dim: int, constant: float, noise_std: float) -> floa
 
     Sub-Gaussian as a vector: E exp(a.(S - ES)) <= exp(K^2 |a|^2 / 2) for all a.
     Infinite for K >= noise_std / 2, where this bound says nothing.
+
+    Examples
+    --------
+    >>> round(chi_square_sub_gaussian(2, constant=0.25, noise_std=1.0), 6)  # 1/0.75 - 1
+    0.333333
     """
     dim, beta = as_dim(dim), as_noise_std(noise_std)
     left = 1 - 4 * square_ratio(as_positive("constant", constant), beta)
@@ -90,7 +106,13 @@ def chi_square_sub_gaussian(dim: int, constant: float, noise_std: float) -> floa
 
 
 def chi_square_gaussian(dim: int, std: float, noise_std: float) -> float:
-    """I_chi2 of S ~ N(m, K^2 I), exactly: (1 + K^2/beta^2)^d - 1."""
+    """I_chi2 of S ~ N(m, K^2 I), exactly: (1 + K^2/beta^2)^d - 1.
+
+    Examples
+    --------
+    >>> round(chi_square_gaussian(3, std=1.0, noise_std=1.0), 9)  # 2^3 - 1
+    7.0
+    """
     dim, beta = as_dim(dim), as_noise_std(noise_std)
     return expm1(dim * math.log1p(square_ratio(as_positive("std", std), beta)))
 
@@ -101,6 +123,11 @@ def chi_square_uniform(dim: int, noise_std: float, *, half_width: float = 1.0) -
     About (0.564 w / beta)^d at small noise: what "fills the cube" costs, where
     `chi_square_cube` is the worst that a distribution in it can do. Relative error of
     1 + I_chi2 below 1e-9 d.
+
+    Examples
+    --------
+    >>> round(chi_square_uniform(1, noise_std=0.01))  # about 0.564 / 0.01
+    56
     """
     dim = as_dim(dim)
     width = as_positive("half_width", half_width) / as_noise_std(noise_std)
@@ -164,6 +191,11 @@ def plug_in_bias_estimate(num_samples: int, chi_square: float) -> float:
     """About how much a plug-in entropy is too low on average, I_chi2 / (2 n), nats.
 
     The first order in 1/n: not a bound, and meaningless unless I_chi2 / n is small.
+
+    Examples
+    --------
+    >>> plug_in_bias_estimate(1000, chi_square=10.0)
+    0.005
     """
     n = as_count("num_samples", num_samples)
     return _as_chi_square(chi_square) / (2 * n)
@@ -284,6 +316,11 @@ def total_variation_bound(
     Cauchy and Schwarz against a Gaussian weight; of the kind of Goldfeld et al. (2020),
     "Convergence of Smoothed Empirical Measures", whose constants it does not use. Never
     above 1.
+
+    Examples
+    --------
+    >>> round(total_variation_bound(4, 1.0, noise_std=1.0, num_samples=900), 9)
+    0.05
     """
     dim, beta = as_dim(dim), as_noise_std(noise_std)
     ratio = square_ratio(as_positive("constant", constant), beta)
@@ -298,6 +335,12 @@ def wasserstein_bound(
     / sqrt n.
 
     The conditions and the argument of `total_variation_bound`; in units of the samples.
+
+    Examples
+    --------
+    >>> bound = wasserstein_bound(4, 1.0, noise_std=1.0, num_samples=900)
+    >>> round(bound / 3**0.5, 9)
+    0.2
     """
     dim, beta = as_dim(dim), as_noise_std(noise_std)
     ratio = square_ratio(as_positive("constant", constant), beta)

@@ -140,6 +140,12 @@ def plug_in_risk_sub_gaussian(
     P2, eq. (59), for n large enough; how large, the theorem does not say. What is
     outside the widened region counts for both densities, 2 e d / n, where the paper
     prints e d / n. `plug_in_bias_bound` and `plug_in_std_bound` hold for every n.
+
+    Examples
+    --------
+    >>> few = plug_in_risk_sub_gaussian(2, 1.0, 10**6, constant=1.0)
+    >>> plug_in_risk_sub_gaussian(2, 1.0, 10**8, constant=1.0) < few
+    True
     """
     d, beta = as_dim(dim), as_noise_std(noise_std)
     n = as_count("num_samples", num_samples, at_least=2)
@@ -311,6 +317,11 @@ def monte_carlo_rmse_bounded(dim: int, noise_std: float, num_queries: int) -> fl
     """The bound of P2, Theorem 5 (i), for centers in [-1, 1]^d, nats.
 
     sqrt(2 d (2 + beta^2) / (beta^2 N)). Never below `monte_carlo_rmse`.
+
+    Examples
+    --------
+    >>> round(monte_carlo_rmse_bounded(1, noise_std=1.0, num_queries=600), 6)
+    0.1
     """
     n = as_count("num_queries", num_queries)
     return math.sqrt(2 * as_dim(dim) / n) * math.hypot(
@@ -326,6 +337,11 @@ def monte_carlo_rmse_second_moment(
     sqrt((9 d beta^2 + 49 M + 42 beta sqrt(d M)) / (beta^2 N)): what follows from the
     premises of the paper's proof, |grad log q(v)| <= (3 |v| + 4 E|C|) / beta^2. As
     printed it adds terms of different units. Never below `monte_carlo_rmse`.
+
+    Examples
+    --------
+    >>> monte_carlo_rmse_second_moment(1, 1.0, 10_000, second_moment=1.0)  # sqrt(1e-2)
+    0.1
     """
     d, beta = as_dim(dim), as_noise_std(noise_std)
     n = as_count("num_queries", num_queries)
@@ -364,6 +380,12 @@ def mutual_information_risk(
     -------
     float
         Nats; with `plug_in_risk_bounded` as the risk of each entropy, for every n.
+
+    Examples
+    --------
+    >>> few = mutual_information_risk(2, noise_std=1.0, num_samples=10**4)
+    >>> mutual_information_risk(2, noise_std=1.0, num_samples=10**6) < few
+    True
     """
     d, beta = as_dim(dim), as_noise_std(noise_std)
     n = as_count("num_samples", num_samples, at_least=2)
@@ -398,6 +420,12 @@ def label_information_risk(
     -------
     float
         Nats; with `plug_in_risk_bounded` as the risk of each entropy, for every n.
+
+    Examples
+    --------
+    >>> few = label_information_risk(2, 1.0, 10**4, probabilities=[0.5, 0.5])
+    >>> label_information_risk(2, 1.0, 10**6, probabilities=[0.5, 0.5]) < few
+    True
     """
     d, beta = as_dim(dim), as_noise_std(noise_std)
     n = as_count("num_samples", num_samples, at_least=2)
