@@ -62,7 +62,7 @@ def check_links(page: Path, text: str) -> None:
 
 
 def run(page: Path, text: str, root: Path, wrong: list[str]) -> int:
-    """Runs a page's examples; how many were compared, and what was `wrong` with them."""
+    """Runs a page's examples; how many were compared, and which were `wrong`."""
     names: dict[str, Any] = {"__name__": "example"}
     num_compared = 0
     for block in _BLOCK.finditer(text):

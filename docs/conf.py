@@ -12,6 +12,7 @@ import importlib.util
 import re
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import noisyflow
@@ -25,7 +26,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc"]
 root_doc = "index"
 exclude_patterns = ["figures"]
 nitpicky = True  # a link that leads nowhere is an error
-suppress_warnings = ["toc.empty_glob"]  # pages that not every checkout has
 
 # Links to headings, `page.md#heading`, are checked; images may have a width.
 myst_enable_extensions = ["html_image"]
@@ -50,9 +50,14 @@ pygments_dark_style = "monokai"
 # Pages whose lists are made by a program, or read as a list on a code host: here they
 # also lead the reader on.
 _LEADS_TO = {"gallery/README": "*", "decisions/README": "0*"}
+_OPTIONAL = ("install", "cluster", "benchmarks")  # pages that not every checkout has
 
 
 def _add_contents(app: Any, page: str, source: list[str]) -> None:
+    if page == root_doc:
+        for name in _OPTIONAL:
+            if not (Path(app.srcdir) / f"{name}.md").exists():
+                source[0] = source[0].replace(f"\n{name}\n", "\n")
     if page in _LEADS_TO:
         source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n\n{_LEADS_TO[page]}\n```\n"
 

@@ -2,8 +2,8 @@
 
     python docs/figures/ideas.py [--out DIR]
 
-Writes a PNG for each figure and `ideas.json`, the numbers drawn, which the tests compute
-again. Where the text beside a figure says "exact", the number comes from a formula.
+Writes a PNG for each figure and `ideas.json`, the numbers drawn, which the tests
+compute again. Where a legend says "exact", the number comes from a formula.
 """
 
 from __future__ import annotations
