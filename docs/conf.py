@@ -53,6 +53,24 @@ _LEADS_TO = {"gallery/README": "*", "decisions/README": "0*"}
 _OPTIONAL = ("install", "cluster", "benchmarks")  # pages that not every checkout has
 
 
+_PAGE_LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+[^)\s#]+\.md)(#[^)\s]*)?\)")
+
+
+def _link_pages_of_the_repository(app: Any, page: str, source: list[str]) -> None:
+    """Markdown beyond docs/ is no page here: a link to it becomes a file to read."""
+
+    def is_page(target: str) -> bool:
+        here = Path(app.srcdir, page).parent
+        return (here / target).resolve().is_relative_to(app.srcdir)
+
+    source[0] = _PAGE_LINK.sub(
+        lambda link: (
+            link[0] if is_page(link[2]) else f"{{download}}`{link[1]} <{link[2]}>`"
+        ),
+        source[0],
+    )
+
+
 def _add_contents(app: Any, page: str, source: list[str]) -> None:
     if page == root_doc:
         for name in _OPTIONAL:
@@ -88,4 +106,5 @@ def _stand_in_for_lightning() -> None:
 def setup(app: Any) -> None:
     _stand_in_for_lightning()
     app.connect("source-read", _add_contents)
+    app.connect("source-read", _link_pages_of_the_repository)
     app.connect("autodoc-process-docstring", _escape_bars)
