@@ -66,6 +66,11 @@ def set_num_threads(count: int | None) -> None:
     _num_threads = count
 
 
+def chosen_num_threads() -> int | None:
+    """What `set_num_threads` was given last; None for the automatic choice."""
+    return _num_threads
+
+
 def available_cpu_targets() -> list[str]:
     """CPU targets this machine can run, best first: of avx512, avx2, baseline.
 

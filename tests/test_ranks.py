@@ -1,0 +1,208 @@
+"""Ranks share work and end together: three processes, started as SLURM starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from noisyflow import _ranks
+from noisyflow._messages import decode, encode
+
+HERE = Path(__file__).parent
+SIZE = 3
+SECONDS = 120  # for all that a launch does, on a busy machine
+
+
+def launch(arguments: list[str], size: int) -> list[subprocess.CompletedProcess[str]]:
+    """Runs a Python program on several ranks, without torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": f"{size}", "MASTER_ADDR": "127.0.0.1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, **place, "MASTER_PORT": f"{port}", "RANK": f"{rank}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        outputs = [process.communicate(timeout=SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def three() -> list[dict[str, dict[str, Any]]]:
+    """What each of three ranks found, by the name of what it did."""
+    names = "spread stopped earlier shared failing failing_in_a_collective killed"
+    done = launch([str(HERE / "ranks_at_work.py"), *names.split()], SIZE)
+    codes = [process.returncode for process in done]
+    assert codes == [0, 0, -9], [process.stderr for process in done]
+    return [
+        {
+            record["name"]: record
+            for record in map(json.loads, process.stdout.split("\n")[:-1])
+        }
+        for process in done
+    ]
+
+
+def results_of_one(num_items: int) -> list[Any]:
+    return [[i / 3, list(range(i)), [i, "word"]] for i in range(num_items)]
+
+
+def test_results_are_those_of_one_process_in_the_order_of_the_items(three) -> None:
+    for rank, records in enumerate(three):
+        found = records["spread"]["found"]
+        assert (found["rank"], found["size"]) == (rank, SIZE)
+        for num_items in (7, 1, 0):  # 1: fewer items than ranks
+            for assignment in ("dynamic", "static"):
+                expected = results_of_one(num_items)
+                assert found[f"{assignment} {num_items}"] == expected
+        is_first = rank == 0
+        assert found["to the first"] == (results_of_one(5) if is_first else [])
+        assert found["received"] == (list(range(5)) if is_first else [])
+
+
+def test_what_was_begun_is_finished_when_the_first_rank_stops(three) -> None:
+    (first, *others) = (records["stopped"]["found"] for records in three)
+    done = sorted(item for found in (first, *others) for item in found["done"])
+    assert first["results"] == done == list(range(len(done)))
+    assert len(first["done"]) == 2
+    assert len(done) < 50
+    assert all(found["results"] == [] for found in others)
+
+
+def test_an_item_may_use_the_result_of_one_before_on_another_rank(three) -> None:
+    assert three[0]["earlier"]["found"] == [0, 1, 3, 6, 10, 15]
+
+
+def test_shared_values_arrive_bit_for_bit_and_with_their_types(three) -> None:
+    numbers = ["inf", "-0.0", f"{2**70}", "0.1", "None", "True"]
+    share = max(1, len(os.sched_getaffinity(0)) // SIZE)
+    if os.environ.get("NOISYFLOW_NUM_THREADS"):
+        share = int(os.environ["NOISYFLOW_NUM_THREADS"])
+    for records in three:
+        expected = [True, numbers, "np.float32(0.1)", share]
+        assert records["shared"]["found"] == expected
+
+
+def test_an_exception_reaches_all_ranks_and_is_told_once_by_the_first(three) -> None:
+    message = "rank 2 failed: OSError: [Errno 28] No space left on device"
+    for records in three[:2]:
+        assert records["failing"]["error"] == [message, 2, 1]
+    assert three[2]["failing"]["own error"] == "[Errno 28] No space left on device"
+    assert [records["failing"]["told"] for records in three] == [[message], [], []]
+
+
+def test_a_failure_reaches_ranks_that_wait_in_a_collective(three) -> None:
+    for rank, records in enumerate(three):
+        record = records["failing_in_a_collective"]
+        assert record["error"] == ["rank 2: bad input", 2, 2]
+        assert record["told"] == (["rank 2: bad input"] if rank == 0 else [])
+
+
+def test_a_killed_rank_ends_the_others_in_seconds(three) -> None:
+    for rank, records in enumerate(three[:2]):
+        (message, lost, code) = records["killed"]["error"]
+        assert message.startswith("rank 2 has not answered for 2 s: it was killed")
+        assert (lost, code) == (2, 1)
+        assert len(records["killed"]["told"]) == (rank == 0)
+        # 2 s of silence, and then half of the 5 s of grace for those that are left;
+        # the rest is for a busy machine.
+        assert records["killed"]["seconds"] < 15
+
+
+def test_by_default_a_silent_rank_ends_the_others_within_a_minute() -> None:
+    pulse = _ranks.PULSE
+    # The silence begins just after a beat and is noticed, and heard of, at others.
+    beats = pulse.seconds_until_dead + 3 * pulse.seconds_between_beats
+    assert beats + pulse.seconds_of_grace < 60
+
+
+def test_one_process_shares_work_with_itself_and_needs_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "from noisyflow import _ranks\n"
+        "with _ranks.joined() as ranks:\n"
+        "    assert (ranks.rank, ranks.size, ranks.is_first) == (0, 1, True)\n"
+        "    assert ranks.spread([3, 4], str) == ['3', '4']\n"
+        "    assert ranks.share({'a': 1}) == {'a': 1}\n"
+        "    ranks.barrier()\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    alone = {name: value for name, value in os.environ.items() if name != "RANK"}
+    subprocess.run(
+        [sys.executable, "-c", program], env=alone, check=True, timeout=SECONDS
+    )
+
+
+def test_one_process_stops_between_items() -> None:
+    done: list[int] = []
+    found = _ranks.Ranks().spread(
+        range(9),
+        lambda item: done.append(item) or item,
+        is_stopped=lambda: len(done) == 3,
+    )
+    assert found == done == [0, 1, 2]
+
+
+def test_launched_is_what_torchrun_sets(monkeypatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert not _ranks.is_launched()
+    for name, value in (
+        *(("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")),
+        ("MASTER_PORT", "1"),
+    ):
+        assert not _ranks.is_launched()
+        monkeypatch.setenv(name, value)
+    assert _ranks.is_launched()
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(ValueError, match="RANK must be below WORLD_SIZE = 2, got 2"):
+        _ranks.is_launched()
+    monkeypatch.setenv("RANK", "-1")
+    with pytest.raises(ValueError, match="RANK must be a whole number from 0"):
+        _ranks.is_launched()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), {1: 2}, [{"a": {3}}], np.array([object()]), np.array(["a", None])],
+    ids=repr,
+)
+def test_nothing_is_pickled(value: Any) -> None:
+    with pytest.raises(TypeError, match="ranks send numbers"):
+        encode(value)
+
+
+def test_messages_keep_values_and_types() -> None:
+    value = {
+        "tuple": (1, (2.5, [])),
+        "array": np.arange(6, dtype=np.int16).reshape(2, 3).T,
+        "none": np.zeros((0, 2), np.float32),
+        "scalar": np.float64(0.1),
+        "dict": {"dict": {"tuple": "\ud800 ü"}},
+        "nan": float("nan"),
+    }
+    found = decode(encode(value))
+    assert repr(found) == repr(value)
+    assert found["array"].dtype == np.int16
+    assert type(found["scalar"]) is np.float64
