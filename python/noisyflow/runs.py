@@ -399,10 +399,15 @@ class RunFolder:
                 part.unlink(missing_ok=True)
 
     def _give_up(self, *, remove_folder: bool) -> None:
-        """Undoes the claim of a run that failed before its first checkpoint."""
+        """Undoes the claim of a run that failed before its first checkpoint.
+
+        `config.json` goes after all that could not be told from a stranger's file
+        without it: a kill or another Ctrl-C may come here, too.
+        """
         with contextlib.suppress(OSError):
-            (self.path / "config.json").unlink(missing_ok=True)
+            self._remove_leftovers()
             (self.path / "usage.json").unlink(missing_ok=True)
+            (self.path / "config.json").unlink(missing_ok=True)
             self.figures.rmdir()
             (self.path / ".lock").unlink()
             if remove_folder:
