@@ -7,8 +7,8 @@ Every run is the command `noisyflow run` in a process of its own, forked from th
 which has imported everything and computed nothing. A fault meets it at a random time,
 or exactly before a random one of its file operations (open for writing, fsync, rename,
 mkdir, remove), where it stops itself; at an fsync, half of what was written is taken
-away first now and then. Then the same command runs to the end, and what is in the folder
-is compared with an undisturbed run: every byte but the times that the work took.
+away first now and then. Then the same command runs to the end, and what is in the
+folder is compared with an undisturbed run: every byte but the times that the work took.
 
 kill          SIGKILL, in every third run also while it is taken up
 full disk     as root a small tmpfs, filled while a file is written, and emptied again;
@@ -47,7 +47,7 @@ from typing import Any
 import numpy as np
 
 _THREADS = 1  # results do not depend on it; forked processes have no use for more
-_STUDIES = {
+STUDIES = {
     "szt": ["--epochs", "6", "--set", "num_log_points=2"],
     "single-neuron": ["--set", "num_seeds=3", "--set", "num_steps=2000"],
     "szt-linear": [
@@ -56,7 +56,11 @@ _STUDIES = {
 }
 _SECONDS_LIMIT = 300.0  # for one process
 _TIMES = {"seconds", "peak_mib", "training_seconds", "tracking_seconds"}
-_TOOK = re.compile(r'"[^"]* \([0-9.]+ s\), [0-9]+ MiB"')  # in the table of settings
+# What the work took, in the tables of a report.
+_TOOK = re.compile(
+    r'"[^"]* \([0-9.]+ s(, [0-9.]+ s per logged epoch)?\)(, [0-9]+ MiB)?"'
+)
+_has_own_mounts = False  # after `_prepare`, where it may
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -110,7 +114,7 @@ class Run:
         largest: int | None = None,
     ) -> None:
         self.study = study
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115: closed with the object
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self.code: int | None = None
         sys.stdout.flush()
         self.pid = os.fork()
@@ -214,7 +218,7 @@ class Run:
 
 def command(study: str, folder: Path) -> list[str]:
     """The arguments of `noisyflow`."""
-    return ["run", study, *_STUDIES[study], "--out", str(folder)]
+    return ["run", study, *STUDIES[study], "--out", str(folder)]
 
 
 def _drop_capabilities() -> None:
@@ -399,7 +403,7 @@ class Harness:
             writes = [
                 number
                 for number, operation in enumerate(self.reference.operations)
-                if operation.startswith("open") and operation.endswith(".tmp")
+                if operation.startswith("open") and ".lock" not in operation
             ]
             moment = Moment(operation=self._random.choice(writes))
             free = 4096 * self._random.choice([0, 0, 1, 2, 4])
@@ -522,7 +526,7 @@ class Harness:
                 run.expect(0, "report in")
                 return 0
             Run(self.study, folder).expect(2, f"another run is working in {folder}")
-            other = next(name for name in _STUDIES if name != self.study)
+            other = next(name for name in STUDIES if name != self.study)
             Run(other, folder).expect(
                 2, f"{folder} holds a run of {self.study}, not of {other}|another run"
             )
@@ -538,7 +542,7 @@ class Harness:
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[Path]:
-        """A new folder's name; what is there is kept only where something went wrong."""
+        """A new folder's name; it is kept only where something went wrong."""
         self._number += 1
         self.told = f"{self.study}"
         folder = self._work / f"{self._number}"
@@ -580,15 +584,19 @@ def mounted(folder: Path, size: int) -> Iterator[Callable[[str], None]]:
 
 
 def can_mount() -> bool:
-    """Whether this process may mount a tmpfs."""
+    """Whether this process may mount a tmpfs, which goes when it goes."""
+    return _has_own_mounts
+
+
+def _separate_mounts() -> bool:
+    """Gives this process mounts of its own; False where it may not have them."""
     if os.getuid() != 0 or not shutil.which("mount"):
         return False
-    with tempfile.TemporaryDirectory() as folder:
-        mount = ["mount", "-t", "tmpfs", "tmpfs", folder]
-        if subprocess.run(mount, capture_output=True, check=False).returncode:
-            return False
-        subprocess.run(["umount", folder], check=True)
-    return True
+    clone_newns = 0x00020000
+    if ctypes.CDLL(None).unshare(clone_newns):
+        return False
+    private = ["mount", "--make-rprivate", "/"]
+    return subprocess.run(private, capture_output=True, check=False).returncode == 0
 
 
 # -- the score --------------------------------------------------------------------
@@ -605,7 +613,7 @@ _FAULTS: dict[str, tuple[str, Callable[[Harness], int]]] = {
 def score(
     harnesses: list[Harness], fault: str, wanted: int, *, verbose: bool
 ) -> list[str]:
-    """Meets the studies in turn with a fault until it came so often; what went wrong."""
+    """Meets studies in turn with a fault until it came so often; what went wrong."""
     name, meet = _FAULTS[fault]
     came, survived, attempts = 0, 0, 0
     problems: list[str] = []
@@ -634,37 +642,40 @@ def score(
 
 def _prepare() -> None:
     """Imports all that runs need, so that a fork starts at once; computes nothing."""
+    global _has_own_mounts
+    _has_own_mounts = _separate_mounts()
     for name in ("OMP", "OPENBLAS", "MKL", "NOISYFLOW"):
         os.environ[f"{name}_NUM_THREADS"] = str(_THREADS)
     import matplotlib.backends.backend_agg  # noqa: F401
+    import torch  # noqa: F401
 
     from noisyflow import cli, experiments, plotting  # noqa: F401
     from noisyflow.experiments import cells
     from noisyflow.plotting.common import new_figure, png
 
-    for study in _STUDIES:
+    for study in STUDIES:
         experiments.load(study)
     png(new_figure(2, 2)[0])
     cells._SECONDS_BETWEEN_CHECKPOINTS = 0  # after every cell, as in a long run
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, metavar="N")
     parser.add_argument(
         "--others", type=int, default=9, metavar="N", help="of every other fault"
     )
     parser.add_argument("--faults", nargs="+", choices=list(_FAULTS), metavar="FAULT")
-    parser.add_argument("--studies", nargs="+", choices=list(_STUDIES), metavar="STUDY")
+    parser.add_argument("--studies", nargs="+", choices=list(STUDIES), metavar="STUDY")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="kept; a temporary folder by default")
     parser.add_argument("--verbose", action="store_true", help="one line per run")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     _prepare()
     work = args.work or Path(tempfile.mkdtemp(prefix="noisyflow-faults-"))
     problems: list[str] = []
     harnesses = []
-    for study in args.studies or list(_STUDIES):
+    for study in args.studies or list(STUDIES):
         (work / study).mkdir(parents=True, exist_ok=True)
         harness = Harness(study, (work / study).resolve(), args.seed)
         harnesses.append(harness)
