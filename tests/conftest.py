@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import zlib
 from collections.abc import Iterator
 
@@ -11,8 +12,11 @@ import pytest
 from bounds_everywhere import bounds_hold_everywhere  # noqa: F401  of all tests
 from noisyflow import runtime
 
+_IS_ARM64 = platform.machine().lower() in ("aarch64", "arm64")
+CPU_TARGETS = ["neon"] if _IS_ARM64 else ["avx512", "avx2", "baseline"]
 
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
+
+@pytest.fixture(params=CPU_TARGETS)
 def cpu_target(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each CPU target in turn; skipped where this CPU lacks it."""
     if request.param not in runtime.available_cpu_targets():

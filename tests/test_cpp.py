@@ -18,6 +18,7 @@ FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
     "baseline": [],
+    "neon": [],
 }
 
 pytestmark = pytest.mark.skipif(
@@ -47,7 +48,8 @@ def test_no_code_is_shared_between_cpu_targets(tmp_path: Path) -> None:
     Without optimisation, where nothing is inlined away.
     """
     weak: dict[str, set[str]] = {}
-    for target, flags in FLAGS.items():
+    for target in ("avx512", "avx2", "baseline"):
+        flags = FLAGS[target]
         out = tmp_path / f"{target}.o"
         source = ROOT / "csrc" / "cpu" / f"target_{target}.cpp"
         options = ["-std=c++17", "-O0", "-fPIC", "-fno-exceptions", "-Wno-psabi"]

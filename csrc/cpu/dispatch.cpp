@@ -33,7 +33,11 @@ const std::vector<KernelTable>& tables() {
       list.push_back(kernels_avx512());
     if (avx2) list.push_back(kernels_avx2());
 #endif
+#if defined(NOISYFLOW_ARM64)
+    list.push_back(kernels_neon());  // every such CPU has it
+#else
     list.push_back(kernels_baseline());
+#endif
     return list;
   }();
   return found;

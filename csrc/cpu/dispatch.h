@@ -120,10 +120,11 @@ KernelChoice<T> choose_kernel(const KernelTable& table, int64_t d) {
 }
 
 KernelTable kernels_baseline();
+KernelTable kernels_neon();
 KernelTable kernels_avx2();
 KernelTable kernels_avx512();
 
-// The targets this CPU can run, best first; the last is "baseline".
+// The targets this CPU can run, best first; the last is "baseline", on ARM64 "neon".
 int num_available_targets();
 const KernelTable& available_target(int index);
 

@@ -10,6 +10,8 @@
 #include <string.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace noisyflow {
@@ -93,6 +95,8 @@ inline __attribute__((always_inline)) bool any(Int<T> mask) {
   return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
 #elif defined(__AVX2__)
   return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#elif defined(__aarch64__)
+  return vmaxvq_u32((uint32x4_t)mask) != 0;
 #else
   typename Simd<T>::Scalar seen = 0;
   for (int l = 0; l < kLanes<T>; ++l) seen |= mask[l];
