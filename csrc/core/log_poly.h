@@ -34,7 +34,7 @@ inline __attribute__((always_inline)) Vec<double> log_poly(Vec<double> x) {
   const Vec<double> value = exponent * kLog2High - ((half_square - correction) - f);
 
   const Vec<double> at_edge = x == 0.0 ? broadcast<double>(-INFINITY) : x;
-  return (x > 0.0) & (x < INFINITY) ? value : at_edge;
+  return ((x > 0.0) & (x < INFINITY)) ? value : at_edge;
 }
 
 }  // namespace NOISYFLOW_TARGET
