@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.machinery
 import importlib.util
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 import noisyflow
-from noisyflow import _device, check, cli, estimate_file, runtime
+from noisyflow import _device, _machine, check, cli, estimate_file, runtime
 from noisyflow.runs import RunFolder
 from noisyflow.tracking import InformationTracker
 
@@ -157,6 +159,158 @@ def test_check_fails_where_a_kernel_is_wrong(
         check._core, "log_density", lambda *given: right(*given) + np.float32(1e-3)
     )
     assert "NOT usable: CPU test" in checked(capsys, exit_code=1)
+
+
+@pytest.mark.parametrize("what", ["log_density", "skipping", "skips nothing"])
+def test_check_tries_every_cpu_target(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last of them is wrong, and no other."""
+    last = runtime.available_cpu_targets()[-1]
+    core = check._core
+
+    def is_wrong() -> bool:
+        return runtime.cpu_target() == last
+
+    if what == "log_density":
+        right = core.log_density
+
+        def log_density(*given: Any) -> Any:
+            return right(*given) + np.float32(1e-3 * is_wrong())
+
+        monkeypatch.setattr(core, "log_density", log_density)
+        failed = f"CPU test ({last} float32); CPU test ({last} float64)"
+    else:
+
+        class Prepared(core.Prepared64):  # type: ignore[misc, name-defined]
+            def log_density(self, *given: Any) -> Any:
+                (value, *others, counts) = super().log_density(*given)
+                if what == "skipping":
+                    value = value - 1e-5 * is_wrong()
+                elif is_wrong():
+                    counts = (10**9, *counts[1:])
+                return (value, *others, counts)
+
+        monkeypatch.setattr(core, "Prepared64", Prepared)
+        failed = f"CPU test ({last} skipping)"
+    assert checked(capsys, exit_code=1).endswith(f"NOT usable: {failed}\n")
+
+
+def test_check_knows_an_entropy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = check.entropy
+
+    def entropy(*given: Any, **settings: Any) -> Any:
+        estimate = right(*given, **settings)
+        wrong = estimate.value + 6 * estimate.standard_error
+        return dataclasses.replace(estimate, value=wrong)
+
+    monkeypatch.setattr(check, "entropy", entropy)
+    assert "NOT usable: CPU test (entropy)\n" in checked(capsys, exit_code=1)
+
+
+def test_check_leaves_the_target_as_it_was() -> None:
+    last = runtime.available_cpu_targets()[-1]
+    runtime.set_cpu_target(last)
+    try:
+        assert f"CPU           {last}, of " in str(check.check())
+        assert runtime.cpu_target() == last
+    finally:
+        runtime.set_cpu_target(None)
+
+
+def test_check_is_fit_to_be_shared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "/home/someone")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    out = checked(capsys)
+    for fact in (
+        f"built with    {check._core.build_info()['compiler']}",
+        f"system        {platform.system()}",
+        "processor     ",
+        "OMP_NUM_THREADS=(not shown), OPENBLAS_NUM_THREADS=3",
+        "CPU test      entropy: passed",
+    ):
+        assert fact in out
+    private = (Path.home(), Path.cwd(), Path(noisyflow.__file__).parent, "someone")
+    for text in map(str, (*private, platform.node())):
+        assert len(text) < 2 or text not in out
+
+
+# -- what a machine is --------------------------------------------------------
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree of control groups of its own; this process is in none yet."""
+    monkeypatch.setattr(_machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(_machine, "_OWN_CGROUP", tmp_path / "self")
+    return tmp_path
+
+
+def test_without_control_groups_nothing_is_limited(groups: Path) -> None:
+    assert _machine.cpu_quota() is None
+    assert _machine.memory_limit() is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_tightest_control_group_counts(version: int, groups: Path) -> None:
+    files: dict[str, str]
+    if version == 2:
+        (groups / "self").write_text("0::/outer/inner\n")
+        files = {
+            "cpu.max": "max 100000\n",
+            "outer/cpu.max": "150000 100000\n",
+            "outer/inner/cpu.max": "400000 100000\n",
+            "outer/memory.max": f"{3 * 2**30}\n",
+            "outer/inner/memory.max": "max\n",
+        }
+    else:
+        (groups / "self").write_text("2:cpu,cpuacct:/outer/inner\n1:memory:/outer\n")
+        files = {
+            "cpu,cpuacct/none": "",
+            "cpu/cpu.cfs_quota_us": "-1\n",
+            "cpu/cpu.cfs_period_us": "100000\n",
+            "cpu/outer/cpu.cfs_quota_us": "150000\n",
+            "cpu/outer/cpu.cfs_period_us": "100000\n",
+            "memory/memory.limit_in_bytes": "9223372036854771712\n",
+            "memory/outer/memory.limit_in_bytes": f"{3 * 2**30}\n",
+        }
+    for name, text in files.items():
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(text)
+    assert _machine.cpu_quota() == 1.5
+    assert _machine.memory_limit() == 3 * 2**30
+    assert "limit of 3 GiB by a control group" in _machine.memory()
+    assert "quota of 1.5 by a control group" in _machine.processor()
+    assert check._about_threads(2) == ""
+    assert "grants 1.5: NOISYFLOW_NUM_THREADS=2 would" in check._about_threads(3)
+
+
+def test_cores_that_share_are_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [
+        f"processor\t: {i}\nmodel name\t: A CPU\nphysical id\t: {i // 4}\n"
+        f"core id\t\t: {i % 2}\n"
+        for i in range(8)
+    ]
+    (tmp_path / "cpuinfo").write_text("\n".join(entries))
+    monkeypatch.setattr(_machine, "_CPUINFO", tmp_path / "cpuinfo")
+    assert _machine.processor().startswith("A CPU, cores: ")
+    assert "logical of 4 physical" in _machine.processor()
+
+
+def test_a_machine_that_tells_nothing_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_CPUINFO", "_MEMINFO", "_CGROUP", "_OWN_CGROUP"):
+        monkeypatch.setattr(_machine, name, tmp_path / "none")
+    assert "physical" not in _machine.processor()
+    assert "control group" not in _machine.memory()
+    assert check.check().is_usable
 
 
 def test_check_fails_at_a_setting_that_cannot_be_followed(

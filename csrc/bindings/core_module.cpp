@@ -563,6 +563,23 @@ py::tuple path_replicas(const std::vector<Doubles>& weights, const std::vector<D
   return py::make_tuple(lower, upper, effective);
 }
 
+// What this module was built with, for `noisyflow check`.
+py::dict build_info() {
+#if defined(__apple_build_version__)
+  const char* const compiler = "Apple Clang " __clang_version__;
+#elif defined(__clang__)
+  const char* const compiler = "Clang " __clang_version__;
+#else
+  const char* const compiler = "GCC " __VERSION__;
+#endif
+  py::dict info;
+  info["compiler"] = compiler;
+  info["build_type"] = NOISYFLOW_BUILD_TYPE;
+  info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
+      PYBIND11_VERSION_MINOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_PATCH);
+  return info;
+}
+
 template <class T>
 void define(py::module_& m) {
   m.def("log_density", &log_density<T>, py::arg("points").noconvert(),
@@ -616,6 +633,7 @@ PYBIND11_MODULE(_core, m) {
         py::arg("activation"), py::arg("noise_std"), py::arg("first"), py::arg("points"),
         py::arg("own"), py::arg("path"), py::arg("normals"), py::arg("offsets"),
         py::arg("num_draws"), py::arg("num_threads"));
+  m.def("build_info", &build_info);
   m.def("available_targets", [] {
     std::vector<std::string> names;
     for (int i = 0; i < num_available_targets(); ++i) names.emplace_back(available_target(i).name);

@@ -1,7 +1,8 @@
 """What of this package can be used here, and why the rest cannot: `noisyflow check`.
 
-torch takes seconds to import. It is asked for its version by its metadata, and imported
-only where there is a GPU to try.
+The text is made to be shared: no user, no host and no folder is in it. torch takes
+seconds to import. It is asked for its version by its metadata, and imported only where
+there is a GPU to try.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import json
+import math
 import platform
 import re
 from dataclasses import dataclass, field
@@ -17,11 +20,28 @@ from typing import Any
 
 import numpy as np
 
-from noisyflow import __version__, _arrays, _core, _device, _reference, runtime
+from noisyflow import (
+    __version__,
+    _arrays,
+    _core,
+    _device,
+    _machine,
+    _reference,
+    entropy,
+    runtime,
+)
 
-_PACKAGES = ("numpy", "scipy", "torch", "matplotlib", "safetensors")
+_PACKAGES = ("numpy", "scipy", "torch", "matplotlib", "safetensors", "scikit-learn")
+_OPTIONAL_PACKAGES = ("pytorch-lightning", "tensorboard", "jax", "pykeops", "numba")
 # Rounding leaves a hundredth of this (docs/numerics.md), a wrong kernel much more.
-_ALLOWED_ERROR = 1e-4
+_ALLOWED_ERROR = {"float32": 1e-4, "float64": 1e-12}
+_MOST_STANDARD_ERRORS = 5.0  # the seed is fixed
+_LOST_MASS = 1e-6  # that may be skipped in the test of skipping: nats, about
+_PATHS = {"blocks": 2, "point by point": 3}  # of Prepared64.log_density
+
+# h(S + Z) for S uniform on {-1, 1}^3 and Z of standard deviation 1/2: three times that
+# of the mixture of N(-1, 1/4) and N(1, 1/4), by quadrature of 30 digits (mpmath).
+_KNOWN_ENTROPY = 4.075534639144783
 
 
 @dataclass
@@ -62,7 +82,7 @@ def check() -> Findings:
 
     Notes
     -----
-    Less than a second without a GPU; with one, the seconds that torch takes to import.
+    Two seconds without a GPU; with one, also those that torch takes to import.
 
     Examples
     --------
@@ -71,8 +91,16 @@ def check() -> Findings:
     True
     """
     found = Findings()
-    found.add("noisyflow", f"{__version__}, Python {platform.python_version()}")
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    found.add("noisyflow", f"{__version__}, {_installation()}, {python}")
+    found.add("built with", _build())
     found.add("packages", ", ".join(map(_version, _PACKAGES)))
+    others = [name for name in map(_version, _OPTIONAL_PACKAGES) if name[:3] != "no "]
+    found.add("optional", ", ".join(others) or "no other package that could be used")
+    found.add("system", _machine.system())
+    found.add("processor", _machine.processor())
+    found.add("memory", _machine.memory() or "unknown")
+    found.add("environment", _machine.variables())
     try:
         chosen = runtime.cpu_target()
         threads = runtime.num_threads()
@@ -81,10 +109,47 @@ def check() -> Findings:
         found.failures.append("CPU")
         return found
     found.add("CPU", f"{chosen}, of {', '.join(runtime.available_cpu_targets())}")
-    found.add("threads", f"at most {threads}")
-    _test(found, "CPU test", _cpu_functions())
+    found.add("threads", f"at most {threads}{_about_threads(threads)}")
+    _test_targets(found, chosen)
+    _test_entropy(found)
     _check_cuda(found)
     return found
+
+
+def _installation() -> str:
+    """Whether this is a copy in site-packages, editable, or a source tree."""
+    try:
+        distribution = importlib.metadata.distribution("noisyflow")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed: a source tree on the path"
+    try:
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        is_editable = bool(origin.get("dir_info", {}).get("editable"))
+    except (ValueError, AttributeError):
+        is_editable = False
+    if is_editable:
+        return "installed, editable"
+    installed = Path(str(distribution.locate_file("noisyflow")))
+    if installed.resolve() == Path(__file__).resolve().parent:
+        return "installed"
+    return f"a source tree on the path, before the installed {distribution.version}"
+
+
+def _build() -> str:
+    """Compiler, kind of build and pybind11 of the extension."""
+    info = _core.build_info()
+    return f"{info['compiler']}, {info['build_type']}, pybind11 {info['pybind11']}"
+
+
+def _about_threads(threads: int) -> str:
+    """Advice, where a control group grants fewer CPUs than there are threads."""
+    quota = _machine.cpu_quota()
+    if quota is None or threads <= math.ceil(quota):
+        return ""
+    return (
+        f"; a control group grants {quota:.3g}: NOISYFLOW_NUM_THREADS="
+        f"{math.ceil(quota)} would be quicker"
+    )
 
 
 def _version(package: str) -> str:
@@ -174,33 +239,95 @@ def _torch_without_cuda() -> str:
     )
 
 
-def _test(found: Findings, name: str, functions: Any) -> None:
-    """Log-density and gradient of a small mixture beside float64."""
-    generator = np.random.default_rng(0)
-    points, centers = generator.uniform(-1, 1, (2, 300, 3))
-    weights = np.full(len(centers), 1 / len(centers))
-    (value, mean, _) = _reference.posterior_moments(points, centers, 0.1)
-    slope = mean / 0.1**2
+def _test_targets(found: Findings, chosen: str) -> None:
+    """Tests the kernels of every CPU target, the chosen one first."""
+    others = [name for name in runtime.available_cpu_targets() if name != chosen]
     try:
-        (log_density, gradient) = functions(
-            *(part.astype(np.float32) for part in (points, centers, weights, value))
-        )
-    except Exception as error:  # whatever breaks here is what is asked for
-        found.add(name, f"FAILED: {type(error).__name__}: {error}")
-        found.failures.append(name)
-        return
-    errors = [
-        float(np.abs(log_density - value).max()),
-        float(np.abs(gradient - slope).max() / np.abs(slope).max()),
-    ]
-    is_right = all(error <= _ALLOWED_ERROR for error in errors)  # no for NaN
-    found.add(
-        name,
-        f"{'passed' if is_right else 'FAILED'}: log-density within {errors[0]:.1g} "
-        f"nats, gradient within {errors[1]:.1g} of its size, in float32",
+        for target in [chosen, *others]:
+            runtime.set_cpu_target(target)
+            for dtype in _ALLOWED_ERROR:
+                _test(found, "CPU test", _cpu_functions(), target, dtype)
+            _test_skipping(found, target)
+    finally:
+        runtime.set_cpu_target(None)
+        if runtime.cpu_target() != chosen:  # it was forced by the caller
+            runtime.set_cpu_target(chosen)
+
+
+def _test(
+    found: Findings, name: str, functions: Any, part: str = "", dtype: str = "float32"
+) -> None:
+    """Log-density and gradient of a small mixture beside float64; part: of a device."""
+    generator = np.random.default_rng(0)
+    points, centers = generator.uniform(-1, 1, (2, 300, 3)).astype(dtype)
+    weights = np.full(len(centers), 1 / len(centers))
+    (value, mean, _) = _reference.posterior_moments(
+        points.astype(np.float64), centers.astype(np.float64), 0.1
     )
+    slope = mean / 0.1**2
+    arrays = (array.astype(dtype) for array in (points, centers, weights, value))
+
+    def errors() -> dict[str, float]:
+        (log_density, gradient) = functions(*arrays)
+        return {
+            "log-density within {} nats": np.abs(log_density - value).max(),
+            "gradient within {} of its size": (
+                np.abs(gradient - slope).max() / np.abs(slope).max()
+            ),
+        }
+
+    what = f"{part} {dtype}" if part else ""
+    _record(found, name, what, errors, _ALLOWED_ERROR[dtype])
+
+
+def _test_skipping(found: Findings, target: str) -> None:
+    """Tests what leaves far centers out, both ways, beside every pair in float64."""
+    generator = np.random.default_rng(1)
+    centers = generator.uniform(-1, 1, (3000, 2))
+    points = centers[:200] + 0.02 * generator.normal(size=(200, 2))
+
+    def errors() -> dict[str, float]:
+        right = _reference.mixture_log_density(points, centers, 0.02)
+        threads = runtime.num_threads()
+        tree = _core.Prepared64(centers, 0.02, None, _LOST_MASS, True, threads)
+        found_errors = {}
+        for name, path in _PATHS.items():
+            (value, *_, counts) = tree.log_density(points, path, threads)
+            if value is None or not counts[0] < right.size * len(centers):
+                raise RuntimeError(f"{name}: nothing was skipped")
+            found_errors[f"{name} within {{}} nats"] = np.abs(value - right).max()
+        return found_errors
+
+    _record(found, "CPU test", f"{target} skipping", errors, 2 * _LOST_MASS)
+
+
+def _test_entropy(found: Findings) -> None:
+    """Tests an entropy that is known, from a sum over corners of a cube."""
+    corners = np.array(np.meshgrid(*[[-1.0, 1.0]] * 3)).reshape(3, -1).T
+
+    def errors() -> dict[str, float]:
+        estimate = entropy(corners, 0.5, standard_error=1e-3, population=True)
+        error = abs(estimate.value - _KNOWN_ENTROPY)
+        return {"off by {} standard errors": error / estimate.standard_error}
+
+    _record(found, "CPU test", "entropy", errors, _MOST_STANDARD_ERRORS)
+
+
+def _record(found: Findings, name: str, part: str, errors: Any, allowed: float) -> None:
+    """A line for a test: what errors() returns, by its wording, or raises."""
+    failure = f"{name} ({part})" if part else name
+    prefix = f"{part}: " if part else ""
+    try:
+        measured = {text: float(error) for text, error in errors().items()}
+    except Exception as error:  # whatever breaks here is what is asked for
+        found.add(name, f"{prefix}FAILED: {type(error).__name__}: {error}")
+        found.failures.append(failure)
+        return
+    is_right = all(error <= allowed for error in measured.values())  # no for NaN
+    said = ", ".join(text.format(f"{error:.1g}") for text, error in measured.items())
+    found.add(name, f"{prefix}{'passed' if is_right else 'FAILED'}: {said}")
     if not is_right:
-        found.failures.append(name)
+        found.failures.append(failure)
 
 
 def _cpu_functions() -> Any:

@@ -108,11 +108,11 @@ def set_cpu_target(name: str | None) -> None:
 
     Examples
     --------
-    >>> before = cpu_target()
-    >>> set_cpu_target("baseline")
-    >>> cpu_target()
-    'baseline'
-    >>> set_cpu_target(before)
+    >>> slowest = available_cpu_targets()[-1]
+    >>> set_cpu_target(slowest)
+    >>> cpu_target() == slowest
+    True
+    >>> set_cpu_target(None)
     """
     _core.force_target(name)
 
