@@ -1,12 +1,14 @@
 """Opens report pages in headless Chromium and fails if a reader would miss something.
 
-    check_browser.py REPORT.html ... [--screenshots DIR] [--dark]
+    check_browser.py REPORT.html ... [--screenshots DIR] [--dark] [--within SELECTOR]
 
 A page must load without any request but its own, without a message of error or warning
 on the console, with every picture decoded and visible; at 1280 and at 400 pixels width
 nothing may be cut off or need sideways scrolling but in a box of its own, no text may
 be smaller than 12 pixels, and no long text squeezed into a narrow column. With --dark
-all this is so where the reader prefers dark pages.
+all this is so where the reader prefers dark pages. With --within only that part of a
+page is judged, and files beside the page may be loaded: for pages of a site, whose
+menus wait out of sight.
 
 Chromium is driven over the pipe of its DevTools protocol; nothing is installed.
 """
@@ -39,11 +41,13 @@ _QUIET_SECONDS = 0.2  # what a page does after it has loaded
 _MEASURE = """
 (async () => {
   const found = [], width = document.documentElement.clientWidth;
+  const part = document.querySelector('WITHIN');
+  if (!part) return ['there is no WITHIN'];
   const name = (e) => e.tagName.toLowerCase() + (e.className ? '.' + e.className : '')
     + ' "' + (e.alt || e.textContent || '').trim().slice(0, 40) + '"';
   // Pictures below the fold are decoded when asked for, or not at all.
   await Promise.allSettled([...document.images].map((image) => image.decode()));
-  for (const image of document.images) {
+  for (const image of part.querySelectorAll('img')) {
     const box = image.getBoundingClientRect(), style = getComputedStyle(image);
     if (!image.complete || image.naturalWidth === 0)
       found.push(name(image) + ' is not decoded');
@@ -63,12 +67,12 @@ _MEASURE = """
   };
   if (document.documentElement.scrollWidth > width)
     found.push('the page is ' + document.documentElement.scrollWidth + ' pixels wide');
-  for (const element of document.body.querySelectorAll('*')) {
+  for (const element of part.querySelectorAll('*')) {
     const box = element.getBoundingClientRect();
     if (box.width > 0 && (box.right > width + 1 || box.left < -1) && !isBoxed(element))
       found.push(name(element) + ' reaches to ' + Math.round(box.right) + ' pixels');
   }
-  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const texts = document.createTreeWalker(part, NodeFilter.SHOW_TEXT);
   const isText = (node) => node.textContent.trim()
     && !['SCRIPT', 'STYLE', 'NOSCRIPT'].includes(node.parentElement.tagName);
   for (let node = texts.nextNode(); node; node = texts.nextNode()) {
@@ -76,7 +80,7 @@ _MEASURE = """
     if (isText(node) && size < SMALLEST)
       found.push(name(node.parentElement) + ' has letters of ' + size + ' pixels');
   }
-  for (const cell of document.querySelectorAll('td, th')) {
+  for (const cell of part.querySelectorAll('td, th')) {
     const box = cell.getBoundingClientRect();
     if (cell.textContent.length > 40 && box.width > 0 && box.width < NARROWEST)
       found.push(name(cell) + ' is squeezed into ' + Math.round(box.width) + ' pixels');
@@ -223,6 +227,7 @@ def main() -> int:
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--screenshots", type=Path, metavar="DIR")
     parser.add_argument("--dark", action="store_true", help="as in a dark environment")
+    parser.add_argument("--within", metavar="SELECTOR", help="judge this part alone")
     options = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
@@ -234,7 +239,7 @@ def main() -> int:
         if options.dark:
             browser.send("Emulation.setEmulatedMedia", features=[scheme])
         for page in options.pages:
-            found = check(browser, page, options.screenshots)
+            found = check(browser, page, options.screenshots, options.within)
             num_bad += bool(found)
             for problem in found:
                 print(f"{page}: {problem}", file=sys.stderr)
@@ -243,19 +248,25 @@ def main() -> int:
     return 1 if num_bad else 0
 
 
-def check(browser: Browser, page: Path, screenshots: Path | None) -> list[str]:
-    """What is wrong with a page."""
+def check(
+    browser: Browser, page: Path, screenshots: Path | None, within: str | None = None
+) -> list[str]:
+    """What is wrong with a page, or with a part of it."""
     problems = []
     for width in WIDTHS:
         problems += [
             f"at {width} pixels: {problem}"
-            for problem in _at(browser, page.resolve(), width, screenshots)
+            for problem in _at(browser, page.resolve(), width, screenshots, within)
         ]
     return problems
 
 
 def _at(
-    browser: Browser, page: Path, width: int, screenshots: Path | None
+    browser: Browser,
+    page: Path,
+    width: int,
+    screenshots: Path | None,
+    within: str | None,
 ) -> Iterator[str]:
     """What is wrong with a page at a width."""
     browser.send("Page.navigate", url="about:blank")
@@ -275,6 +286,7 @@ def _at(
     browser.wait_for("Page.loadEventFired")
     browser.listen(_QUIET_SECONDS)
     script = _MEASURE.replace("SMALLEST", str(SMALLEST_TEXT))
+    script = script.replace("WITHIN", within or "body")
     answer = browser.send(
         "Runtime.evaluate",
         expression=script.replace("NARROWEST", str(NARROWEST_COLUMN)),
@@ -284,7 +296,7 @@ def _at(
     if "exceptionDetails" in answer:
         raise RuntimeError(f"the check itself failed: {answer['exceptionDetails']}")
     yield from answer["result"]["value"]
-    yield from _events(browser.events, page)
+    yield from _events(browser.events, page, may_load_files=within is not None)
     if screenshots is not None:
         screenshots.mkdir(parents=True, exist_ok=True)
         picture = browser.send("Page.captureScreenshot", captureBeyondViewport=True)
@@ -292,13 +304,18 @@ def _at(
         (screenshots / name).write_bytes(base64.b64decode(picture["data"]))
 
 
-def _events(events: list[dict[str, Any]], page: Path) -> Iterator[str]:
+def _events(
+    events: list[dict[str, Any]], page: Path, *, may_load_files: bool
+) -> Iterator[str]:
     """Requests and messages that should not have been."""
     for event in events:
         given = event["params"]
         if event["method"] == "Network.requestWillBeSent":
             url = given["request"]["url"]
-            if url != page.as_uri() and not url.startswith("data:"):
+            is_own = url.startswith("data:") or (
+                may_load_files and url.startswith("file:")
+            )
+            if url != page.as_uri() and not is_own:
                 yield f"requests {url[:100]}"
         elif event["method"] == "Runtime.exceptionThrown":
             details = given["exceptionDetails"]

@@ -40,6 +40,8 @@ autodoc_typehints = "none"  # the docstrings say it
 default_role = "code"  # `name` in a docstring, as in Markdown
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"noisyflow {release}"
 html_show_sphinx = False
 html_copy_source = False
