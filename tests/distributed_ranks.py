@@ -160,7 +160,159 @@ def wrong_inputs() -> dict[str, Callable[[dict[str, Any], int], None]]:
     }
 
 
+@dataclass(frozen=True)
+class Estimation:
+    """An estimator, its samples on all ranks and where they are cut."""
+
+    name: str
+    samples: Any  # an array, or a list of arrays; by inputs
+    cuts: dict[int, list[int]]
+    options: dict[str, Any]
+    per_input: dict[str, Any]  # arrays that are cut like the samples
+
+    def of_rank(self, rank: int, size: int) -> tuple[Any, dict[str, Any]]:
+        mine = part(self.cuts, rank, size)
+        cut = {key: value[mine] for key, value in self.per_input.items()}
+        samples = self.samples[mine]
+        if len(samples) == 0 and isinstance(samples, list):
+            samples = self.samples[0][None, :1][:0]
+        return samples, {**self.options, **cut}
+
+    def run(self, module: Any, samples: Any, options: dict[str, Any]) -> Found:
+        """All fields, and what was warned of."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            estimate = getattr(module, self.name)(samples, **options)
+        fields = estimate.to_dict()
+        fields["warnings"] = [f"{w.category.__name__}: {w.message}" for w in caught]
+        return fields
+
+
+def estimations() -> dict[str, Estimation]:
+    """By name, what estimators are asked."""
+    rng = np.random.default_rng(11)
+    s = np.tanh(rng.normal(size=(240, 3)))
+    uneven = {2: [200, 40], 3: [100, 0, 140]}
+    equal = s[rng.integers(0, 60, size=240)]  # within ranks, and across
+    weights = rng.exponential(size=240) * (np.arange(240) % 5 > 0)
+    draws = s.reshape(24, 10, 3)
+    of_inputs = {2: [20, 4], 3: [9, 0, 15]}
+    lists = [s[start : start + size] for start, size in ((0, 70), (70, 90), (160, 80))]
+    words = np.array(["cat", "lion", "ox"])
+
+    def case(name: str, samples: Any, cuts: Any = uneven, **options: Any) -> Estimation:
+        of_input = {}
+        for key in ("weights", "labels"):
+            if key in options:
+                of_input[key] = options.pop(key)
+        options = {"noise_std": 0.3, "seed": 3} | options
+        return Estimation(name, samples, cuts, options, of_input)
+
+    (h, c, i) = ("entropy", "conditional_entropy", "mutual_information")
+    return {
+        "entropy": case(h, s),
+        "entropy-of-one-rank": case(h, s, {2: [0, 240], 3: [0, 240, 0]}),
+        "entropy-d1": case(h, s[:, :1]),
+        "entropy-d2": case(h, s[:, :2], max_pairs=5_000_000),
+        "entropy-equal": case(h, equal),
+        "entropy-all-equal": case(h, equal[:1].repeat(240, axis=0)),
+        "entropy-weights": case(h, s, weights=weights / weights.sum()),
+        "entropy-population": case(h, equal, population=True, noise_std=0.1),
+        "entropy-float32": case(h, s.astype(np.float32)),
+        "entropy-here-and-there": case(h, s, max_pairs=128 * 240),
+        "entropy-isolated": case(h, s, noise_std=0.01),
+        "entropy-target": case(h, s, standard_error=1e-4, max_pairs=4_000_000),
+        "conditional": case(c, draws, of_inputs),
+        "conditional-one-draw": case(c, s[:, None]),
+        "conditional-lists": case(c, lists, {2: [1, 2], 3: [2, 0, 1]}),
+        "conditional-equal": case(c, equal.reshape(24, 10, 3), of_inputs),
+        "information": case(i, draws, of_inputs),
+        "information-sampled": case(i, draws, of_inputs, inputs="sampled"),
+        "information-labels": case(i, draws, of_inputs, labels=np.arange(24) % 3),
+        "information-labels-sampled": case(
+            i, draws, of_inputs, labels=words[np.arange(24) % 3], inputs="sampled"
+        ),
+        "information-one-draw": case(i, s[:, None]),
+        "information-one-draw-labels": case(i, equal[:, None], labels=equal[:, 0] > 0),
+        "information-one-draw-sampled": case(
+            i, equal[:, None], labels=equal[:, 0] > 0, inputs="sampled"
+        ),
+        "information-equal": case(
+            i, equal.reshape(24, 10, 3), of_inputs, labels=np.arange(24) // 8
+        ),
+        "information-d1": case(i, draws[:, :, :1], of_inputs, max_pairs=10_000_000),
+    }
+
+
 Found = dict[str, Any]
+
+
+def _estimates(rank: int, size: int) -> Found:
+    from noisyflow import distributed
+
+    found = {}
+    for name, case in estimations().items():
+        fields = case.run(distributed, *case.of_rank(rank, size))
+        found |= {f"{name}.{key}": value for key, value in fields.items()}
+    case = replace(estimations()["entropy"], options={"noise_std": 0.3})
+    (samples, options) = case.of_rank(rank, size)
+    fields = case.run(distributed, samples, {**options, "max_seconds": 0.05})
+    return found | {f"seconds.{key}": value for key, value in fields.items()}
+
+
+def _estimate_errors(rank: int, size: int) -> Found:
+    import torch
+
+    from noisyflow import distributed
+    from noisyflow._shard import Shard
+
+    (samples, options) = estimations()["entropy"].of_rank(rank, size)
+    (of_inputs, _) = estimations()["information"].of_rank(rank, size)
+    is_last = rank == size - 1
+    found = {}
+
+    def record(name: str, call: Callable[[], Any]) -> None:
+        found[name] = _raised(call)
+
+    def entropy(samples: Any, **changes: Any) -> Callable[[], Any]:
+        return lambda: distributed.entropy(samples, **{**options, **changes})
+
+    spoilt = samples.copy()
+    spoilt[-1:] = np.nan
+    record("estimate-nan", entropy(spoilt if is_last else samples))
+    record("estimate-seed", entropy(samples, seed=rank))
+    record("estimate-noise", entropy(samples, noise_std=0.3 + 0.1 * is_last))
+    record("estimate-pairs", entropy(samples, max_pairs=10))
+    record("estimate-option", entropy(samples, standard_error="small"))
+    record("estimate-one-sample", entropy(samples[: int(rank == 0)]))
+    tensor = torch.from_numpy(samples).requires_grad_(is_last)
+    record("estimate-gradients", entropy(tensor))
+    labels = np.arange(len(of_inputs))
+    record(
+        "estimate-labels",
+        lambda: distributed.mutual_information(
+            of_inputs, 0.3, labels=labels.astype(str) if is_last else labels
+        ),
+    )
+    record(
+        "estimate-one-draw-here",
+        lambda: distributed.mutual_information(of_inputs[:, : 1 + 9 * is_last], 0.3),
+    )
+    find = Shard.log_density
+    if is_last:
+        Shard.log_density = _fail
+    record("estimate-within", entropy(samples))
+    Shard.log_density = find
+    if is_last:
+        record(
+            "other-call",
+            lambda: distributed.mixture_log_density(
+                **{"points": samples, "centers": samples, "noise_std": 0.3}
+            ),
+        )
+    else:
+        record("other-call", entropy(samples))
+    return found
 
 
 def _log_densities(rank: int, size: int) -> Found:
@@ -231,6 +383,7 @@ def _gradients(rank: int, size: int) -> Found:
 
 def _errors(rank: int, size: int) -> Found:
     from noisyflow import distributed
+    from noisyflow._shard import Shard
 
     plain = mixtures()["plain"]
     found = {}
@@ -239,13 +392,13 @@ def _errors(rank: int, size: int) -> Found:
         spoil(given, size - 1 - rank)
         found[name] = _raised(lambda g=given: distributed.mixture_log_density(**g))
     # A rank that fails within the evaluation, with what it cannot have.
-    whole, evaluate = plain.of_rank(rank, size), distributed.Shard.log_density
+    whole, evaluate = plain.of_rank(rank, size), Shard.log_density
     for name, where in (("within", {}), ("within-own-points", plain_points(size))):
         given = whole | replace(plain, **where).of_rank(rank, size)
         if rank == size - 1:
-            distributed.Shard.log_density = _fail
+            Shard.log_density = _fail
         found[name] = _raised(lambda g=given: distributed.mixture_log_density(**g))
-        distributed.Shard.log_density = evaluate
+        Shard.log_density = evaluate
     import torch
 
     given = {k: torch.from_numpy(whole[k]) for k in ("points", "centers")}
@@ -297,10 +450,16 @@ def main(meeting: str, folder: str) -> None:
         world_size=size,
         timeout=timedelta(seconds=40),
     )
-    parts = {"log-density": _log_densities, "gradient": _gradients, "error": _errors}
+    parts = [
+        ("log-density", _log_densities),
+        ("gradient", _gradients),
+        ("error", _errors),
+        ("estimate", _estimates),
+        ("error", _estimate_errors),
+    ]
     found = {
         f"{kind}.{name}": value
-        for kind, run in parts.items()
+        for kind, run in parts
         for name, value in run(rank, size).items()
     }
     np.savez(os.path.join(folder, f"{size}-{rank}.npz"), **found)

@@ -20,6 +20,7 @@ import pytest
 import noisyflow
 from distributed_ranks import (
     SIZES,
+    estimations,
     grad_output,
     gradient_cases,
     mixtures,
@@ -155,7 +156,46 @@ def test_the_clusters_are_worth_skipping() -> None:
         assert plan.path != "every pair"
 
 
+@pytest.mark.filterwarnings("ignore::noisyflow.UndersampledWarning")
+@pytest.mark.filterwarnings("ignore::noisyflow.TargetWarning")
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", estimations())
+def test_estimates_are_those_of_one_process(name: str, size: int, ranks: Ranks) -> None:
+    case = estimations()[name]
+    wanted = case.run(noisyflow, case.samples, {**case.options, **case.per_input})
+    # In float32 sums are rounded, of one process before and of ranks after merging.
+    tolerance = 1e-5 if name == "entropy-float32" else TOLERANCE
+    for found in ranks(size):
+        for key, value in wanted.items():
+            mine = found[f"estimate.{name}.{key}"]
+            if isinstance(value, float) and np.isfinite(value):
+                assert abs(float(mine) - value) <= tolerance * max(1, abs(value)), key
+            else:
+                assert mine.tolist() == value, key
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_estimate_that_ends_by_the_clock_is_the_same_on_every_rank(
+    size: int, ranks: Ranks
+) -> None:
+    (first, *others) = ranks(size)
+    for key in [k for k in first if k.startswith("estimate.seconds.")]:
+        for other in others:
+            assert other[key].tolist() == first[key].tolist()
+
+
 MESSAGES = {
+    "estimate-nan": "ValueError: on rank {last} of {size}: centers must be finite",
+    "estimate-seed": "ValueError: seed must be the same on every rank",
+    "estimate-noise": "ValueError: noise_std must be the same on every rank",
+    "estimate-pairs": "ValueError: max_pairs must allow 128 queries of 240 centers",
+    "estimate-option": "TypeError: standard_error must be a real number, got str",
+    "estimate-one-sample": "ValueError: centers must hold at least 2 samples",
+    "estimate-gradients": "ValueError: on rank {last} of {size}: centers requires grad",
+    "estimate-labels": "TypeError: labels must be of one type on all ranks, got text",
+    "estimate-one-draw-here": "ValueError: samples must hold at least 2 draws of every",
+    "estimate-within": "RuntimeError: on rank {last} of {size}: MemoryError: no memory",
+    "other-call": "RuntimeError: every rank must call the same functions in the same",
     "nan-in-points": "ValueError: on rank {last} of {size}: points must be finite, got"
     " nan at [5, 1]",
     "inf-in-centers": "ValueError: on rank {last} of {size}: centers must be finite",

@@ -83,6 +83,44 @@ class Peers:
             dist.broadcast(values, group_src=0, group=self.group)
         return values
 
+    def collect(self, array: NDArray[Any]) -> list[NDArray[Any]]:
+        """On the first rank the arrays of all, alike but in length; else nothing."""
+        lengths = self.gather(torch.tensor([len(array)])).flatten().tolist()
+        values = torch.from_numpy(array)
+        padded = values.new_zeros((max(lengths), *values.shape[1:])).to(self.device)
+        padded[: len(values)] = values
+        rows = None
+        if self.rank == 0:
+            rows = [torch.empty_like(padded) for _ in lengths]
+        if self.size > 1:
+            dist.gather(padded, rows, group_dst=0, group=self.group)
+        elif rows is not None:
+            rows[0] = padded
+        if rows is None:
+            return []
+        pairs = zip(rows, lengths, strict=True)
+        return [row[:length].cpu().numpy() for row, length in pairs]
+
+    def reduce(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The sum of all ranks' arrays, on the first; elsewhere it means nothing.
+
+        Exact where all but one are zero.
+        """
+        values = torch.from_numpy(array).to(self.device)
+        if self.size > 1:
+            dist.reduce(values, group_dst=0, group=self.group)
+        return values.cpu().numpy()
+
+    def redistribute(self, parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """Part r goes to rank r; what came from all ranks, one after another."""
+        counts = torch.tensor([[len(part)] for part in parts])
+        expected = self.exchange(counts).flatten().tolist()
+        values = torch.from_numpy(np.concatenate(parts)).to(self.device)
+        out = values.new_empty(sum(expected))
+        sent = [len(part) for part in parts]
+        dist.all_to_all_single(out, values, expected, sent, group=self.group)
+        return out.cpu().numpy()
+
     def gather_arrays(self, array: NDArray[Any]) -> list[NDArray[Any]]:
         """An array of every rank, of any shape and dtype but objects."""
         file = io.BytesIO()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyflow._device_mixture import DeviceRows, covariances
+from noisyflow._rows import AbstractRows
 from noisyflow.mixture import posterior_moments
 
 Floats = NDArray[np.float64]
@@ -73,8 +73,8 @@ class Controls:
 
     def _covariances(self, noise_std: float, weights: Points | None) -> Points:
         """Of the mixture's centers as seen from each center."""
-        if isinstance(self._centers, DeviceRows):
-            return covariances(self._centers, noise_std, weights)
+        if isinstance(self._centers, AbstractRows):
+            return self._centers.covariances(noise_std, weights)
         found: Points = posterior_moments(
             self._centers, self._centers, noise_std, weights=weights
         ).covariance

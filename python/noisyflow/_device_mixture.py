@@ -16,17 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyflow import _arrays, _device
+from noisyflow._rows import AbstractRows
 from noisyflow.prepared import Plan, PreparedMixture
 
 Floats = NDArray[Any]
 Indices = NDArray[np.int64]
 
 
-class DeviceRows:
-    """(n, d) rows on a GPU: shape and dtype as NumPy's, indexing brings rows here.
-
-    largest: the largest entry by its size, known since the values were checked.
-    """
+class DeviceRows(AbstractRows):
+    """(n, d) rows on a GPU."""
 
     def __init__(self, tensor: Any, largest: float) -> None:
         self.tensor = tensor
@@ -54,34 +52,50 @@ class DeviceRows:
         assert dtype is not None
         return dtype
 
-    @property
-    def itemsize(self) -> int:
-        return int(self.tensor.element_size())
-
-    def __len__(self) -> int:
-        return len(self.tensor)
-
     def __getitem__(self, rows: Any) -> Floats:
-        """These rows as a NumPy array: a slice, or indices."""
         if not isinstance(rows, slice):
             rows = self._index(rows)
         found: Floats = self.tensor[rows].cpu().numpy()
         return found
 
-    def __array__(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("rows on a GPU are not an array; index them, rows[:] for all")
-
     def take(self, rows: NDArray[Any]) -> DeviceRows:
-        """Some of the rows, on the GPU: indices or a mask."""
         return DeviceRows(self.tensor[self._index(rows)], self.largest)
+
+    def duplicates(
+        self, blocks: Indices | None
+    ) -> tuple[Indices, Indices, Indices] | None:
+        return duplicates(self, blocks)
+
+    def mixture(
+        self, noise_std: float, weights: Floats | None, max_lost_mass: float
+    ) -> DeviceMixture:
+        return DeviceMixture(self, noise_std, weights, max_lost_mass)
+
+    def block_log_sums(
+        self,
+        points: Floats,
+        noise_std: float,
+        own: Indices,
+        offsets: Indices,
+        outer_offsets: Indices | None,
+        weights: Floats | None,
+        include_rest: bool,
+    ) -> tuple[Floats, Floats, Floats, Floats]:
+        return block_log_sums(
+            *(points, self, noise_std, own, offsets, outer_offsets),
+            *(weights, include_rest),
+        )
+
+    def covariances(self, noise_std: float, weights: Floats | None) -> Floats:
+        return covariances(self, noise_std, weights)
 
     def _index(self, rows: NDArray[Any]) -> Any:
         return _device.upload(rows, self.tensor)
 
 
 def take_rows(centers: Any, rows: NDArray[Any]) -> Any:
-    """Some rows of a NumPy array or of `DeviceRows`, contiguous, where they were."""
-    if isinstance(centers, DeviceRows):
+    """Some rows of a NumPy array or of `AbstractRows`, contiguous, where they were."""
+    if isinstance(centers, AbstractRows):
         return centers.take(rows)
     return np.ascontiguousarray(centers[rows])
 

@@ -53,24 +53,24 @@ class Shard:
         max_lost_mass: float,
     ) -> None:
         self._centers = centers
-        self._noise_std = noise_std
+        self.noise_std = noise_std
         self._given = weights
         self._max_lost_mass = max_lost_mass
         self.share = len(centers) / num_centers
-        self._weights: Floats | None = None
+        self.weights: Floats | None = None
         if weights is not None:
             self.share = float(weights.sum(dtype=np.float64))
             if self.share > 0:
                 exact = weights.astype(np.float64) / self.share
-                self._weights = exact.astype(weights.dtype)
-        self._mixture: PreparedMixture | None = None
+                self.weights = exact.astype(weights.dtype)
+        self.mixture: PreparedMixture | None = None
         if self.share > 0:
-            self._mixture = self._prepared(self._weights)
+            self.mixture = self._prepared(self.weights)
 
     def _prepared(self, weights: Floats | None) -> PreparedMixture:
         is_on_device = isinstance(self._centers, DeviceRows)
         kind = DeviceMixture if is_on_device else PreparedMixture
-        return kind(self._centers, self._noise_std, weights, self._max_lost_mass)
+        return kind(self._centers, self.noise_std, weights, self._max_lost_mass)
 
     @property
     def log_share(self) -> float:
@@ -78,9 +78,9 @@ class Shard:
 
     def log_density(self, points: Any) -> Tensor:
         """log of this rank's part of the sum at points, (m,) float64; -inf if empty."""
-        if self._mixture is None:
+        if self.mixture is None:
             return torch.full((len(points),), -math.inf, dtype=torch.float64)
-        found = torch.as_tensor(self._mixture.log_partial(points))
+        found = torch.as_tensor(self.mixture.log_partial(points))
         return found.double() + self.log_share
 
     def gradients(
@@ -108,7 +108,7 @@ class Shard:
             # that are: its gradient comes from the mixture in which all are alike.
             of_weights = self._weights_from_uniform(points, log_density, grad_output)
             want_weights = False
-        if self._mixture is not None:
+        if self.mixture is not None:
             if log_part is None:
                 log_part = self.log_density(points)
             gain = grad_output.double() * torch.exp(log_part - log_density)
@@ -116,7 +116,7 @@ class Shard:
             if len(rows):
                 found = self._of_own(
                     points,
-                    self._weights,
+                    self.weights,
                     (log_part - self.log_share)[rows],
                     gain[rows],
                     rows,
@@ -165,7 +165,7 @@ class Shard:
         if isinstance(self._centers, DeviceRows):
             centers = self._centers.tensor
             w = None if weights is None else _device.upload(weights, centers)
-            at = (points[rows], centers, self._noise_std, w)
+            at = (points[rows], centers, self.noise_std, w)
             like = {"dtype": centers.dtype, "device": centers.device}
             known = (log_density.to(**like), gain.to(**like))
             return _device.gradients(*at, *known, *wanted, lost)
@@ -173,7 +173,7 @@ class Shard:
         (a, b, c, noise) = _core.log_density_gradients(
             np.ascontiguousarray(points[rows.numpy()]),
             self._centers,
-            self._noise_std,
+            self.noise_std,
             weights,
             log_density.numpy().astype(dtype),
             gain.numpy().astype(dtype),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from noisyflow import _arrays, _device
 from noisyflow._device_mixture import DeviceRows, host_weights, mixture_of
+from noisyflow._rows import AbstractRows
 from noisyflow.mixture import mixture_log_density
 from noisyflow.prepared import checked_max_lost_mass
 
@@ -143,6 +144,10 @@ def checked_mixture(
 
     Centers on a GPU stay there, as `DeviceRows`; weights always come to the host.
     """
+    if isinstance(centers, AbstractRows):  # checked
+        if weights is not None:
+            weights = _arrays.as_weights(weights, len(centers), centers.dtype)
+        return centers, _arrays.check_noise_std(noise_std, centers.dtype), weights
     if _device.is_any_on_device(centers, weights):
         rows = DeviceRows.checked("centers", centers)
         noise_std = _arrays.check_noise_std(noise_std, rows.dtype)

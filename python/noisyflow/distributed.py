@@ -21,28 +21,45 @@ docs/cluster.md. Source of the scheme: the LogSum pair, csrc/core/log_sum.h.
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import json
+import warnings
 import zlib
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from noisyflow import _arrays, _device
-from noisyflow._collectives import Elsewhere, Peers
-from noisyflow._device_mixture import DeviceRows
-from noisyflow._shard import Shard
-from noisyflow.prepared import checked_max_lost_mass
+from noisyflow import _arrays, information
+from noisyflow._collectives import Peers
+from noisyflow._rows import SampledRows
+from noisyflow._sharded_density import (
+    Agreement,
+    LogDensity,
+    Work,
+    check_weights,
+    checked,
+    checked_num_centers,
+    checked_rows,
+    checked_weights,
+    detached,
+    facts,
+    require_same,
+)
+from noisyflow._sharded_rows import ShardedRows, Team
+from noisyflow.estimate import Estimate, TargetWarning, UndersampledWarning
 
-__all__ = ["mixture_log_density"]
+__all__ = [
+    "conditional_entropy",
+    "entropy",
+    "mixture_log_density",
+    "mutual_information",
+]
 
 Floats = NDArray[Any]
-Tensor = torch.Tensor
-
-_PLACES = ("replicated", "sharded")
-# Points of all ranks that are evaluated together: 32 MiB in float64.
-_COORDINATES_PER_ROUND = 2**22
+Indices = NDArray[np.int64]
 
 
 def mixture_log_density(
@@ -124,10 +141,10 @@ def mixture_log_density(
     """
     peers = Peers(group)
     outcome = peers.attempt(
-        lambda: _checked(points, centers, noise_std, weights, points_are, max_lost_mass)
+        lambda: checked(points, centers, noise_std, weights, points_are, max_lost_mass)
     )
-    told = _Told(peers.agree("mixture_log_density", outcome, _facts))
-    work = _Work(peers, outcome, told)
+    told = Agreement(peers.agree("mixture_log_density", outcome, facts))
+    work = Work(peers, outcome, told)
     result = work.log_density()
     if not outcome.is_tensor:
         return result.numpy().astype(outcome.dtype)
@@ -135,404 +152,379 @@ def mixture_log_density(
     if outcome.wants[2]:
         given = (points, centers, noise_std, weights)
         tensors = [v if _arrays.is_tensor(v) else None for v in given]
-        return _LogDensity.apply(work, result, *tensors)  # type: ignore[no-untyped-call]
+        return LogDensity.apply(work, result, *tensors)  # type: ignore[no-untyped-call]
     return result
 
 
-class _Checked(NamedTuple):
-    """One rank's arguments, all fine by themselves."""
-
-    points: Any  # (m, d) NumPy array, or tensor on a GPU
-    centers: Any  # (n, d) NumPy array, or DeviceRows
-    noise_std: float
-    weights: Floats | None
-    max_lost_mass: float
-    is_sharded: bool
-    is_tensor: bool
-    wants: tuple[bool, ...]  # gradients: of points, noise_std, anything
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.centers.dtype  # type: ignore[no-any-return]
-
-    def shard(self, num_centers: int) -> Shard:
-        return Shard(
-            *(self.centers, self.noise_std, self.weights),
-            *(num_centers, self.max_lost_mass),
-        )
-
-
-def _checked(
-    points: Any,
+def entropy(
     centers: Any,
-    noise_std: Any,
-    weights: Any,
-    points_are: str,
-    max_lost_mass: float | None,
-) -> _Checked:
-    if not isinstance(points_are, str) or points_are not in _PLACES:
-        raise ValueError(
-            f'points_are must be "replicated" or "sharded", got {points_are!r}'
-        )
-    _arrays.check_same_kind("points", points, "centers", centers)
-    given = [points, noise_std, centers, weights]
-    needs = [_arrays.is_tensor(v) and v.requires_grad for v in given]
-    if not torch.is_grad_enabled():
-        needs = [False] * len(needs)
-    (x, y, beta, w) = (_detached(v) for v in (points, centers, noise_std, weights))
-    if _arrays.is_tensor(beta):
-        _arrays.check_scalar_shape(beta)
-        if beta.dtype not in (torch.float32, torch.float64):
-            raise TypeError(
-                f"noise_std must be float32 or float64, got {beta.dtype}; pass "
-                "noise_std.float()"
-            )
-        beta = float(beta)
-    if _device.is_any_on_device(x, y):
-        x = _device.as_rows("points", x, allow_empty=True)
-        _device.check_values({"points": x}, None, {})
-    else:
-        x = _arrays.as_matrix("points", x, allow_empty=True)
-    y = checked_rows("centers", y)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(
-            "points and centers must have the same dimension, "
-            f"got shapes {tuple(x.shape)} and {tuple(y.shape)}"
-        )
-    return _Checked(
-        *(x, y, _arrays.check_noise_std(beta, y.dtype)),
-        *(None if w is None else checked_weights(w, y),),
-        checked_max_lost_mass(max_lost_mass, y.dtype),
-        *(points_are == "sharded", _arrays.is_tensor(points)),
-        (needs[0], needs[1], any(needs)),
-    )
+    noise_std: float,
+    *,
+    weights: Any = None,
+    standard_error: float | None = None,
+    max_seconds: float | None = None,
+    max_pairs: int | None = None,
+    population: bool = False,
+    seed: int = 0,
+    group: Any = None,
+) -> Estimate:
+    """Differential entropy h(S + Z) of samples that are spread over ranks.
 
+    As `noisyflow.entropy` of the samples of all ranks, one rank's after another's: the
+    same queries, the same estimate. Every rank of the group calls it.
 
-def checked_rows(name: str, value: Any) -> Any:
-    """A rank's finite (n, d) rows, maybe none: a NumPy array, or `DeviceRows`."""
-    if _device.is_on_device(value):
-        rows = _device.as_rows(name, value, allow_empty=True)
-        (largest,) = _device.check_values({name: rows}, None, {})
-        return DeviceRows(rows, largest)
-    return _arrays.as_matrix(
-        name, value, allow_empty=True, most_rows=_arrays.MOST_CENTERS
-    )
+    Parameters
+    ----------
+    centers : (n, d) array
+        This rank's samples of S, (0, d) if it has none. NumPy array or torch tensor,
+        float32 or float64, without gradients.
+    noise_std, standard_error, max_seconds, max_pairs, population, seed
+        As in `noisyflow.entropy`; the same on every rank. Time is that of rank 0.
+    weights : (n,) array, optional
+        Weights of this rank's samples, summing to 1 over all ranks, as in
+        `mixture_log_density`.
+    group : torch.distributed.ProcessGroup, optional
+        The ranks that take part; all by default.
 
+    Returns
+    -------
+    Estimate
+        The same on every rank. Against one process in float64 its numbers differ by
+        the rounding of merged sums: within 1e-12 where the error of the queries does
+        not come so close to its target that rounding decides on another round.
 
-def checked_weights(weights: Any, rows: Any) -> Floats:
-    """Weights of a rank's rows on the host; what they sum to is not looked at."""
-    if isinstance(rows, DeviceRows):
-        _device.require_alike("weights", weights, rows.tensor)
-        weights = weights.cpu()
-    return _arrays.as_partial_weights(weights, len(rows), rows.dtype)
+    Raises
+    ------
+    ValueError, TypeError
+        On every rank, if one rank's input is wrong or differs where it must be the
+        same; or if gradients are required, which are not computed over ranks.
 
+    Warns
+    -----
+    UndersampledWarning, TargetWarning
+        As `noisyflow.entropy`, on every rank.
 
-def _detached(value: Any) -> Any:
-    return value.detach() if _arrays.is_tensor(value) else value
+    Notes
+    -----
+    Rank 0 draws the queries, chooses and averages; the others evaluate them on their
+    samples. For q queries and n samples on r ranks: O(q n d / r) time; O(n d / r)
+    memory on every rank, and O(q) on rank 0. Traffic of a query: its center to rank 0,
+    its point to all ranks, 2 d s bytes, and two sums back, 32 bytes; three collectives
+    for every 65,536 queries.
 
+    Rank 0 holds more where one process would order or merge: the n samples while it
+    orders at most 200,000 of them; 60 bytes a sample where some are equal, and 30
+    where they have weights. Whether some are equal is found by hashes, 8 bytes a
+    sample, on all ranks alike.
 
-# -- what ranks tell each other ---------------------------------------------------
-
-
-def _facts(mine: _Checked) -> list[float]:
-    (m, d) = mine.points.shape
-    has_weights = -1.0 if len(mine.centers) == 0 else float(mine.weights is not None)
-    return [
-        *(float(mine.is_sharded), float(m), float(d), float(mine.dtype.itemsize)),
-        *(mine.noise_std, mine.max_lost_mass, float(len(mine.centers)), has_weights),
-        0.0 if mine.weights is None else float(mine.weights.sum(dtype=np.float64)),
-        0.0 if mine.is_sharded else _fingerprint(mine.points),
-        *(float(want) for want in mine.wants),
-    ]
-
-
-def _fingerprint(points: Any) -> float:
-    """A number that differs, all but surely, for other points; exact in float64."""
-    if isinstance(points, np.ndarray):
-        return float(zlib.crc32(np.ascontiguousarray(points).data))
-    kind = torch.int32 if points.element_size() == 4 else torch.int64
-    bits = points.contiguous().view(kind).long()
-    place = torch.arange(1, bits.numel() + 1, device=bits.device).reshape(bits.shape)
-    return float(int((bits * (2 * place + 1)).sum()) & (2**52 - 1))
-
-
-class _Told:
-    """What all ranks said, once it is found to fit together."""
-
-    def __init__(self, facts: NDArray[np.float64]) -> None:
-        (sharded, m, d, itemsize, noise_std, lost, n, has_weights, total) = facts.T[:9]
-        require_same("points_are", sharded, names=_PLACES)
-        require_same("the dtype", itemsize, names={4: "float32", 8: "float64"})
-        require_same("the dimension d", d)
-        require_same("noise_std", noise_std)
-        require_same("max_lost_mass", lost)
-        self.num_centers = checked_num_centers(n)
-        check_weights(has_weights, total, self.num_centers, int(itemsize[0]))
-        self.is_sharded = bool(sharded[0])
-        self.num_points = m.astype(np.int64)
-        if not self.is_sharded:
-            hint = '; points_are="sharded" is for points of each rank\'s own'
-            require_same("the number of points", m, hint)
-            if len(set(facts[:, 9].tolist())) > 1:
-                raise ValueError(f"points must be the same on every rank{hint}")
-        wants = facts[:, 10:13]
-        for name, want in zip(("points", "noise_std"), wants.T, strict=False):
-            require_same(f"whether {name} requires gradients", want, names=_YES_OR_NO)
-        if self.is_sharded:
-            name = "whether any argument requires gradients, with sharded points,"
-            require_same(name, wants[:, 2], names=_YES_OR_NO)
-        self.wants = wants
-
-
-_YES_OR_NO = ("no", "yes")
-
-
-def require_same(
-    name: str, values: NDArray[np.float64], hint: str = "", *, names: Any = None
-) -> None:
-    """Raises ValueError, on every rank, unless all ranks gave the same number.
-
-    names: of the numbers, by them.
+    Examples
+    --------
+    >>> import torch.distributed as dist  # torchrun --nproc-per-node 2 script.py
+    >>> dist.init_process_group("gloo")  # doctest: +SKIP
+    >>> rng = np.random.default_rng(dist.get_rank())  # doctest: +SKIP
+    >>> print(entropy(rng.normal(size=(500, 3)), noise_std=0.5))  # doctest: +SKIP
     """
-    if len(set(values.tolist())) > 1:
-        other = int((values != values[0]).argmax())
-        (first, second) = (
-            names[int(v)] if names else f"{v:.17g}" for v in values[[0, other]]
-        )
-        raise ValueError(
-            f"{name} must be the same on every rank, got {first} on rank 0 and {second}"
-            f" on rank {other}{hint}"
-        )
+    options = _options(locals(), ("centers", "weights", "group"))
+    peers = Peers(group)
+
+    def check() -> _Samples:
+        _refuse_gradients(centers=centers, weights=weights, noise_std=noise_std)
+        rows = checked_rows("centers", centers)
+        w = None if weights is None else checked_weights(weights, rows)
+        return _Samples(rows, weights=w)
+
+    def estimate(rows: ShardedRows, told: _OfAll) -> Estimate:
+        return information.entropy(rows, weights=told.weights, **options)
+
+    return _estimate("entropy", peers, check, options, estimate)
 
 
-def checked_num_centers(counts: NDArray[np.float64], name: str = "centers") -> int:
-    """Of all ranks together, at least one."""
-    total = int(counts.sum())
-    if total == 0:
-        raise ValueError(f"{name} must not be empty on every rank")
-    return total
+def conditional_entropy(
+    samples: Any,
+    noise_std: float,
+    *,
+    standard_error: float | None = None,
+    max_seconds: float | None = None,
+    max_pairs: int | None = None,
+    seed: int = 0,
+    group: Any = None,
+) -> Estimate:
+    """Conditional differential entropy h(T | X), inputs being spread over ranks.
+
+    As `noisyflow.conditional_entropy` of the inputs of all ranks. Every rank of the
+    group calls it.
+
+    Parameters
+    ----------
+    samples : (inputs, draws, d) array, or sequence of (draws_i, d) arrays
+        Samples of S for this rank's inputs, all draws of each; (0, 1, d) if it has
+        none.
+    noise_std, standard_error, max_seconds, max_pairs, seed
+        As in `noisyflow.conditional_entropy`; the same on every rank.
+    group : torch.distributed.ProcessGroup, optional
+        The ranks that take part; all by default.
+
+    Returns
+    -------
+    Estimate
+        The same on every rank, and that of one process but for rounding, as `entropy`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `entropy`.
+
+    Notes
+    -----
+    As `entropy`; rank 0 holds some 100 bytes for every sample of all ranks.
+    """
+    options = _options(locals(), ("samples", "group"))
+    peers = Peers(group)
+
+    def check() -> _Samples:
+        _refuse_gradients(samples=samples, noise_std=noise_std)
+        return _checked_samples(samples, None)
+
+    def estimate(rows: ShardedRows, told: _OfAll) -> Estimate:
+        sampled = SampledRows(rows, told.sizes)
+        return information.conditional_entropy(sampled, **options)
+
+    return _estimate("conditional_entropy", peers, check, options, estimate)
 
 
-def check_weights(
-    has_weights: NDArray[np.float64],
-    totals: NDArray[np.float64],
-    num_centers: int,
-    itemsize: int,
-) -> None:
-    """has_weights: -1 of a rank without centers, which may leave them out or not."""
-    told = has_weights >= 0
-    if not told.any() or not has_weights[told].any():
-        return
-    if (has_weights == 0).any():
-        raise ValueError(
-            "weights must be given by all ranks that have centers or by none, got none"
-            f" on rank {int((has_weights == 0).argmax())} and some on rank"
-            f" {int((has_weights == 1).argmax())}"
-        )
-    total = float(totals.sum())
-    try:
-        _arrays.check_weight_sum(total, num_centers, np.dtype(f"f{itemsize}"))
-    except ValueError:
-        raise ValueError(
-            f"weights must sum to 1 over all ranks, got a sum of {total}; divide by the"
-            " sum of all ranks"
-        ) from None
+def mutual_information(
+    samples: Any,
+    noise_std: float,
+    *,
+    labels: Any = None,
+    inputs: Literal["fixed", "sampled"] = "fixed",
+    standard_error: float | None = None,
+    max_seconds: float | None = None,
+    max_pairs: int | None = None,
+    seed: int = 0,
+    group: Any = None,
+) -> Estimate:
+    """Mutual information I(X; T), or I(Y; T) with labels, inputs spread over ranks.
+
+    As `noisyflow.mutual_information` of the inputs of all ranks. Every rank of the
+    group calls it.
+
+    Parameters
+    ----------
+    samples : (inputs, draws, d) array, or sequence of (draws_i, d) arrays
+        Samples of S for this rank's inputs, all draws of each; (0, 1, d) if it has
+        none.
+    noise_std, inputs, standard_error, max_seconds, max_pairs, seed
+        As in `noisyflow.mutual_information`; the same on every rank.
+    labels : (inputs,) array of integers, booleans or strings, optional
+        The label of each of this rank's inputs; a label may be on several ranks.
+    group : torch.distributed.ProcessGroup, optional
+        The ranks that take part; all by default.
+
+    Returns
+    -------
+    Estimate
+        The same on every rank, and that of one process but for rounding, as `entropy`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `entropy`.
+
+    Notes
+    -----
+    As `entropy`; rank 0 holds some 100 bytes for every sample of all ranks. Where S is
+    a function of X and there are no labels, I(X; T) is `entropy` less that of the
+    noise, which does without them.
+    """
+    options = _options(locals(), ("samples", "labels", "group"))
+    peers = Peers(group)
+
+    def check() -> _Samples:
+        _refuse_gradients(samples=samples, noise_std=noise_std)
+        return _checked_samples(samples, labels)
+
+    def estimate(rows: ShardedRows, told: _OfAll) -> Estimate:
+        sampled = SampledRows(rows, told.sizes)
+        return information.mutual_information(sampled, labels=told.labels, **options)
+
+    return _estimate("mutual_information", peers, check, options, estimate)
 
 
-# -- evaluation -----------------------------------------------------------------------
+# -- estimates ------------------------------------------------------------------------
 
 
-class _Work:
-    """A call's evaluation, and what its gradients need of it."""
+@dataclasses.dataclass(frozen=True)
+class _Samples:
+    """One rank's samples, fine by themselves; sizes and labels of its inputs."""
 
-    def __init__(self, peers: Peers, mine: _Checked, told: _Told) -> None:
-        self.peers = peers
-        self.mine = mine
-        self.told = told
-        self.shard = mine.shard(told.num_centers)
-        self.log_part: Tensor | None = None  # of this rank, at replicated points
-        self.result: Tensor  # of the whole, float64
+    rows: Any  # NumPy array or DeviceRows
+    weights: Floats | None = None
+    sizes: Indices | None = None
+    labels: NDArray[Any] | None = None
 
-    def log_density(self) -> Tensor:
-        """The merged log-density, (m,) float64, where the points are."""
-        points = self.mine.points
-        if self.mine.is_sharded:
-            self.result = self._at_own_points()
-        else:
-            (self.log_part, error) = self.part_or_nan(points)
-            self.result = self.peers.log_sum_exp(self.log_part).to(self.log_part.device)
-            if bool(self.result.isnan().any()):  # so it is on every rank
-                self.peers.raise_together(error)
-            self._check_representable()
-        return self.result
-
-    def part_or_nan(self, points: Any) -> tuple[Tensor, Exception | None]:
-        """This rank's part; NaN, for others to see, where that failed."""
-        found = self.peers.attempt(lambda: self.shard.log_density(points))
-        if not isinstance(found, Exception):
-            return found, None
-        nothing = torch.full((len(points),), math.nan, dtype=torch.float64)
-        return nothing, found
-
-    def _check_representable(self) -> None:
-        if bool(self.result.isnan().any()):
-            raise Elsewhere
-        values = self.result.cpu().numpy().astype(self.mine.dtype)
-        _arrays.check_representable("the log-density", values, allow_minus_inf=False)
-
-    def rounds(self) -> list[slice]:
-        """Rows of every rank's own points that are evaluated together."""
-        most = int(self.told.num_points.max())
-        d = self.mine.points.shape[1]
-        step = max(1, _COORDINATES_PER_ROUND // (self.peers.size * d))
-        return [slice(start, start + step) for start in range(0, most, step)]
-
-    def rows_of_all(self, rows: slice, values: Tensor) -> Tensor:
-        """These rows of every rank's values, those of rank 0 first, without padding."""
-        counts = self.counts(rows)
-        padded = values.new_zeros((max(counts), *values.shape[1:]))
-        mine = values[rows]
-        padded[: len(mine)] = mine
-        parts = self.peers.gather(padded)
-        return torch.cat([part[:k] for part, k in zip(parts, counts, strict=True)])
-
-    def counts(self, rows: slice) -> list[int]:
-        """How many of these rows every rank has."""
+    def facts(self, options: dict[str, Any]) -> list[float]:
+        (n, d) = self.rows.shape
+        largest = getattr(self.rows, "largest", None)
+        if largest is None:
+            largest = float(np.abs(self.rows).max(initial=0))
+        (weights, labels) = (self.weights, self.labels)
         return [
-            min(max(int(m) - rows.start, 0), rows.stop - rows.start)
-            for m in self.told.num_points
+            *(float(n), float(d), float(self.rows.dtype.itemsize), largest),
+            *(float(zlib.crc32(repr(value).encode())) for value in options.values()),
+            -1.0 if n == 0 else float(weights is not None),
+            0.0 if weights is None else float(weights.sum(dtype=np.float64)),
+            -1.0 if n == 0 else float(labels is not None),
+            0.0 if labels is None else float(ord(labels.dtype.kind)),
         ]
 
-    def for_owners(self, rows: slice, values: Tensor, padding: float) -> Tensor:
-        """(ranks, rows, ...): values of `rows_of_all`, to be sent to their owners."""
-        counts = self.counts(rows)
-        shape = (len(counts), max(counts), *values.shape[1:])
-        table = values.new_full(shape, padding)
-        for row, part in zip(table, torch.split(values, counts), strict=True):
-            row[: len(part)] = part
-        return table
 
-    def _at_own_points(self) -> Tensor:
-        (own, error) = (torch.as_tensor(self.mine.points), None)
-        found = []
-        for rows in self.rounds():
-            points = self.rows_of_all(rows, own).to(own.device)
-            (part, wrong) = self.part_or_nan(_as_points(points))
-            error = error or wrong
-            table = self.for_owners(rows, part, -math.inf)
-            merged = self.peers.log_sum_exp_of_own(table).to(part.device)
-            found.append(merged[: len(own[rows])])
-        nothing = torch.empty(0, dtype=torch.float64)
-        self.result = torch.cat(found) if found else nothing
-        outcome = error or self.peers.attempt(self._check_representable)
-        self.peers.agree("results", outcome, lambda _: [])
-        return self.result
+@dataclasses.dataclass(frozen=True)
+class _OfAll:
+    """What rank 0 has of all samples; nothing on other ranks."""
 
-    # -- gradients -----------------------------------------------------------------
-
-    def gradients(
-        self, grad_output: Tensor, wanted: tuple[bool, bool, bool, bool]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, float | None]:
-        """Of points, centers, weights and noise_std; by all ranks."""
-        grad = grad_output.detach().double()
-        if self.mine.is_sharded:
-            return self._gradients_at_own_points(grad, wanted)
-        found = self.shard.gradients(
-            self.mine.points, self.result, grad, wanted, self.log_part
-        )
-        of_points = found.points
-        if of_points is not None:
-            of_points = self.peers.sum(of_points).to(grad.device)
-        noise = self._summed_noise(found.noise_std)
-        return of_points, found.centers, found.weights, noise
-
-    def _summed_noise(self, part: float | None) -> float | None:
-        if part is None:
-            return None
-        return float(self.peers.sum(torch.tensor([part], dtype=torch.float64))[0])
-
-    def _gradients_at_own_points(
-        self, grad: Tensor, wanted: tuple[bool, bool, bool, bool]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, float | None]:
-        own = torch.as_tensor(self.mine.points)
-        saved = torch.stack([self.result, grad], dim=1)
-        of_points = []
-        sums: list[Any] = [None, None, None]
-        for rows in self.rounds():
-            points = self.rows_of_all(rows, own).to(own.device)
-            (merged, upstream) = self.rows_of_all(rows, saved).to(own.device).unbind(1)
-            found = self.shard.gradients(_as_points(points), merged, upstream, wanted)
-            if found.points is not None:
-                table = self.for_owners(rows, found.points, 0.0)
-                part = self.peers.sum_of_own(table).to(grad.device)
-                of_points.append(part[: len(own[rows])])
-            parts = (found.centers, found.weights, found.noise_std)
-            sums = [b if a is None else a + b for a, b in zip(sums, parts, strict=True)]
-        noise = self._summed_noise(sums[2])
-        return torch.cat(of_points) if of_points else None, sums[0], sums[1], noise
+    weights: Floats | None
+    sizes: Indices
+    labels: NDArray[Any] | None
 
 
-def _as_points(points: Tensor) -> Any:
-    """Gathered points, as a shard takes them."""
-    return points if points.is_cuda else points.numpy()
+def _options(arguments: dict[str, Any], without: Sequence[str]) -> dict[str, Any]:
+    """The arguments that are the same on every rank; a tensor of noise as a number."""
+    options = {k: v for k, v in arguments.items() if k not in without}
+    noise_std = options["noise_std"]
+    if _arrays.is_tensor(noise_std) and noise_std.ndim == 0:
+        options["noise_std"] = float(detached(noise_std))
+    return options
 
 
-class _LogDensity(torch.autograd.Function):
-    """A log-density that is known already; its gradients by hand.
-
-    What autograd would make of the collectives themselves is not used.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        work: _Work,
-        result: Tensor,
-        points: Tensor,
-        centers: Tensor,
-        noise_std: Tensor | None,
-        weights: Tensor | None,
-    ) -> Tensor:
-        ctx.work = work
-        # Saved so that torch notices where they are changed before backward.
-        ctx.save_for_backward(points, centers, noise_std, weights)
-        return result.view_as(result)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Any:
-        given = ctx.saved_tensors
-        (points, centers, noise_std, weights) = ctx.needs_input_grad[2:]
-        with torch.no_grad():
-            found = ctx.work.gradients(
-                grad_output, (points, centers, weights, noise_std)
+def _refuse_gradients(**values: Any) -> None:
+    for name, value in values.items():
+        parts = value if isinstance(value, list | tuple) else [value]
+        if torch.is_grad_enabled() and any(
+            _arrays.is_tensor(part) and part.requires_grad for part in parts
+        ):
+            raise ValueError(
+                f"{name} requires gradients, which estimates over ranks do not have;"
+                f" pass {name}.detach(). noisyflow.{_HAVE_GRADIENTS} have them in one"
+                " process, and distributed.mixture_log_density over ranks"
             )
-        (of_points, of_centers, of_weights, of_noise) = found
-        grads: list[Any] = [of_points, of_centers, None, of_weights]
-        if of_noise is not None:
-            grads[2] = torch.tensor(of_noise, dtype=torch.float64)
-        for index, (grad, value) in enumerate(zip(grads, given, strict=True)):
-            if grad is None:
-                continue
-            grads[index] = grad.to(dtype=value.dtype, device=value.device)
-            if torch.is_grad_enabled():  # create_graph=True
-                tensors = [t for t in given if t is not None]
-                once: Any = _Final.apply(grads[index], grad_output, *tensors)  # type: ignore[no-untyped-call]
-                grads[index] = once
-        return None, None, *grads
 
 
-class _Final(torch.autograd.Function):
-    """A gradient that depends on tensors in a way that is not known.
+_HAVE_GRADIENTS = "entropy and noisyflow.mutual_information"
 
-    once_differentiable would take it for a constant where grad_output is one.
-    """
 
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *tensors: Tensor) -> Tensor:
-        return gradient.clone()
+def _checked_samples(samples: Any, labels: Any) -> _Samples:
+    if not isinstance(samples, list | tuple) and len(samples) == 0:
+        if np.ndim(samples) != 3:
+            raise ValueError(
+                "samples must have shape (inputs, draws, d), got shape"
+                f" {tuple(np.shape(samples))}"
+            )
+        rows = checked_rows("samples", samples.reshape(0, samples.shape[2]))
+        return _Samples(rows, sizes=np.empty(0, np.int64))
+    (rows, sizes) = information._checked_samples(_without_graph(samples))
+    if labels is not None:
+        labels = detached(labels).cpu() if _arrays.is_tensor(labels) else labels
+        _arrays.group_by_label(labels, len(sizes))  # which checks them
+        labels = np.asarray(labels)
+    return _Samples(rows, sizes=sizes, labels=labels)
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        raise RuntimeError(
-            "log-densities over ranks can be differentiated once, not twice"
-        )
+
+def _without_graph(samples: Any) -> Any:
+    if isinstance(samples, list | tuple):
+        return [detached(part) for part in samples]
+    return detached(samples)
+
+
+def _estimate(
+    name: str,
+    peers: Peers,
+    check: Callable[[], _Samples],
+    options: dict[str, Any],
+    estimate: Callable[[ShardedRows, _OfAll], Estimate],
+) -> Estimate:
+    """Rank 0's estimate, and its warnings, on every rank."""
+    mine = peers.attempt(check)
+    found = peers.agree(name, mine, lambda samples: samples.facts(options))
+    (n, d, itemsize, largest) = found.T[:4]
+    require_same("the dimension d", d)
+    require_same("the dtype", itemsize, names={4: "float32", 8: "float64"})
+    for key, value in zip(options, found.T[4:], strict=False):
+        if len(set(value.tolist())) > 1:
+            other = int((value != value[0]).argmax())
+            raise ValueError(
+                f"{key} must be the same on every rank, got another on rank {other}"
+                f" than on rank 0; here {options[key]!r}"
+            )
+    kind = "centers" if name == "entropy" else "samples"
+    num_rows = checked_num_centers(n, kind)
+    (has_weights, totals, has_labels, labels) = found.T[-4:]
+    check_weights(has_weights, totals, num_rows, int(itemsize[0]))
+    if len({flag for flag in has_labels.tolist() if flag >= 0}) > 1:
+        raise ValueError("labels must be given by all ranks that have samples")
+    kinds = {chr(int(code)) for code in labels[has_labels > 0]}
+    if len({"U" if code in "US" else "i" for code in kinds}) > 1:
+        raise TypeError("labels must be of one type on all ranks, got text and numbers")
+
+    told = _collected(peers, mine, bool((has_weights > 0).any()), bool(kinds))
+    team = Team(peers, mine.rows)
+    if peers.rank > 0:
+        return _from_words(team.follow())
+    shape = (num_rows, int(d[0]))
+    rows = ShardedRows(team, 0, shape, mine.rows.dtype, float(largest.max()))
+    words = _in_words(lambda: estimate(rows, told))
+    team.dismiss(words)
+    return _from_words(words)
+
+
+def _collected(
+    peers: Peers, mine: _Samples, has_weights: bool, has_labels: bool
+) -> _OfAll:
+    """Sizes, labels and weights of all ranks, on rank 0."""
+    n = len(mine.rows)
+    nothing = np.empty(0, np.int64)
+    weights: list[Floats] = []
+    if has_weights:
+        w = np.empty(n, mine.rows.dtype) if mine.weights is None else mine.weights
+        weights = peers.collect(np.ascontiguousarray(w))
+    sizes = peers.collect(
+        nothing if mine.sizes is None else mine.sizes.astype(np.int64)
+    )
+    labels = []
+    if has_labels:
+        own = nothing if mine.labels is None else mine.labels
+        labels = [a for a in peers.gather_arrays(own) if len(a)]
+    return _OfAll(
+        np.concatenate(weights) if weights else None,
+        np.concatenate(sizes) if sizes else nothing,
+        np.concatenate(labels) if labels else None,
+    )
+
+
+_WARNINGS = {kind.__name__: kind for kind in (TargetWarning, UndersampledWarning)}
+_ERRORS = {kind.__name__: kind for kind in (RuntimeError, TypeError, ValueError)}
+
+
+def _in_words(estimate: Callable[[], Estimate]) -> str:
+    """What came of an estimate, for all ranks: fields and warnings, or an error."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            fields: dict[str, Any] = {"estimate": estimate().to_dict()}
+        except Exception as error:
+            name = type(error).__name__
+            words = str(error) if name in _ERRORS else f"{name}: {error}"
+            fields = {"error": [name, words]}
+    said = [[w.category.__name__, str(w.message)] for w in caught]
+    return json.dumps(fields | {"warnings": said})
+
+
+def _from_words(words: str) -> Estimate:
+    """The estimate; raises what the words say, and warns of it."""
+    fields = json.loads(words)
+    for name, text in fields["warnings"]:
+        warnings.warn(text, _WARNINGS.get(name, UserWarning), stacklevel=4)
+    if "error" in fields:
+        (name, text) = fields["error"]
+        raise _ERRORS.get(name, RuntimeError)(text)
+    return Estimate(**fields["estimate"])

@@ -25,6 +25,7 @@ from noisyflow._device import is_any_on_device
 from noisyflow._device_mixture import checked_samples, take_rows
 from noisyflow._merge import merge_duplicates, split_own_center
 from noisyflow._pool import Pool, block_offsets, is_isolated
+from noisyflow._rows import SampledRows
 from noisyflow._streamed import StreamedMixture, is_streamed
 from noisyflow.bounds import as_probabilities, checked_mixture, noise_entropy
 from noisyflow.estimate import Estimate, TargetWarning, UndersampledWarning
@@ -755,6 +756,9 @@ def _sizes_in_words(sizes: Indices) -> str:
 
 def _checked_samples(samples: Any) -> tuple[Any, Indices]:
     """All samples as centers (n, d), input after input, and the draws of each input."""
+    if isinstance(samples, SampledRows):
+        _check_draws(samples.sizes)
+        return samples.rows, samples.sizes
     if is_any_on_device(*(samples if isinstance(samples, list | tuple) else [samples])):
         rows, sizes = checked_samples(samples)
         _check_draws(sizes)

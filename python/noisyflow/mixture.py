@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from noisyflow import _arrays, _core, _device
-from noisyflow._device_mixture import DeviceRows
-from noisyflow._device_mixture import block_log_sums as sums_of_queries
+from noisyflow._rows import AbstractRows
 from noisyflow.prepared import (
     SMALLEST_WORK,
     Plan,
@@ -329,10 +328,10 @@ def mixture_block_log_sums(
     True
     """
     include_rest = _arrays.check_flag("include_rest", include_rest)
-    if isinstance(centers, DeviceRows):  # from an estimator, whose queries are here
+    if isinstance(centers, AbstractRows):  # from an estimator, whose queries are here
         return BlockLogSums(
-            *sums_of_queries(
-                *(points, centers, noise_std, own, offsets, outer_offsets),
+            *centers.block_log_sums(
+                *(points, noise_std, own, offsets, outer_offsets),
                 *(weights, include_rest),
             )
         )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyflow import _arrays, _checks, _core, _device
+from noisyflow._rows import AbstractRows
 from noisyflow.runtime import num_threads
 
 Floats = NDArray[Any]
@@ -413,9 +414,10 @@ def prepare(
     """
     from noisyflow import _device_mixture as device  # which builds on this module
 
-    if isinstance(centers, device.DeviceRows):  # from an estimator, checked
+    if isinstance(centers, AbstractRows):  # from an estimator, checked
         lost = checked_max_lost_mass(max_lost_mass, centers.dtype)
-        return device.DeviceMixture(centers, noise_std, weights, lost)
+        found: PreparedMixture = centers.mixture(noise_std, weights, lost)
+        return found
     if _device.is_any_on_device(centers, weights):
         rows = device.DeviceRows.checked("centers", centers)
         beta = _arrays.check_noise_std(noise_std, rows.dtype)
