@@ -221,6 +221,8 @@ def estimations() -> dict[str, Estimation]:
         "entropy-float32": case(h, s.astype(np.float32)),
         "entropy-here-and-there": case(h, s, max_pairs=128 * 240),
         "entropy-isolated": case(h, s, noise_std=0.01),
+        # Second rounds, with quadratic forms for controls.
+        "entropy-forms": case(h, s, population=True, standard_error=1e-4),
         "entropy-target": case(h, s, standard_error=1e-4, max_pairs=4_000_000),
         "conditional": case(c, draws, of_inputs),
         "conditional-one-draw": case(c, s[:, None]),

@@ -37,6 +37,12 @@ class Gradients(NamedTuple):
     noise_std: float | None
 
 
+def constant_like(points: Any, value: float) -> Tensor:
+    """(m,) float64, where the points are."""
+    device = points.device if isinstance(points, torch.Tensor) else "cpu"
+    return torch.full((len(points),), value, dtype=torch.float64, device=device)
+
+
 class Shard:
     """Checked centers of this rank, maybe none, of `num_centers` on all ranks.
 
@@ -79,7 +85,7 @@ class Shard:
     def log_density(self, points: Any) -> Tensor:
         """log of this rank's part of the sum at points, (m,) float64; -inf if empty."""
         if self.mixture is None:
-            return torch.full((len(points),), -math.inf, dtype=torch.float64)
+            return constant_like(points, -math.inf)
         found = torch.as_tensor(self.mixture.log_partial(points))
         return found.double() + self.log_share
 

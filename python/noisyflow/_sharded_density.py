@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from noisyflow import _arrays, _device
 from noisyflow._collectives import Elsewhere, Peers
 from noisyflow._device_mixture import DeviceRows
-from noisyflow._shard import Shard
+from noisyflow._shard import Shard, constant_like
 from noisyflow.prepared import checked_max_lost_mass
 
 Floats = NDArray[Any]
@@ -78,6 +78,7 @@ def checked(
             )
         beta = float(beta)
     if _device.is_any_on_device(x, y):
+        _device.require_alike("points", x, y)
         x = _device.as_rows("points", x, allow_empty=True)
         _device.check_values({"points": x}, None, {})
     else:
@@ -260,8 +261,7 @@ class Work:
         found = self.peers.attempt(lambda: self.shard.log_density(points))
         if not isinstance(found, Exception):
             return found, None
-        nothing = torch.full((len(points),), math.nan, dtype=torch.float64)
-        return nothing, found
+        return constant_like(points, math.nan), found
 
     def _check_representable(self) -> None:
         if bool(self.result.isnan().any()):
@@ -311,8 +311,7 @@ class Work:
             table = self.for_owners(rows, part, -math.inf)
             merged = self.peers.log_sum_exp_of_own(table).to(part.device)
             found.append(merged[: len(own[rows])])
-        nothing = torch.empty(0, dtype=torch.float64)
-        self.result = torch.cat(found) if found else nothing
+        self.result = torch.cat(found) if found else constant_like(own[:0], 0.0)
         outcome = error or self.peers.attempt(self._check_representable)
         self.peers.agree("results", outcome, lambda _: [])
         return self.result

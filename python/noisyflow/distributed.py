@@ -1,8 +1,9 @@
 """Mixtures whose centers are spread over the ranks of torch.distributed.
 
 Every rank calls the same function with its own part of the centers, and all get the
-answer of one process that has them all. gloo on CPUs, NCCL on GPUs; start the script
-with torchrun and call torch.distributed.init_process_group first. What is wrong on one
+answer of one process that has them all. Start the script with torchrun and call
+torch.distributed.init_process_group first: gloo for CPUs, NCCL for GPUs, where each
+rank chooses its own by torch.cuda.set_device. What is wrong on one
 rank is raised on every rank; a rank that dies ends the others by the group's timeout.
 
 Memory and traffic of a rank, for n centers in d dimensions on r ranks, m points, s
@@ -92,8 +93,8 @@ def mixture_log_density(
         Uniform by default: one over the number of centers on all ranks. Given by all
         ranks that have centers, or by none.
     points_are : {"replicated", "sharded"}
-        "replicated": every rank gives the same points and gets all results, the same
-        bits. "sharded": every rank gives points of its own, maybe none, and gets their
+        "replicated": every rank gives the same points and gets all results, on CPUs of
+        one kind the same bits. "sharded": every rank gives points of its own, maybe none, and gets their
         results.
     max_lost_mass : float, optional
         As in `noisyflow.mixture_log_density`, and with its meaning for the whole: each
