@@ -94,8 +94,8 @@ def mixture_log_density(
         ranks that have centers, or by none.
     points_are : {"replicated", "sharded"}
         "replicated": every rank gives the same points and gets all results, on CPUs of
-        one kind the same bits. "sharded": every rank gives points of its own, maybe none, and gets their
-        results.
+        one kind the same bits. "sharded": every rank gives points of its own, maybe
+        none, and gets their results.
     max_lost_mass : float, optional
         As in `noisyflow.mixture_log_density`, and with its meaning for the whole: each
         rank's part of the sum is off by at most this fraction of that part.
