@@ -81,13 +81,18 @@ class Group:
             torch: Any = importlib.import_module("torch")
             dist: Any = importlib.import_module("torch.distributed")
         except ModuleNotFoundError:
-            raise ValueError(
-                "several ranks need torch: pip install 'noisyflow[train]'"
+            raise RankError(
+                "several ranks need torch: pip install 'noisyflow[train]'",
+                *(self.rank, 2),
             ) from None
         if not dist.is_available():
-            raise ValueError("this torch was built without torch.distributed")
+            raise RankError(
+                "this torch was built without torch.distributed", self.rank, 2
+            )
         if dist.is_initialized():
-            raise ValueError("torch's default process group exists already")
+            raise RankError(
+                "torch's default process group exists already", self.rank, 2
+            )
         backend = "gloo"
         if self._device.startswith("cuda"):
             backend = "cpu:gloo,cuda:nccl"

@@ -8,14 +8,17 @@ ranks everything here works at no cost, and torch is not imported.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import itertools
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
-from noisyflow import runtime
+from noisyflow import estimate, runtime
 from noisyflow._heartbeat import PULSE, Pulse, Store
 from noisyflow._messages import decode, encode
 from noisyflow._rank_group import Failure, Group, RankError, whole_number
@@ -23,9 +26,11 @@ from noisyflow._rank_group import Failure, Group, RankError, whole_number
 __all__ = [
     "PULSE",
     "Failure",
+    "Helpers",
     "Pulse",
     "RankError",
     "Ranks",
+    "Released",
     "Spread",
     "current",
     "is_launched",
@@ -123,13 +128,18 @@ def joined(
     threads = runtime.chosen_num_threads()
     try:
         _current = Ranks(group.rank, group.size, group.join())
-        yield _current
+        with contextlib.suppress(Released):
+            yield _current
         group.leave()
     except BaseException as error:
         group.end(error)
     finally:
         _current = Ranks()
         runtime.set_num_threads(threads)
+
+
+class Released(BaseException):
+    """Ends the block of `joined` where all but the first rank have nothing to do."""
 
 
 class Ranks:
@@ -234,6 +244,17 @@ class Ranks:
         if self._store.add(key, 1) == self.size:
             self._store.set(f"{key}/all", "")
         self.wait_for(f"{key}/all")
+
+    def release(self) -> None:
+        """Lets the first rank go on alone: on the others, ends the block of `joined`.
+
+        Raises
+        ------
+        Released
+            On all but the first rank.
+        """
+        if not self.is_first:
+            raise Released
 
     # -- the store -----------------------------------------------------------
 
@@ -351,7 +372,7 @@ class Spread:
                 break
             if is_first and progress is not None:
                 progress(index)
-            self._put(index, compute(index))
+            self._compute(compute, index)
             if is_first:
                 collect(waits=False)
         if is_first:
@@ -366,7 +387,7 @@ class Spread:
         """The result of an item that some rank took, waited for."""
         if index in self._own:
             return self._own[index]
-        return decode(self._ranks.fetch(f"{self._key}/{index}"))
+        return _result(self._ranks.fetch(f"{self._key}/{index}"))
 
     def _take(self) -> int | None:
         """The next item for this rank; None where none is left."""
@@ -389,11 +410,15 @@ class Spread:
             begun = self._ranks.count(f"{self._key}/taken", many) - many
         self._num_begun = min(begun, self._num_begun)
 
-    def _put(self, index: int, result: Any) -> None:
-        """Keeps the result of an item for all ranks."""
-        if self._ranks.size > 1:
-            self._ranks.post(f"{self._key}/{index}", encode(result))
-        self._own[index] = result
+    def _compute(self, compute: Callable[[int], Any], index: int) -> None:
+        """Keeps the result of an item, for all ranks."""
+        if self._ranks.is_first:
+            self._own[index] = compute(index)
+            if self._ranks.size > 1:
+                self._ranks.post(f"{self._key}/{index}", _message(self._own[index]))
+            return
+        (self._own[index], message) = _noted(compute, index)
+        self._ranks.post(f"{self._key}/{index}", message)
 
     def _has(self, index: int) -> bool:
         return index in self._own or (
@@ -412,3 +437,79 @@ class Spread:
         if self._ranks.is_first:
             for index in range(self._num_begun):
                 self._ranks.drop(f"{self._key}/{index}")
+
+
+class Helpers:
+    """The other ranks, doing what the first sends them while it does work of its own.
+
+    Parameters
+    ----------
+    ranks : Ranks
+        All of them make the same `Helpers`; one alone has none.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._key = ranks._key("helpers")
+        self._num_sent = [0] * ranks.size
+        self._busy: dict[int, int] = {}  # tag of the task by rank
+
+    @property
+    def is_one_free(self) -> bool:
+        """Whether some helper has nothing to do."""
+        return len(self._busy) < self._ranks.size - 1
+
+    def send(self, tag: int, task: Any) -> None:
+        """Has a free helper compute a task; `tag` comes back with its result."""
+        rank = next(r for r in range(1, self._ranks.size) if r not in self._busy)
+        self._busy[rank] = tag
+        self._ranks.post(f"{self._key}/{rank}/{self._num_sent[rank]}", encode([task]))
+
+    def results(self, *, waits: bool) -> dict[int, Any]:
+        """What is done by now, by its tag; or all, waited for."""
+        found = {}
+        for rank, tag in list(self._busy.items()):
+            key = f"{self._key}/{rank}/{self._num_sent[rank]}/done"
+            if waits or self._ranks.is_posted(key):
+                found[tag] = _result(self._ranks.fetch(key))
+                self._ranks.drop(key)
+                self._num_sent[rank] += 1
+                del self._busy[rank]
+        return found
+
+    def dismiss(self) -> None:
+        """Ends `serve` on all helpers, which are free."""
+        for rank in range(1, self._ranks.size):
+            self._ranks.post(f"{self._key}/{rank}/{self._num_sent[rank]}", encode([]))
+
+    def serve(self, compute: Callable[[Any], Any]) -> None:
+        """On a helper: computes what it is sent until it is dismissed."""
+        for number in itertools.count():
+            key = f"{self._key}/{self._ranks.rank}/{number}"
+            tasks = decode(self._ranks.fetch(key))
+            self._ranks.drop(key)
+            if not tasks:
+                return
+            (_, message) = _noted(compute, tasks[0])
+            self._ranks.post(f"{key}/done", message)
+
+
+def _noted(compute: Callable[[Any], Any], item: Any) -> tuple[Any, bytes]:
+    """A result, and with it as a message what was warned of: the first rank says it."""
+    with warnings.catch_warnings(record=True) as caught:
+        result = compute(item)
+    return result, _message(result, caught)
+
+
+def _message(result: Any, caught: Sequence[warnings.WarningMessage] = ()) -> bytes:
+    said = [[warning.category.__name__, str(warning.message)] for warning in caught]
+    return encode({"result": result, "warnings": said})
+
+
+def _result(message: bytes) -> Any:
+    """The result in a message; warns of what was warned of."""
+    found = decode(message)
+    for name, text in found["warnings"]:
+        kind = getattr(estimate, name, None) or getattr(builtins, name, UserWarning)
+        warnings.warn(text, kind, stacklevel=4)
+    return found["result"]

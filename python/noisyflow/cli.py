@@ -17,12 +17,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from noisyflow import __version__, runtime
+from noisyflow import __version__, _ranks, runtime
 from noisyflow.experiments import EXPERIMENTS, load
 
 
@@ -72,8 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     """Does what the arguments ask for."""
+    return _guarded(lambda: _command(arguments))
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """The exit code of work; an obstacle of the machine becomes a line."""
     try:
-        return _command(arguments)
+        return work()
     except SystemExit as end:  # argparse has said what it had to say
         return end.code if isinstance(end.code, int) else 2
     except BrokenPipeError as error:
@@ -94,14 +99,46 @@ def _command(arguments: Sequence[str] | None) -> int:
     if command == "plan":
         return _plan(**options)
     if command == "estimate":
-        return _estimate(**options)
+        return _over_ranks(lambda: _estimate(**options), options["device"])
     if command == "check":
         return _check()
     if command == "film":
         return _film(**options)
     if command == "gallery":
         return _gallery(**options)
-    return _run(**options)
+    device = options["device"] or dict(options["more"]).get("device")
+    return _over_ranks(lambda: _run(**options), device)
+
+
+def _over_ranks(work: Callable[[], int], device: object) -> int:
+    """Does work on all ranks, where torchrun started several; else by itself.
+
+    On every rank the exit code is that of the first, or that of the failure that ended
+    all; the first says what went wrong.
+    """
+    try:
+        is_alone = not _ranks.is_launched()
+    except ValueError as error:
+        return _fail(str(error), 2)
+    if is_alone:
+        return work()
+    code = 0
+    try:
+        with contextlib.ExitStack() as leaving:
+            with _ends_at_once_on_interrupt():
+                ranks = leaving.enter_context(
+                    _ranks.joined(str(device or "cpu"), tell=_complain)
+                )
+            if not ranks.is_first:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            with contextlib.suppress(_ranks.Released):
+                code = _guarded(work)
+            code = int(ranks.share(code))
+    except _ranks.RankError as error:
+        if not error.is_told:
+            _complain(str(error))
+        return error.code
+    return code
 
 
 def _list(experiment: str | None) -> int:
@@ -301,7 +338,8 @@ def _ends_at_once_on_interrupt() -> Iterator[None]:
 
     An exception would not do. Raised inside an import, it may come out as another.
     """
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_main and _ranks.current().is_first):  # the first rank ends the others
         yield
         return
 
@@ -336,7 +374,9 @@ def _flush(stream: TextIO | None) -> bool:
 
 
 def _fail(message: str, code: int) -> int:
-    """Says what went wrong in one line."""
+    """Says what went wrong in one line; of several ranks, the first does for all."""
+    if _ranks.current().size > 1:
+        raise _ranks.Failure(message, code)
     _complain(message)
     return code
 

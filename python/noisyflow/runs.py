@@ -33,7 +33,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from noisyflow import runtime
+from noisyflow import _ranks, runtime
 from noisyflow._files import open_regular, read_regular
 
 Row = dict[str, Any]  # numbers and words
@@ -120,7 +120,19 @@ class RunFolder:
         RunError
             If the folder cannot be written, belongs to another run or holds other
             things, or if a run is working in it now.
+
+        Notes
+        -----
+        Of several ranks (`noisyflow._ranks`) the first alone has the folder; on the
+        others nothing is read, written or printed to standard output.
         """
+        if not _ranks.current().is_first:
+            with (
+                open(os.devnull, "w") as nowhere,
+                contextlib.redirect_stdout(nowhere),
+            ):
+                yield
+            return
         existed = self.path.exists()
         self._check_contents(experiment, settings)
         try:
@@ -162,6 +174,9 @@ class RunFolder:
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Counts the time of a block and the process's memory as the run's usage."""
+        if not _ranks.current().is_first:
+            yield
+            return
         before, started = self.usage(), time.monotonic()
         try:
             yield
@@ -548,7 +563,8 @@ class Interruption:
     """Turns the first Ctrl-C into a wish to stop, kept until the work at hand is done.
 
     Use as a context manager on the main thread; afterwards Ctrl-C acts as before. A
-    second Ctrl-C stops at once.
+    second Ctrl-C stops at once. Of several ranks the first alone is stopped so, and
+    stops the others; these ignore Ctrl-C.
 
     Attributes
     ----------
@@ -560,7 +576,10 @@ class Interruption:
         self.is_wanted = False
 
     def __enter__(self) -> Interruption:
-        self._before = signal.signal(signal.SIGINT, self._handle)
+        is_ours = _ranks.current().is_first
+        self._before = signal.signal(
+            signal.SIGINT, self._handle if is_ours else signal.SIG_IGN
+        )
         return self
 
     def __exit__(self, *exception: object) -> None:

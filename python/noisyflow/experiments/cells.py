@@ -5,6 +5,9 @@ random numbers of its own; it gives a few rows. `metrics.csv` holds what the cel
 and is reproducible bit for bit, `history.csv` how long they took. The checkpoint holds
 what was prepared before the first cell and the arrays that cells gave for later cells
 and for figures, and vouches for both tables.
+
+Where there are several ranks (`noisyflow._ranks`) they take the cells one by one, and
+the first rank alone has the folder; what it writes does not depend on their number.
 """
 
 from __future__ import annotations
@@ -16,7 +19,15 @@ from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from noisyflow.runs import Interruption, Progress, Row, RunFolder, duration
+from noisyflow import _ranks
+from noisyflow.runs import (
+    Interruption,
+    Progress,
+    Row,
+    RunError,
+    RunFolder,
+    duration,
+)
 
 _SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
@@ -66,6 +77,8 @@ class CellTable:
         self.arrays: dict[str, NDArray[Any]] = {}
         self.metrics: list[Row] = []
         self.history: list[Row] = []
+        self._work: _ranks.Spread | None = None
+        self._first = 0  # cells that were done before this process began
 
     @property
     def num_done(self) -> int:
@@ -80,6 +93,15 @@ class CellTable:
         RunError
             If the checkpoint is damaged or the tables are not those it vouches for.
         """
+        ranks = _ranks.current()
+        if ranks.is_first:
+            self._resume()
+        (self.prepared, self.arrays, self.metrics, self.history) = ranks.share(
+            (self.prepared, self.arrays, self.metrics, self.history)
+        )
+
+    def _resume(self) -> None:
+        """As `resume`, where the folder is."""
         checkpoint = self._folder.load_checkpoint()
         if checkpoint is None:
             with self._folder.working():
@@ -121,7 +143,18 @@ class CellTable:
         -------
         bool
             Whether all cells are done.
+
+        Raises
+        ------
+        Released
+            On all ranks but the first, when they have nothing more to do.
         """
+        ranks = _ranks.current()
+        _check_same_work(ranks, cells)
+        if not ranks.is_first:
+            if self.num_done < len(cells):
+                self._advance(cells, compute, None)
+            ranks.release()
         out = self._folder.path
         if self.num_done == len(cells):
             print(
@@ -131,6 +164,8 @@ class CellTable:
         print(f"{experiment}: {opening}")
         if self.num_done:
             print(f"  resumed after {self.num_done}")
+        if ranks.size > 1:
+            print(f"  pieces of work are shared by {ranks.size} processes")
         print(f"  into {out}; Ctrl-C stops, the same command resumes", flush=True)
         with Interruption() as interruption, self._folder.working():
             self._advance(cells, compute, interruption)
@@ -142,35 +177,67 @@ class CellTable:
         )
         return False
 
+    def arrays_after(self, number: int) -> Mapping[str, NDArray[Any]]:
+        """The arrays of earlier cells, those of a given one among them.
+
+        Parameters
+        ----------
+        number : int
+            Of a cell before the one that is computed; waited for where another rank
+            computes it.
+        """
+        if self._work is None or number < self._first:
+            return self.arrays
+        return {**self.arrays, **self._work.result(number - self._first)["arrays"]}
+
     def _advance(
         self,
         cells: Sequence[Cell],
         compute: Callable[[Cell], CellRows],
-        interruption: Interruption,
+        interruption: Interruption | None,
     ) -> None:
         """Computes the cells that are left until an interruption is wanted."""
         progress = Progress()
         started = saved_at = time.monotonic()
         costs = [cell.cost for cell in cells]
-        first = self.num_done
-        for number in range(first, len(cells)):
-            if interruption.is_wanted:
-                break
-            cell = cells[number]
+        first = self._first = self.num_done
+        self._work = _ranks.Spread(_ranks.current(), len(cells) - first)
+
+        def compute_one(index: int) -> dict[str, Any]:
+            rows = compute(cells[first + index])
+            return {
+                "metrics": rows.metrics,
+                "history": rows.history,
+                "arrays": dict(rows.arrays),
+            }
+
+        def show(index: int) -> None:
             if progress.is_due():
+                number = first + index
                 progress.show(
-                    f"{number} of {len(cells)} done, now {cell.name}"
+                    f"{number} of {len(cells)} done, now {cells[number].name}"
                     + _left(time.monotonic() - started, costs, first, number)
                 )
-            rows = compute(cell)
-            self.metrics += [{"cell": number, **row} for row in rows.metrics]
-            self.history += [{"cell": number, **row} for row in rows.history]
-            self.arrays.update(rows.arrays)
+
+        def keep(index: int, rows: Mapping[str, Any]) -> None:
+            nonlocal saved_at
+            number = first + index
+            self.metrics += [{"cell": number, **row} for row in rows["metrics"]]
+            self.history += [{"cell": number, **row} for row in rows["history"]]
+            self.arrays.update(rows["arrays"])
             if time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS:
                 self._save()
                 saved_at = time.monotonic()
-        self._save()
-        progress.finish()
+
+        self._work.run(
+            compute_one,
+            received=keep,
+            is_stopped=lambda: interruption is not None and interruption.is_wanted,
+            progress=show,
+        )
+        if _ranks.current().is_first:
+            self._save()
+            progress.finish()
 
     def _save(self) -> None:
         """Writes the tables, then the checkpoint that vouches for them."""
@@ -189,3 +256,14 @@ def _left(seconds: float, costs: Sequence[float], first: int, cell: int) -> str:
     if done == 0:
         return ""
     return f", about {duration(seconds / done * sum(costs[cell:]))} left"
+
+
+def _check_same_work(ranks: _ranks.Ranks, cells: Sequence[Work]) -> None:
+    """Raises RunError where this rank has other cells than the first."""
+    names = [cell.name for cell in cells]
+    first = ranks.share(names)
+    if names != first:
+        raise RunError(
+            f"there is other work to do here ({len(names)} pieces) than on the first "
+            f"rank ({len(first)}): all ranks need the same settings, data and packages"
+        )

@@ -13,7 +13,7 @@ import hashlib
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -53,6 +53,9 @@ from noisyflow.runtime import check_device_name
 from noisyflow.training import one_thread
 
 __all__ = ["Config", "claims", "configure", "plot", "run"]
+
+# The arrays of the cells up to one, whoever computed them.
+ArraysAfter = Callable[[int], Mapping[str, NDArray[Any]]]
 
 _STREAM = 0x6D6E6973  # "mnis": apart from numbers drawn elsewhere with the same seed
 
@@ -323,7 +326,7 @@ def run(config: Config, out: Path, *, images: TrainTest | None = None) -> bool:
                     f"{out} holds a run on other images than "
                     f"{config.data or 'those given'}; choose another --out"
                 )
-            compute = partial(_compute, config, found, table.arrays)
+            compute = partial(_compute, config, found, table.arrays_after)
         with one_thread(torch.device(config.device)):
             is_finished = table.complete(
                 "mnist", cells, compute or _no_work, _plan(config, table.prepared)
@@ -440,7 +443,7 @@ def _cells(config: Config) -> Iterator[Cell]:
 
 
 def _compute(
-    config: Config, images: TrainTest, arrays: Mapping[str, NDArray[Any]], cell: Cell
+    config: Config, images: TrainTest, arrays_after: ArraysAfter, cell: Cell
 ) -> CellRows:
     """Trains one network and measures it now and then."""
     started = time.perf_counter()
@@ -478,7 +481,7 @@ def _compute(
     (_, recomputed_errors) = _evaluated(recomputed, *_on(config.device, images.test))
     disturbed_errors = _disturbed_errors(config, images, network)
     compared, similarities = _compared(
-        config, images, cell, {"": network, "recomputed_": recomputed}, arrays
+        config, images, cell, {"": network, "recomputed_": recomputed}, arrays_after
     )
     for row in rows[-NUM_LAYERS:]:
         row["recomputed_test_errors"] = recomputed_errors
@@ -650,7 +653,7 @@ def _compared(
     images: TrainTest,
     cell: Cell,
     networks: Mapping[str, Network],
-    arrays: Mapping[str, NDArray[Any]],
+    arrays_after: ArraysAfter,
 ) -> tuple[dict[int, Row], dict[str, NDArray[Any]]]:
     """Mean similarities with a deterministic network, by layer, and what is kept.
 
@@ -670,6 +673,7 @@ def _compared(
             return {}, kept
         other -= 1
     prefix, arm = f"network.{other}.", Arm(DETERMINISTIC)
+    arrays = arrays_after(other * len(_arms(config)))  # it is the first of its seed
     reference = _network(config, images, arm, seed=0)
     reference.load_state_dict(
         {

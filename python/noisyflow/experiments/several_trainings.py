@@ -4,6 +4,9 @@ The outer folder is a run like any other: its settings, report and figures. Each
 has a complete run of its own in `networks/NAME`, from which it is taken up. When all
 are done, the outer `metrics.csv` and `history.csv` hold the rows of all of them, with
 the name of the network in the first column.
+
+Of several ranks (`noisyflow._ranks`) the first trains all networks, and the others
+measure them.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from noisyflow import _ranks
 from noisyflow.datasets import Dataset
 from noisyflow.experiments.tracked_training import Pace, TrackedTraining
 from noisyflow.runs import (
@@ -113,6 +117,8 @@ def complete(
     RunError
         If a network cannot be set up or diverges, or a folder within is not what it
         should be.
+    Released
+        On all ranks but the first, when they have nothing more to do.
     """
     if len({arm.name for arm in arms}) < len(arms):
         raise ValueError(f"names must differ, got {[arm.name for arm in arms]}")
@@ -120,10 +126,13 @@ def complete(
     for inner in (network_folder(folder, arm.name) for arm in arms):
         check_is_within(inner.path.parent)
         check_is_within(inner.path)
-    _claim(folder)
+    ranks = _ranks.current()
+    if ranks.is_first:
+        _claim(folder)
     print(f"{experiment}: {opening}")
     with Interruption() as interruption:
         results = _advance(experiment, folder, arms, works, interruption)
+    ranks.release()
     if results is not None:
         _join_tables(folder, arms)
     return results
@@ -189,7 +198,8 @@ def _advance(
                     f"{arm.num_passes} passes; the same command takes it up from there"
                 )
                 return None
-            results[arm.name] = inner.results()
+            if _ranks.current().is_first:
+                results[arm.name] = inner.results()
     if pace is None:
         print(f"  the run in {folder.path} is finished; making its figures again")
     return results

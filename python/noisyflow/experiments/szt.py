@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from noisyflow import datasets, report
+from noisyflow import _ranks, datasets, report
 from noisyflow.experiments import Claim, binned
 from noisyflow.experiments.measured import Measured
 from noisyflow.experiments.szt_findings import (
@@ -130,6 +130,7 @@ def run(config: Config, out: Path) -> bool:
             _announce(config, work, folder)
             with Interruption() as interruption:
                 work.advance(interruption)
+        _ranks.current().release()
         if not work.is_finished:
             done = work.trainer.epochs_done
             print(

@@ -4,6 +4,10 @@ Shared by all experiments of this kind. At every logged epoch: measure, write bo
 tables, then the checkpoint that vouches for them; so whatever moment a run is killed
 at, the checkpoint and the rows up to it are whole, and later rows are dropped. The
 first checkpoint is saved before the first pass.
+
+Of several ranks (`noisyflow._ranks`) the first trains, and the others measure: each a
+logged epoch as a whole, from the network's state then. Rows are added in the order of
+the epochs, and the checkpoint is that of a state whose rows are all there.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from noisyflow import _ranks
 from noisyflow.datasets import Dataset
 from noisyflow.runs import (
     DAMAGE,
@@ -44,6 +49,25 @@ class Pace:
 
     seconds_per_epoch: float
     seconds_per_log: float
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a checkpoint holds besides the rows."""
+
+    trainer: dict[str, NDArray[Any]]
+    training_seconds: float
+
+
+@dataclass
+class _Logged:
+    """A logged epoch whose rows are not in the tables yet."""
+
+    epoch: int
+    before: _State  # before its pass: what can be saved until its rows are there
+    history: Row
+    parameters: NDArray[np.float32]
+    measured: dict[str, Any] | None = None  # rows and seconds, once it is
 
 
 class TrackedTraining:
@@ -111,6 +135,8 @@ class TrackedTraining:
         self._parameters: list[NDArray[np.float32]] = []
         self._training_seconds = 0.0
         self._tracking_seconds = 0.0
+        self._unsettled: list[_Logged] = []
+        self._is_finished_on_the_first = False
         self._name = name
         self._later = (passes_later, logs_later)
         self.pace: Pace | None = None
@@ -118,7 +144,9 @@ class TrackedTraining:
     @property
     def is_finished(self) -> bool:
         """Whether all passes are done and measured."""
-        return self.trainer.epochs_done == self._epochs
+        return (
+            self.trainer.epochs_done == self._epochs and not self._unsettled
+        ) or self._is_finished_on_the_first
 
     def resume(self) -> None:
         """Continues from the folder's checkpoint if there is one.
@@ -128,6 +156,13 @@ class TrackedTraining:
         RunError
             If the checkpoint is damaged or the tables are not those it vouches for.
         """
+        ranks = _ranks.current()
+        if ranks.is_first:
+            self._resume()
+        self._is_finished_on_the_first = ranks.share(self.is_finished)
+
+    def _resume(self) -> None:
+        """As `resume`, where the folder is."""
         checkpoint = self._folder.load_checkpoint()
         if checkpoint is None:
             return
@@ -150,6 +185,9 @@ class TrackedTraining:
         RunError
             If the copy cannot be measured.
         """
+        ranks = _ranks.current()
+        if not ranks.is_first:
+            return ""
         trainer, tracker = self._build()
         trainer.load_state(self.trainer.state())
         trainer.train_epoch()  # the first pass also sets up the optimiser
@@ -165,6 +203,7 @@ class TrackedTraining:
             f"about {duration(training + tracking)} (training {duration(training)}, "
             f"tracking {duration(tracking)}) and {peak_gib + _FIGURES_GIB:.1f} GiB of "
             "memory"
+            + (f"; {ranks.size} processes share the tracking" * (ranks.size > 1))
         )
 
     def advance(self, interruption: Interruption) -> None:
@@ -174,24 +213,61 @@ class TrackedTraining:
 
     def _advance(self, interruption: Interruption) -> None:
         """Trains and measures; what it takes is counted by the caller."""
+        ranks = _ranks.current()
+        helpers = _ranks.Helpers(ranks)
+        if not ranks.is_first:
+            helpers.serve(self._measured_for_the_first)
+            self._is_finished_on_the_first = ranks.share()
+            return
         self._save()
         progress = Progress()
         saved_at = time.monotonic()
-        while not self.is_finished and not interruption.is_wanted:
+        while self.trainer.epochs_done < self._epochs and not interruption.is_wanted:
+            epoch = self.trainer.epochs_done
+            is_logged = (
+                epoch == self._logged_epochs[len(self._history) + len(self._unsettled)]
+            )
+            before = self._state() if is_logged and ranks.size > 1 else None
             started = time.perf_counter()
             self.trainer.train_epoch()
             self._training_seconds += time.perf_counter() - started
-            epoch = self.trainer.epochs_done - 1
-            is_logged = epoch == self._logged_epochs[len(self._history)]
             if is_logged:
-                self._measure(epoch)
-            if is_logged or time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS:
+                self._log(epoch, before, helpers)
+            if self._settle(helpers.results(waits=False)) or (
+                time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS
+            ):
                 self._save()
                 saved_at = time.monotonic()
             if progress.is_due():
                 progress.show(self._progress_line())
+        self._settle(helpers.results(waits=True))
+        helpers.dismiss()
         self._save()
         progress.finish()
+        ranks.share(self.is_finished)
+
+    def _measured_for_the_first(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        """The rows of a logged epoch, from the state of the first rank's network."""
+        self.trainer.load_state(
+            {name: torch.from_numpy(array) for name, array in task["trainer"].items()}
+        )
+        return self._rows(task["epoch"])
+
+    def _rows(self, epoch: int) -> dict[str, Any]:
+        """What the network at hand has to say, and the seconds that it took."""
+        started = time.perf_counter()
+        layers = _measured(self._tracker, epoch)
+        return {
+            "rows": [_metrics_row(epoch, layer) for layer in layers],
+            "seconds": time.perf_counter() - started,
+        }
+
+    def _state(self) -> _State:
+        """The state now."""
+        return _State(
+            {name: tensor.numpy() for name, tensor in self.trainer.state().items()},
+            self._training_seconds,
+        )
 
     def _take_up(self, checkpoint: dict[str, NDArray[Any]]) -> None:
         """Continues from a checkpoint; raises one of DAMAGE where it cannot be ours."""
@@ -219,8 +295,8 @@ class TrackedTraining:
             raise ValueError("the checkpoint is at odds with itself")
         self._parameters = list(parameters)
 
-    def _measure(self, epoch: int) -> None:
-        """Adds the rows of a logged epoch."""
+    def _log(self, epoch: int, before: _State | None, helpers: _ranks.Helpers) -> None:
+        """Evaluates a logged epoch, and has it measured, by a helper if one is free."""
         network = self.trainer.network
         on_train = evaluate(network, self._train.inputs, self._train.labels)
         on_test = evaluate(network, self._test.inputs, self._test.labels)
@@ -229,34 +305,50 @@ class TrackedTraining:
                 f"training diverged: loss {on_train.loss} at epoch {epoch}; "
                 "a smaller learning rate may help"
             )
-        started = time.perf_counter()
-        layers = _measured(self._tracker, epoch)
-        self._tracking_seconds += time.perf_counter() - started
-        self._metrics += [_metrics_row(epoch, layer) for layer in layers]
-        self._history.append(
-            {
-                "epoch": epoch,
-                "train_loss": on_train.loss,
-                "test_loss": on_test.loss,
-                "train_accuracy": on_train.accuracy,
-                "test_accuracy": on_test.accuracy,
-                "training_seconds": round(self._training_seconds, 3),
-                "tracking_seconds": round(self._tracking_seconds, 3),
-            }
-        )
-        self._parameters.append(self.trainer.state()["parameters"].numpy())
+        history = {
+            "epoch": epoch,
+            "train_loss": on_train.loss,
+            "test_loss": on_test.loss,
+            "train_accuracy": on_train.accuracy,
+            "test_accuracy": on_test.accuracy,
+            "training_seconds": round(self._training_seconds, 3),
+        }
+        now = self._state()
+        logged = _Logged(epoch, before or now, history, now.trainer["parameters"])
+        self._unsettled.append(logged)
+        if helpers.is_one_free:
+            helpers.send(epoch, {"epoch": epoch, "trainer": now.trainer})
+        else:
+            logged.measured = self._rows(epoch)
+
+    def _settle(self, measured: Mapping[int, dict[str, Any]]) -> bool:
+        """Adds the rows of logged epochs, up to the first that is not measured yet."""
+        num_settled = 0
+        for logged in self._unsettled:
+            logged.measured = measured.get(logged.epoch, logged.measured)
+        for logged in self._unsettled:
+            if logged.measured is None:
+                break
+            self._tracking_seconds += logged.measured["seconds"]
+            self._metrics += logged.measured["rows"]
+            tracking_seconds = round(self._tracking_seconds, 3)
+            self._history.append(
+                {**logged.history, "tracking_seconds": tracking_seconds}
+            )
+            self._parameters.append(logged.parameters)
+            num_settled += 1
+        del self._unsettled[:num_settled]
+        return num_settled > 0
 
     def _save(self) -> None:
         """Writes the tables, then the checkpoint that vouches for them."""
-        tensors: dict[str, NDArray[Any]] = {
-            f"trainer.{name}": tensor.numpy()
-            for name, tensor in self.trainer.state().items()
-        }
+        state = self._unsettled[0].before if self._unsettled else self._state()
+        tensors = {f"trainer.{name}": array for name, array in state.trainer.items()}
         width = tensors["trainer.parameters"].size
         tensors["logged_parameters"] = np.array(self._parameters, np.float32).reshape(
             -1, width
         )
-        tensors["training_seconds"] = np.array(self._training_seconds)
+        tensors["training_seconds"] = np.array(state.training_seconds)
         tensors["tracking_seconds"] = np.array(self._tracking_seconds)
         for name in ("parameters", "exp_avg", "exp_avg_sq"):
             if not np.isfinite(tensors[f"trainer.{name}"]).all():
@@ -275,7 +367,11 @@ class TrackedTraining:
         passes_later, logs_later = self._later
         passes = self._epochs - self.trainer.epochs_done + passes_later
         logs = len(self._logged_epochs) - len(self._history) + logs_later
-        return passes * self.pace.seconds_per_epoch, logs * self.pace.seconds_per_log
+        logs_each = logs / _ranks.current().size
+        return (
+            passes * self.pace.seconds_per_epoch,
+            logs_each * self.pace.seconds_per_log,
+        )
 
     def _progress_line(self) -> str:
         """Epoch, loss, accuracy, information per layer and time left."""
