@@ -204,11 +204,13 @@ def _estimate(
     except MemoryError:
         return _fail(f"{path} needs more memory than there is", 1)
     except RuntimeError as error:
-        if given.get("device", "cpu") == "cpu":
+        if given.get("device", "cpu") == "cpu" or _ranks.current().size > 1:
             raise
         return _fail(str(error), 1)  # out of memory, a launch that failed
     except KeyboardInterrupt:
         return _fail("stopped before the estimate was done", 130)
+    if not _ranks.current().is_first:
+        return 0
     for warning in report.warnings:
         _complain(f"warning: {warning}")
     print(report.to_json() if json else report)

@@ -2,7 +2,8 @@
 
 An array (n, d) asks for the entropy of S + Z, an array (inputs, draws, d) for the
 information that T = S + Z carries of the input. Files are memory-mapped and never
-unpickled; a large one of shape (n, d) is read in blocks.
+unpickled; a large one of shape (n, d) is read in blocks. Of several ranks
+(`noisyflow._ranks`) each reads rows of its own, and evaluates pairs with these.
 """
 
 from __future__ import annotations
@@ -14,20 +15,28 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.stats  # noqa: F401  the queries need it: an import must not be interrupted
 from numpy.typing import NDArray
 
-from noisyflow import __version__, _arrays, _checks, _core, runtime
+from noisyflow import (
+    __version__,
+    _arrays,
+    _checks,
+    _core,
+    _ranks,
+    information,
+    runtime,
+)
 from noisyflow._device import memory_hint
 from noisyflow._files import open_regular
 from noisyflow._streamed import is_streamed
 from noisyflow.bounds import EntropyBounds, entropy_bounds, noise_entropy
 from noisyflow.cost import predict_pair_seconds
 from noisyflow.estimate import Estimate
-from noisyflow.information import conditional_entropy, entropy, mutual_information
 
 # Bounds look at every pair: up to here that is a second at most.
 _MOST_BOUNDED_CENTERS = 10_000
@@ -132,7 +141,7 @@ def estimate_file(
         Of (inputs, draws, d): adds h(T | X), and h(T) = I(X; T) + h(T | X).
     device : str
         Where pairs are evaluated: cpu, cuda or cuda:N. On a GPU the file is held there
-        whole.
+        whole, or this rank's rows of it.
 
     Returns
     -------
@@ -149,7 +158,8 @@ def estimate_file(
     Notes
     -----
     Memory: (n, d) below 1 GiB, whatever the file; (inputs, draws, d) a few times the
-    file.
+    file. Of several ranks each holds a few times its rows, and the report is the same
+    on all; `noisyflow.distributed` says what else there is.
 
     Examples
     --------
@@ -179,13 +189,17 @@ def estimate_file(
     if samples.size == 0:
         raise FileError(f"{path} must not be empty, got shape {samples.shape}")
     (shape, dtype) = (samples.shape, samples.dtype)
+    ranks = _ranks.current()
+    if ranks.is_first and _logger.isEnabledFor(logging.INFO) and device == "cpu":
+        _log_cost(path, samples)
+    whole_file = samples
+    own = _share_of(shape[0], ranks)
+    samples = samples[own]
     if device != "cpu":
         samples = _on_device(samples, device)
-    elif not is_streamed(samples):
+    elif ranks.size > 1 or not is_streamed(samples):
         samples = np.array(samples, order="C")
-        _check_finite(path, samples)
-    if _logger.isEnabledFor(logging.INFO) and device == "cpu":
-        _log_cost(path, samples)
+        _check_finite(path, samples, own.start)
     options = {
         "standard_error": standard_error,
         "max_seconds": max_seconds,
@@ -196,14 +210,19 @@ def estimate_file(
         warnings.simplefilter("always")
         if samples.ndim == 2:
             _refuse_options_of_inputs(inputs, labels_path, conditional)
-            quantities = _of_samples(samples, noise_std, population, options)
+            bounded = samples if ranks.size == 1 else whole_file
+            quantities = _of_samples(samples, bounded, noise_std, population, options)
         else:
             if population:
                 raise ValueError(
                     "--population is for an array (n, d); for (inputs, draws, d) it is "
                     "--inputs fixed, the default"
                 )
-            labels = None if labels_path is None else _labels(labels_path)
+            labels = None
+            if labels_path is not None:
+                labels = _labels(labels_path)
+                _arrays.group_by_label(labels, shape[0])  # which checks them
+                labels = labels[own]
             quantities = _of_inputs(
                 samples, noise_std, inputs or "fixed", labels, conditional, options
             )
@@ -218,8 +237,27 @@ def estimate_file(
         "labels": None if labels_path is None else str(labels_path),
         "device": runtime.device_name(device),
     }
+    if ranks.size > 1:
+        settings["num_ranks"] = ranks.size
     said = dict.fromkeys(str(warning.message) for warning in caught)
     return Report(settings, quantities, list(said))
+
+
+def _share_of(num_rows: int, ranks: _ranks.Ranks) -> slice:
+    """The rows of a file that are this rank's."""
+    (start, stop) = (
+        num_rows * number // ranks.size for number in (ranks.rank, ranks.rank + 1)
+    )
+    return slice(start, stop)
+
+
+def _estimators() -> ModuleType:
+    """Where entropy and the others are: for one process, or for all ranks."""
+    if _ranks.current().size == 1:
+        return information
+    from noisyflow import distributed
+
+    return distributed
 
 
 def _on_device(samples: NDArray[Any], device: str) -> Any:
@@ -248,14 +286,18 @@ def _log_cost(path: Path, samples: NDArray[Any]) -> None:
 
 
 def _of_samples(
-    samples: Any, noise_std: float, population: bool, options: dict[str, Any]
+    samples: Any,
+    bounded: Any,
+    noise_std: float,
+    population: bool,
+    options: dict[str, Any],
 ) -> dict[str, Quantity]:
-    """h(T), and less the noise's own I(S; T)."""
-    whole = entropy(samples, noise_std, population=population, **options)
-    (n, d) = samples.shape
+    """h(T), and less the noise's own I(S; T); bounds from `bounded`, all samples."""
+    whole = _estimators().entropy(samples, noise_std, population=population, **options)
+    (n, d) = bounded.shape
     bounds = None
-    if n <= _MOST_BOUNDED_CENTERS:
-        bounds = entropy_bounds(samples, noise_std)
+    if n <= _MOST_BOUNDED_CENTERS and _ranks.current().is_first:
+        bounds = entropy_bounds(bounded, noise_std)
     own = noise_entropy(d, _arrays.check_noise_std(noise_std))
     return {
         "h(T)": Quantity(whole, not population, bounds),
@@ -274,17 +316,20 @@ def _of_inputs(
     """I(X; T), and what else was asked for."""
     if is_streamed(samples):
         samples = np.array(samples, order="C")
+    estimators = _estimators()
     asked: dict[str, Callable[[], Estimate]] = {
-        "I(X;T)": lambda: mutual_information(
+        "I(X;T)": lambda: estimators.mutual_information(
             samples, noise_std, inputs=inputs, **options
         )
     }
     if labels is not None:
-        asked["I(Y;T)"] = lambda: mutual_information(
+        asked["I(Y;T)"] = lambda: estimators.mutual_information(
             samples, noise_std, inputs=inputs, labels=labels, **options
         )
     if conditional:
-        asked["h(T|X)"] = lambda: conditional_entropy(samples, noise_std, **options)
+        asked["h(T|X)"] = lambda: estimators.conditional_entropy(
+            samples, noise_std, **options
+        )
     found = {name: call() for name, call in asked.items()}
     quantities = {name: Quantity(estimate) for name, estimate in found.items()}
     if conditional:
@@ -371,14 +416,14 @@ def _check_dtype(path: Path, samples: NDArray[Any]) -> None:
     raise FileError(f"{path} must be float32 or float64, got {samples.dtype}; {remedy}")
 
 
-def _check_finite(path: Path, samples: NDArray[Any]) -> None:
-    """Raises FileError at the first NaN or infinity, with its index."""
+def _check_finite(path: Path, samples: NDArray[Any], first_row: int) -> None:
+    """Raises FileError at the first NaN or infinity, with its index in the file."""
     index = _core.first_nonfinite(samples.reshape(-1, samples.shape[-1]))
     if index >= 0:
         where = [int(i) for i in np.unravel_index(index, samples.shape)]
-        raise FileError(
-            f"{path} must be finite, got {samples[tuple(where)]} at {where}"
-        )
+        value = samples[tuple(where)]
+        where[0] += first_row
+        raise FileError(f"{path} must be finite, got {value} at {where}")
 
 
 def _labels(path: Path) -> NDArray[Any]:
