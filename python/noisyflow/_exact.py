@@ -24,6 +24,7 @@ Floats = NDArray[Any]
 _DIGITS = 60
 _EXPONENT_BITS = 240  # of a nat
 _SHARE_BITS = 260  # of a posterior probability
+_WEIGHT_BITS = 1100  # more than a float64 has behind the point
 _CUT = 92.2  # nats: 1e-40
 
 
@@ -65,15 +66,35 @@ class ExactGradients(NamedTuple):
     noise_std: Exact
 
 
-def _split(values: Any) -> Exact:
-    """From an array of mpmath's numbers."""
-    mpf = mpmath().mpf
-    values = np.asarray(values, dtype=object)
-    high = np.asarray(np.frompyfunc(float, 1, 1)(values), np.float64)
-    low = np.frompyfunc(lambda value, head: float(value - mpf(head)), 2, 1)(
-        values, high
-    )
-    return Exact(high, np.asarray(low, np.float64))
+def _split(values: list[Any]) -> Exact:
+    """From mpmath's numbers."""
+    high = [float(value) for value in values]
+    low = [float(v - mpmath().mpf(h)) for v, h in zip(values, high, strict=True)]
+    return Exact(np.array(high), np.array(low))
+
+
+def _scaled(values: Any, factor: Fraction, bits: int) -> Any:
+    """Integers times a positive factor, of which `bits` bits are taken; floors."""
+    size = factor.numerator.bit_length() - factor.denominator.bit_length()
+    shift = bits - size
+    integer = math.floor(factor * Fraction(2) ** shift)
+    return (values * integer) >> shift if shift >= 0 else (values * integer) << -shift
+
+
+def _split_integers(values: Any, factor: Fraction) -> Exact:
+    """From integers times a factor, with 140 bits of the largest."""
+    largest = int(np.abs(values).max(initial=0))
+    if largest == 0:
+        zeros = np.zeros(np.shape(values))
+        return Exact(zeros, zeros)
+    size = largest.bit_length()
+    size += factor.numerator.bit_length() - factor.denominator.bit_length()
+    power = 140 - size
+    whole = _scaled(values, factor * Fraction(2) ** power, 300)
+    high = np.asarray(whole, dtype=object).astype(np.float64)
+    back = np.frompyfunc(int, 1, 1)(high)
+    low = np.asarray(whole - back, dtype=object).astype(np.float64)
+    return Exact(np.ldexp(high, -power), np.ldexp(low, -power))
 
 
 def _unit_of(*arrays: Floats) -> int:
@@ -101,13 +122,13 @@ def _integers(array: Floats, unit: int) -> Any:
 
 
 class _Terms(NamedTuple):
-    """Of one point: terms over the largest, of the centers that count."""
+    """Of one point, of the centers that count; all integers."""
 
     kept: NDArray[np.int64]
-    differences: Any  # y_j - x, integers in `unit`
-    squares: Any  # integers in unit^2
-    kernels: list[Any]  # exp(-(E_j - E_top)), without the weight
-    terms: list[Any]  # with it
+    differences: Any  # y_j - x, in `unit`
+    squares: Any  # in unit^2
+    kernels: Any  # exp(-(E_j - E_top)), without the weight, in 2^-260
+    terms: Any  # with it, in 2^-260 times what weights are in
     top: int  # E_top in 2^-240
 
 
@@ -115,7 +136,6 @@ def _terms(
     x: Floats, centers: Floats, noise_std: float, weights: Floats, unit: int
 ) -> _Terms:
     """The terms of point x (d,)."""
-    mp = mpmath().mp
     n, d = centers.shape
     half = centers.astype(np.float64) / 2 - x.astype(np.float64) / 2  # no overflow
     # In noise_std before squared: neither the square nor the exponent underflows.
@@ -130,23 +150,28 @@ def _terms(
     kept = np.flatnonzero(is_kept)
     differences = _integers(centers[kept], unit) - _integers(x[None, :], unit)
     squares = (differences * differences).sum(axis=1)
-    # 1 / (2 noise_std^2) in units of 2^-240 nats per 2^(2 unit), to 300 bits.
     factor = Fraction(2) ** (2 * unit + _EXPONENT_BITS) / (2 * Fraction(noise_std) ** 2)
-    scale_bits = 300 - math.floor(math.log2(factor.numerator)) + math.floor(
-        math.log2(factor.denominator)
-    )
-    scale = math.floor(factor * Fraction(2) ** scale_bits)
-    exact = (
-        (squares * scale) >> scale_bits
-        if scale_bits >= 0
-        else (squares * scale) << -scale_bits
-    )
+    exact = _scaled(squares, factor, 300)
     top = exact[int(below[kept].argmin())]
-    kernels = [mp.exp(mp.ldexp(mp.mpf(top - e), -_EXPONENT_BITS)) for e in exact]
-    terms = [
-        k * mp.mpf(float(w)) for k, w in zip(kernels, weights[kept], strict=True)
-    ]
-    return _Terms(kept, differences, squares, kernels, terms, top)
+    found = {e: _kernel(top - e) for e in set(exact)}
+    kernels = np.array([found[e] for e in exact], dtype=object)
+    return _Terms(
+        kept, differences, squares, kernels, kernels * _weights_of(weights[kept]), top
+    )
+
+
+def _kernel(exponent: int) -> int:
+    """exp of an exponent in 2^-240, in 2^-260."""
+    mp = mpmath().mp
+    power = mp.exp(mp.ldexp(mp.mpf(exponent), -_EXPONENT_BITS))
+    return int(mp.ldexp(power, _SHARE_BITS))
+
+
+def _weights_of(weights: Floats) -> Any:
+    """In 2^-_WEIGHT_BITS, exactly; in 1 where all are 1."""
+    if (weights == 1).all():
+        return np.array([1] * len(weights), dtype=object)
+    return _integers(weights, -_WEIGHT_BITS)
 
 
 def exact_log_density(
@@ -165,63 +190,71 @@ def exact_log_density(
     with mp.workdps(_DIGITS):
         (m, d), n = points.shape, len(centers)
         w = np.ones(n) if weights is None else weights.astype(np.float64)
-        total = mp.mpf(n) if weights is None else mp.mpf(1)
+        is_one = bool((w == 1).all())
         unit = _unit_of(points, centers)
-        variance = mp.mpf(noise_std) ** 2
-        constant = mp.log(2 * mp.pi * variance) * d / 2 + mp.log(total)
+        constant = mp.log(2 * mp.pi * mp.mpf(noise_std) ** 2) * d / 2
+        if weights is None:
+            constant += mp.log(n)
+        weight_bits = 0 if is_one else _WEIGHT_BITS
         values = []
-        sums = None if grad_output is None else _GradientSums(m, n, d)
+        sums = None if grad_output is None else _GradientSums(m, n, d, weight_bits)
         for i in range(m):
             found = _terms(points[i], centers, noise_std, w, unit)
-            mass = mp.fsum(found.terms)
+            mass = int(found.terms.sum())
             top = mp.ldexp(mp.mpf(found.top), -_EXPONENT_BITS)
-            values.append(mp.log(mass) - top - constant)
+            values.append(
+                mp.log(mp.ldexp(mp.mpf(mass), -_SHARE_BITS - weight_bits))
+                - top
+                - constant
+            )
             if sums is not None and grad_output is not None:
-                sums.add(i, found, mass, float(grad_output[i]), total)
-        if sums is None:
+                sums.add(i, found, mass, float(grad_output[i]))
+        if sums is None or grad_output is None:
             return _split(values), None
-        return _split(values), sums.result(noise_std, unit, grad_output)
+        total = n if weights is None else 1
+        gradients = sums.result(noise_std, unit, total, grad_output)
+        return _split(values), gradients
 
 
 class _GradientSums:
-    """Sums over pairs, as integers in units of 2^-260 and of the coordinates."""
+    """Sums over pairs: integers, in 2^-260 times the coordinates' unit or its square.
 
-    def __init__(self, m: int, n: int, d: int) -> None:
+    Those of weights are in 2^-260.
+    """
+
+    def __init__(self, m: int, n: int, d: int, weight_bits: int) -> None:
         self.d = d
-        self.points = np.zeros((m, d), dtype=object)
-        self.centers = np.zeros((n, d), dtype=object)
-        self.weights = np.array([mpmath().mpf(0)] * n, dtype=object)
+        self.weight_bits = weight_bits
+        self.points = np.full((m, d), 0, dtype=object)
+        self.centers = np.full((n, d), 0, dtype=object)
+        self.weights = np.full(n, 0, dtype=object)
         self.squares = 0
 
-    def add(
-        self, i: int, found: _Terms, mass: Any, output: float, total: Any
-    ) -> None:
-        mp = mpmath().mp
-        g = mp.mpf(output)
-        shares = np.array(
-            [int(mp.ldexp(g * t / mass, _SHARE_BITS)) for t in found.terms],
-            dtype=object,
-        )
+    def add(self, i: int, found: _Terms, mass: int, output: float) -> None:
+        (numerator, denominator) = output.as_integer_ratio()
+        per_mass = Fraction(numerator << _SHARE_BITS, denominator * mass)
+        (upper, lower) = per_mass.as_integer_ratio()
+        shares = (found.terms * upper) // lower
         along = shares[:, None] * found.differences
         self.points[i] = along.sum(axis=0)
         self.centers[found.kept] -= along
         self.squares += int((shares * found.squares).sum())
-        for j, kernel in zip(found.kept, found.kernels, strict=True):
-            self.weights[j] += g * kernel * total / mass
+        self.weights[found.kept] += (
+            found.kernels * (upper << self.weight_bits)
+        ) // lower
 
-    def result(self, s: float, unit: int, grad_output: Any) -> ExactGradients:
-        mp = mpmath().mp
-        beta = mp.mpf(s)
-
-        def scaled(integers: Any, power: int) -> Exact:
-            factor = mp.ldexp(1 / beta**2, power - _SHARE_BITS)
-            return _split(np.frompyfunc(lambda v: factor * mp.mpf(v), 1, 1)(integers))
-
-        squared = mp.ldexp(mp.mpf(self.squares), 2 * unit - _SHARE_BITS) / beta**3
-        outputs = mp.fsum(mp.mpf(float(g)) for g in grad_output)
+    def result(
+        self, noise_std: float, unit: int, total: int, grad_output: Any
+    ) -> ExactGradients:
+        s = Fraction(noise_std)
+        share = Fraction(1, 2**_SHARE_BITS)
+        along = share * Fraction(2) ** unit / s**2
+        squares = share * self.squares * Fraction(2) ** (2 * unit) / s**3
+        slope = squares - sum(Fraction(float(g)) for g in grad_output) * self.d / s
+        high = float(slope)
         return ExactGradients(
-            scaled(self.points, unit),
-            scaled(self.centers, unit),
-            _split(self.weights),
-            _split(squared - outputs * self.d / beta),
+            _split_integers(self.points, along),
+            _split_integers(self.centers, along),
+            _split_integers(self.weights, share * total),
+            Exact(np.array(high), np.array(float(slope - Fraction(high)))),
         )

@@ -101,7 +101,7 @@ def _command(arguments: Sequence[str] | None) -> int:
     if command == "estimate":
         return _over_ranks(lambda: _estimate(**options), options["device"])
     if command == "check":
-        return _check()
+        return _check(**options)
     if command == "film":
         return _film(**options)
     if command == "gallery":
@@ -176,14 +176,30 @@ def _plan(json: bool, **settings: float | None) -> int:
     return 0
 
 
-def _check() -> int:
-    """Prints what can be used here."""
+def _check(accuracy: bool, full: bool) -> int:
+    """Prints what can be used here, or how accurate it is."""
+    if full and not accuracy:
+        return _fail("--full belongs to --accuracy", 2)
     with _ends_at_once_on_interrupt():
+        if accuracy:
+            return _check_accuracy(full)
         from noisyflow.check import check
 
         found = check()
     print(found)
     return 0 if found.is_usable else 1
+
+
+def _check_accuracy(is_full: bool) -> int:
+    """Prints the errors of every kernel that can run here."""
+    from noisyflow import accuracy
+
+    try:
+        report = accuracy.measure(is_full=is_full)
+    except ImportError as error:
+        return _fail(str(error), 2)
+    print(report)
+    return 1 if report.broken else 0
 
 
 def _estimate(
@@ -459,12 +475,20 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument(
         "experiment", nargs="?", help="its settings and their defaults"
     )
-    commands.add_parser(
+    checking = commands.add_parser(
         "check",
         help="show what can be used on this machine, and why not the rest",
         description="Shows what can be used on this machine: CPU, threads, the CUDA "
         "kernels, driver and GPUs, each with a short test; and why not the rest. Exits "
         "with 0 where all that is there works.",
+    )
+    checking.add_argument(
+        "--accuracy",
+        action="store_true",
+        help="compare every kernel with 50 digits instead; exit with 1 beyond a bar",
+    )
+    checking.add_argument(
+        "--full", action="store_true", help="with --accuracy: minutes, not seconds"
     )
     _add_estimate(commands)
     _add_plan(commands)
