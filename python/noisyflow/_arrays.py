@@ -164,14 +164,25 @@ def as_matrix(
     return array
 
 
+def host_copy(name: str, value: Any) -> Any:
+    """A tensor on the CPU and without gradients; anything else as it is."""
+    if not is_tensor(value):
+        return value
+    try:
+        return value.detach().cpu()
+    except RuntimeError as error:  # one without data
+        reason = str(error).splitlines()[0]
+        raise TypeError(f"{name} must hold numbers: {reason}") from error
+
+
 def as_batch(name: str, value: Any) -> NDArray[np.float64]:
     """A finite (m, ...) array as a copy in float64 on the CPU."""
-    array = to_numpy(name, value.detach().cpu() if is_tensor(value) else value)
+    array = to_numpy(name, host_copy(name, value))
     if array.ndim < 2:
         raise ValueError(f"{name} must have shape (m, ...), got {array.shape}")
     if array.size == 0:
         raise ValueError(f"{name} must not be empty, got shape {array.shape}")
-    values = np.array(array, np.float64)
+    values = np.array(array, np.float64, order="C")
     check_finite(name, values.reshape(len(values), -1), values.shape)
     return values
 
@@ -280,17 +291,26 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def to_any_numpy(name: str, value: Any) -> NDArray[Any]:
+    """A NumPy array of any dtype, from any library; an error by name where none is."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array, whose mask would be lost")
+    try:
+        return np.asarray(value.detach().cpu() if is_tensor(value) else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise TypeError(f"{name} must be an array: {reason}") from error
+
+
 def group_by_label(
     labels: Any, num_inputs: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """An order of the inputs that groups them by label, and the size of each group."""
-    if is_tensor(labels):
-        labels = labels.detach().cpu().numpy()
-    if not isinstance(labels, np.ndarray):
-        kinds = {type(label) for label in labels} if np.iterable(labels) else set()
+    if isinstance(labels, list | tuple):
+        kinds = {type(label) for label in labels}
         if str in kinds and len(kinds) > 1:
             raise TypeError("labels must be of one type, got strings and numbers")
-    array = np.asarray(labels)
+    array = to_any_numpy("labels", labels)
     if array.dtype.kind not in "iubUS":
         raise TypeError(
             f"labels must be integers, booleans or strings, got {array.dtype}"
@@ -329,7 +349,8 @@ def with_dtype(weights: Any, dtype: Any) -> Any:
 def as_weights(weights: Any, num_centers: int, dtype: np.dtype[Any]) -> Floats:
     """(n,) non-negative weights that sum to 1, in the dtype of the centers."""
     array = as_partial_weights(weights, num_centers, dtype)
-    total = float(array.sum(dtype=np.float64))
+    with np.errstate(over="ignore"):  # infinity is refused as any other sum
+        total = float(array.sum(dtype=np.float64))
     check_weight_sum(total, num_centers, dtype)
     return array
 

@@ -99,7 +99,9 @@ class NoisyChain:
                     f"layer {number} must be a module or a function of a batch, got "
                     f"{type(layer).__name__}"
                 )
-        if isinstance(noise_std, Sequence | np.ndarray):
+        if isinstance(noise_std, Sequence) or (
+            isinstance(noise_std, np.ndarray) and noise_std.ndim
+        ):
             if len(noise_std) != len(self.layers):
                 raise ValueError(
                     f"noise_std must be a number or hold one for each of the "

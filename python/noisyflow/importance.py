@@ -39,6 +39,9 @@ _LEAKY_SLOPE = 0.01
 # Random numbers are drawn for some points at a time: at most 64 MiB of them.
 _NUMBERS_AT_A_TIME = 2**23
 _FEWEST_PROPOSALS = 4
+_MOST_DRAWS = 2**31 - 1  # beyond any patience
+# Products of ten linear layers of such weights are still finite.
+_LARGEST_WEIGHT = 1e30
 # Points share this many times num_draws draws, each a window of its own: cheap, and the
 # errors of two points hardly depend on each other.
 _WINDOWS = 16
@@ -121,6 +124,14 @@ class NoisyLayers:
                     f"weights[{i}] must have {len(weights[i - 1])} columns, the width "
                     f"of the layer before, got shape {w.shape}"
                 )
+        for name, arrays in (("weights", weights), ("biases", biases)):
+            for i, array in enumerate(arrays):
+                largest = np.abs(array).max(initial=0)
+                if largest > _LARGEST_WEIGHT:
+                    raise ValueError(
+                        f"{name}[{i}] must be at most {_LARGEST_WEIGHT:g} in size, "
+                        f"got {largest:g}"
+                    )
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "biases", biases)
         object.__setattr__(self, "noise_std", _arrays.check_noise_std(self.noise_std))
@@ -271,7 +282,10 @@ def path_log_densities(
         layers, layer, inputs, points, own, path, groups
     )
     num_proposals = _checks.as_int(
-        "num_proposals", num_proposals, at_least=_FEWEST_PROPOSALS
+        "num_proposals",
+        num_proposals,
+        at_least=_FEWEST_PROPOSALS,
+        at_most=_MOST_DRAWS,
     )
     _check_generator(generator)
     first = layers.activate(inputs @ layers.weights[0].T + layers.biases[0])
@@ -361,11 +375,12 @@ def replica_log_densities(
     >>> np.allclose([sides.lower, sides.upper], exact, atol=0.1)
     True
     """
-    groups = np.stack([np.asarray(own), np.asarray(own) + 1], axis=-1)[None]
+    own = _integers("own", own)
+    groups = np.stack([own, own + 1], axis=-1)[None]
     inputs, points, own, path, _ = _checked(
         layers, layer, inputs, points, own, path, groups
     )
-    num_draws = _checks.as_int("num_draws", num_draws, at_least=1)
+    num_draws = _checks.as_int("num_draws", num_draws, at_least=1, at_most=_MOST_DRAWS)
     _check_generator(generator)
     first = layers.activate(inputs @ layers.weights[0].T + layers.biases[0])
     most = max(1, _NUMBERS_AT_A_TIME // (_WINDOWS * max(1, path.shape[1])))
@@ -426,6 +441,13 @@ def _check_representable(bracket: LogDensityBracket, layer: int) -> None:
         )
 
 
+def _integers(name: str, value: Any) -> NDArray[Any]:
+    array = _arrays.to_any_numpy(name, value)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    return array
+
+
 def _checked(
     layers: NoisyLayers,
     layer: int,
@@ -448,17 +470,14 @@ def _checked(
     inputs = _as_doubles(_arrays.as_matrix("inputs", on_host(inputs)))
     points = _as_doubles(_arrays.as_matrix("points", on_host(points), allow_empty=True))
     path = _as_doubles(_arrays.as_matrix("path", on_host(path), allow_empty=True))
-    own, groups = np.asarray(own), np.asarray(groups)
-    for name, array in (("own", own), ("groups", groups)):
-        if not np.issubdtype(array.dtype, np.integer):
-            raise TypeError(f"{name} must be integers, got {array.dtype}")
+    own, groups = _integers("own", own), _integers("groups", groups)
     num_points = len(points)
     shapes = {
         "inputs": (inputs.shape, (len(inputs), layers.weights[0].shape[1])),
         "points": (points.shape, (num_points, widths[layer - 1])),
         "own": (own.shape, (num_points,)),
         "path": (path.shape, (num_points, sum(widths[: layer - 1]))),
-        "groups": (groups.shape, (groups.shape[0], num_points, 2)),
+        "groups": (groups.shape, (*groups.shape[:1], num_points, 2)),
     }
     for name, (seen, right) in shapes.items():
         if seen != right:

@@ -467,7 +467,7 @@ def _block_offsets(offsets: Any, outer_offsets: Any, num_centers: int) -> Any:
 
 
 def _indices(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    array = np.asarray(value)
+    array = _arrays.to_any_numpy(name, value)
     if not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"{name} must be integers, got {array.dtype}")
     if array.size and int(array.max()) > np.iinfo(np.int64).max:

@@ -190,7 +190,9 @@ class InformationTracker:
         self._seed = _checks.as_seed(seed)
         self._standard_error = _checks.as_target("standard_error", standard_error)
         self._bracket_width = _checks.as_target("bracket_width", bracket_width)
-        self._num_draws = _checks.as_int("num_draws", num_draws, at_least=1)
+        self._num_draws = _checks.as_int(
+            "num_draws", num_draws, at_least=1, at_most=2**31 - 1
+        )
         self._encloses_itself = self._method == "path-importance" and isinstance(
             network, AbstractEnclosedNetwork
         )
@@ -202,8 +204,7 @@ class InformationTracker:
                 _arrays.group_by_label(labels, num_inputs)
             (self._network_inputs, self._labels) = (inputs, labels)
             return
-        on_cpu = inputs.detach().cpu() if _arrays.is_tensor(inputs) else inputs
-        matrix = _arrays.as_matrix("inputs", on_cpu)
+        matrix = _arrays.as_matrix("inputs", _arrays.host_copy("inputs", inputs))
         order, self._label_sizes = np.arange(len(matrix)), None
         if labels is not None:
             order, self._label_sizes = _arrays.group_by_label(labels, len(matrix))
