@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+# Of an integer that has no other limit: a float can still hold it.
+_MOST_BITS = 1000
+
 
 def as_int(name: str, value: Any, *, at_least: int, at_most: int | None = None) -> int:
     """An integer within limits; NumPy's integers too, booleans and floats never."""
@@ -20,6 +23,8 @@ def as_int(name: str, value: Any, *, at_least: int, at_most: int | None = None) 
         raise TypeError(
             f"{name} must be an integer, got {type(value).__name__}"
         ) from None
+    if number.bit_length() > _MOST_BITS:
+        raise ValueError(f"{name} must be below 2^{_MOST_BITS}, got {_short(number)}")
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {_short(number)}")
     if at_most is not None and number > at_most:

@@ -67,7 +67,7 @@ def mixture_log_density(
     op = _log_density
     if isinstance(noise_std, torch.Tensor):
         op = _log_density_tensor
-    elif type(noise_std) is int:
+    elif type(noise_std) is int and noise_std.bit_length() < 1000:
         noise_std = float(noise_std)
     elif type(noise_std) is not float:
         noise_std = _arrays.check_noise_std(noise_std)
