@@ -555,12 +555,12 @@ class LayerEstimate:
 
     def _num_needed(self, target: float, num_points: int) -> int:
         """Exact points for this round."""
-        room = target**2 - self._linear_variances()
+        room = target * target - self._linear_variances()
         variances = self.variances
         if self.num_exact >= _FEWEST_POINTS:
             variances = self._residual().var(axis=1, ddof=1)
         # Where many more linearised points are needed, the exact ones can wait.
-        room = np.maximum(room, 0.25 * target**2)
+        room = np.maximum(room, 0.25 * target * target)
         needed = math.ceil(1.1 * float((variances / room).max())) - self.num_exact
         # One outlier among the pilot's points must not ask for all of these.
         most = max(1024, 3 * self.num_exact)

@@ -189,7 +189,7 @@ def _by_quadrature(problem: Problem, budget: Budget) -> tuple[Averages | None, i
     (spacings, most_queries) = GRID_SPACINGS[d]
     allowed = budget.max_pairs if budget.max_pairs is not None else _MOST_PAIRS
     if budget.max_seconds is not None:
-        allowed = min(allowed, int(_SAFE_PAIRS_PER_SECOND * budget.max_seconds))
+        allowed = int(min(allowed, _SAFE_PAIRS_PER_SECOND * budget.max_seconds))
     num_pairs = 0
     for spacing in spacings:
         (nodes, node_weights) = shifted_grids(spacing, d)
@@ -371,7 +371,7 @@ class _Rounds:
         if math.isinf(sampling):
             return target
         return math.sqrt(
-            max(target**2 - sampling, _NEGLIGIBLE_SHARE**2 * sampling, 1e-30)
+            max(target * target - sampling, _NEGLIGIBLE_SHARE**2 * sampling, 1e-30)
         )
 
     def _next_queries(self, spent: int, error: float, goal: float) -> int:
@@ -394,7 +394,7 @@ class _Rounds:
         if seconds is not None and averages is not None:
             spent = time.perf_counter() - self._start
             rate = self._num_queries / max(spent, 1e-9)
-            left = int(_SHARE_OF_TIME * (seconds - spent) * rate)
+            left = int(min(_SHARE_OF_TIME * (seconds - spent) * rate, 1e18))
             if spent > _ENOUGH_TIME * seconds:
                 left = 0
             if left <= queries:
