@@ -157,7 +157,8 @@ def whitening_from_covariances(covariances: Any) -> Any:
     given = _as_matrices("covariances", _device.on_host(covariances))
     _check_finite("covariances", given)
     sigma = given.astype(np.float64)
-    asymmetry = np.abs(sigma - sigma.swapaxes(1, 2)).max(axis=(1, 2), initial=0)
+    with np.errstate(over="ignore"):  # infinity is no rounding
+        asymmetry = np.abs(sigma - sigma.swapaxes(1, 2)).max(axis=(1, 2), initial=0)
     # What rounding of sums in another order leaves; a mistaken matrix is far beyond.
     allowed = 1e3 * np.finfo(given.dtype).eps * np.abs(sigma).max(axis=(1, 2))
     if (asymmetry > allowed).any():
