@@ -222,6 +222,10 @@ def sweep(
     0.25 3.0 bits
     1.0 1.0 bits
     """
+    if not np.iterable(bin_widths):
+        raise TypeError(
+            f"bin_widths must be a sequence, got {type(bin_widths).__name__}"
+        )
     widths = list(bin_widths)
     if not widths:
         raise ValueError("bin_widths must hold at least one width, got none")

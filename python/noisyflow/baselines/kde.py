@@ -33,6 +33,7 @@ from noisyflow.prepared import prepare
 # then four rounds of ever smaller ones. All of them: samples in clusters may have two
 # maxima of the likelihood, a factor of ten or more apart.
 _COARSE_STEP = 4 / 3
+_SMALLEST, _LARGEST = 1e-140, 1e140  # what squares of distances allow
 _LARGEST_SHARE = 3.0  # nothing but one Gaussian is left
 _SMALL_SHARE = 1e-3  # tried always
 _SMALLEST_SHARE = 1e-7  # tried where smaller ones are likelier and likelier
@@ -95,6 +96,11 @@ class KernelDensity:
             width = _checks.as_real("bandwidth", self.bandwidth)
             if width <= 0:
                 raise ValueError(f"bandwidth must be positive, got {width}")
+            if not _SMALLEST <= width <= _LARGEST:
+                raise ValueError(
+                    f"bandwidth must be between {_SMALLEST:g} and {_LARGEST:g}, got "
+                    f"{width}; rescale the samples"
+                )
             object.__setattr__(self, "bandwidth", width)
         if self.evaluate not in ("leave-one-out", "resubstitution"):
             raise ValueError(

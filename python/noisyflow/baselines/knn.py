@@ -29,6 +29,7 @@ from noisyflow.runtime import num_threads
 
 # A query takes some microseconds, starting a thread a hundred.
 _FEW_QUERIES = 2000
+_LARGEST = 1e150  # whose squares are finite, in a thousand dimensions too
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,9 @@ class NearestNeighbor:
             If an argument has the wrong shape, type or range, or if samples repeat.
         """
         points = as_samples(samples)
-        if np.ndim(about) == 2:
+        if not _arrays.is_tensor(about):
+            about = _arrays.to_any_numpy("about", about)
+        if about.ndim == 2:
             others = np.asarray(_arrays.as_matrix("about", on_host(about)), np.float64)
             if len(others) != len(points):
                 raise ValueError(
@@ -257,7 +260,13 @@ class NearestNeighbor:
 
 
 def _tree_of(points: Floats) -> Any:
-    """scipy's k-d tree of the points."""
+    """scipy's k-d tree of the points; ValueError where distances would overflow."""
+    largest = np.abs(points).max(initial=0)
+    if largest > _LARGEST:
+        raise ValueError(
+            f"samples must be at most {_LARGEST:g} in size, got {largest:g}; rescale "
+            "them"
+        )
     from scipy.spatial import cKDTree
 
     return cKDTree(points)
