@@ -20,7 +20,7 @@ import torch
 
 from noisyflow._arrays import check_noise_std
 from noisyflow._chain_layers import is_of_kind
-from noisyflow._checks import as_int, as_seed
+from noisyflow._checks import as_int, as_real, as_seed
 
 # Slope of leaky_relu below zero: 0.01, torch's default and that of the authors' code.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -238,7 +238,7 @@ class NoisyMLP(torch.nn.Module):
         Cost: `num_draws` forward passes, all held in memory together.
         """
         self._check_inputs(inputs)
-        num_draws = as_int("num_draws", num_draws, at_least=1)
+        num_draws = as_int("num_draws", num_draws, at_least=1, at_most=2**31 - 1)
         generators: list[torch.Generator | None] = [None] * self.num_hidden
         if seed is not None:
             generators = [
@@ -454,6 +454,8 @@ def load_noise_state(
     True
     """
     layers = _noise_layers(network)
+    if not isinstance(states, Sequence):
+        raise TypeError(f"states must be a sequence, got {type(states).__name__}")
     if len(states) != len(layers):
         raise ValueError(
             f"states must hold one state per noise layer ({len(layers)}), "
@@ -513,6 +515,15 @@ def orthonormality_step(layers: Sequence[torch.nn.Linear], rate: float) -> None:
     >>> torch.allclose(layer.weight @ layer.weight.T, torch.eye(2), atol=1e-4)
     True
     """
+    rate = as_real("rate", rate)
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be 0 or more and below 1, got {rate}")
+    if not isinstance(layers, Sequence) or not all(
+        isinstance(getattr(layer, "weight", None), torch.Tensor) for layer in layers
+    ):
+        raise TypeError(
+            f"layers must be a sequence of torch.nn.Linear, got {type(layers).__name__}"
+        )
     for layer in layers:
         weight = layer.weight
         weight.sub_(weight @ weight.T @ weight - weight, alpha=rate)
@@ -520,6 +531,10 @@ def orthonormality_step(layers: Sequence[torch.nn.Linear], rate: float) -> None:
 
 def _noise_layers(network: torch.nn.Module) -> list[GaussianNoise]:
     """All noise layers of a network, in the order of its modules."""
+    if not isinstance(network, torch.nn.Module):
+        raise TypeError(
+            f"network must be a torch.nn.Module, got {type(network).__name__}"
+        )
     return [module for module in network.modules() if isinstance(module, GaussianNoise)]
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from noisyflow import _arrays
 from noisyflow._checks import as_int, as_real, as_seed
 from noisyflow.nn import (
     GaussianNoise,
@@ -115,20 +117,24 @@ class Trainer:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        if as_real("learning_rate", learning_rate) <= 0:
+        learning_rate = as_real("learning_rate", learning_rate)
+        if learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
-        self.batch_size = as_int("batch_size", batch_size, at_least=1)
+        self.batch_size = as_int(
+            "batch_size", batch_size, at_least=1, at_most=2**63 - 1
+        )
         self.orthonormal_rate = as_real("orthonormal_rate", orthonormal_rate)
         if not 0 <= self.orthonormal_rate < 1:
             raise ValueError(
                 f"orthonormal_rate must be 0 or more and below 1, got "
                 f"{orthonormal_rate}"
             )
-        if as_real("weight_decay", weight_decay) < 0:
+        weight_decay = as_real("weight_decay", weight_decay)
+        if weight_decay < 0:
             raise ValueError(f"weight_decay must be 0 or more, got {weight_decay}")
         seed = as_seed(seed)
         _check_network(network)
-        self.device = torch.device(device)
+        self.device = _as_device(device)
         self.network = network.to(self.device)
         self.inputs, self.labels = _as_tensors(inputs, labels, self.device)
         if isinstance(network, NoisyMLP):
@@ -338,7 +344,8 @@ def set_parameters(network: torch.nn.Module, parameters: ArrayLike) -> None:
     ValueError
         If p is not the network's number of parameters.
     """
-    vector = torch.as_tensor(np.array(parameters, dtype=np.float32))
+    _check_network(network)
+    vector = _as_tensor("parameters", parameters, torch.float32, torch.device("cpu"))
     expected = sum(parameter.numel() for parameter in network.parameters())
     if vector.shape != (expected,):
         raise ValueError(
@@ -376,12 +383,30 @@ def _as_tensors(
 def _as_tensor(
     name: str, values: ArrayLike, dtype: torch.dtype | None, device: torch.device
 ) -> torch.Tensor:
-    """The values as a tensor on `device`."""
+    """The values as a tensor on `device`, with no gradients."""
+    if not isinstance(values, torch.Tensor):
+        # A copy: torch takes neither negative strides nor what cannot be written to.
+        values = np.array(_arrays.to_any_numpy(name, values))
+    elif values.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {values.layout}")
+    if values.dtype in (np.complex64, np.complex128) or "complex" in str(values.dtype):
+        raise TypeError(f"{name} must be real, got {values.dtype}")
     try:
-        return torch.as_tensor(values, dtype=dtype, device=device)
+        tensor = torch.as_tensor(values, dtype=dtype, device=device).detach()
+        return tensor.long() if tensor.dtype == torch.uint64 else tensor
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise TypeError(f"{name} must be an array of numbers: {reason}") from error
+
+
+def _as_device(device: Any) -> torch.device:
+    """The device; ValueError where there is no such name."""
+    try:
+        return torch.device(device)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"device must be cpu, cuda or cuda:N, got {device!r}"
+        ) from error
 
 
 def _check_network(network: object) -> None:
