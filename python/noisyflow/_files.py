@@ -10,11 +10,21 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+
+def as_path(name: str, value: Any) -> Path:
+    """A path, from one or from a text."""
+    try:
+        return Path(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a path, got {type(value).__name__}") from None
 
 
 def open_regular(path: Path) -> BinaryIO:
     """Opens a file for reading; OSError at once where it is not a regular one."""
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "no file has NUL in its name", str(path))
     # Without O_NONBLOCK, opening a pipe waits for someone to write into it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyflow import image_files
+from noisyflow._arrays import to_any_numpy
 from noisyflow._checks import as_int, as_real, as_seed
 from noisyflow.image_files import ImageFileError
 
@@ -38,6 +39,8 @@ __all__ = [
 # Keeps a split apart from data that its user draws from default_rng of the same seed.
 _SPLIT_STREAM = 2
 _SPIRAL_STREAM = 3
+# Radians; an angle of more has no digits left within a turn, in float32.
+_MOST_JITTER = 1e6
 # Labels from elsewhere beyond it are no classes but something else.
 _MOST_CLASSES = 10_000
 
@@ -128,6 +131,11 @@ class ImageDataset(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.shape, tuple | list):
+            raise TypeError(
+                "shape must be channels, height and width, got "
+                f"{type(self.shape).__name__}"
+            )
         shape = tuple(as_int("shape", size, at_least=1) for size in self.shape)
         if len(shape) != 3 or math.prod(shape) != self.inputs.shape[1]:
             raise ValueError(
@@ -240,10 +248,14 @@ def spiral(
     >>> data.inputs.shape, data.labels[[0, 100, 200]].tolist()
     ((300, 2), [0, 1, 2])
     """
-    num_classes = as_int("num_classes", num_classes, at_least=1)
-    num_per_class = as_int("num_per_class", num_per_class, at_least=2)
-    if as_real("jitter", jitter) < 0:
-        raise ValueError(f"jitter must be 0 or more, got {jitter}")
+    most = 2**31 - 1
+    num_classes = as_int("num_classes", num_classes, at_least=1, at_most=most)
+    num_per_class = as_int("num_per_class", num_per_class, at_least=2, at_most=most)
+    jitter = as_real("jitter", jitter)
+    if not 0 <= jitter <= _MOST_JITTER:
+        raise ValueError(
+            f"jitter must be 0 or more and at most {_MOST_JITTER:g}, got {jitter}"
+        )
     sequence = np.random.SeedSequence(as_seed(seed), spawn_key=(_SPIRAL_STREAM,))
     generator = np.random.default_rng(sequence)
     labels = np.repeat(np.arange(num_classes), num_per_class)
@@ -322,8 +334,10 @@ def mnist(folder: str | Path, *, seed: int = 0) -> TrainTest:
     test = parts[image_files.TEST]
     if image_files.TRAIN in parts:
         return TrainTest(parts[image_files.TRAIN], test, is_split=False)
-    if len(test) < 2:
-        raise ImageFileError(f"{folder} holds one image; to split them takes two")
+    if len(test) < 3:  # four fifths of two are two
+        raise ImageFileError(
+            f"{folder} holds {len(test)} images; to split them takes three"
+        )
     return TrainTest(*split(test, seed=seed), is_split=True)
 
 
@@ -383,7 +397,7 @@ def from_torch(dataset: Any) -> ImageDataset:
             )
         labels[index] = as_int(
             f"label {index}",
-            label.item() if hasattr(label, "item") else label,
+            to_any_numpy(f"label {index}", label)[()],
             at_least=0,
             at_most=_MOST_CLASSES - 1,
         )
@@ -407,7 +421,7 @@ def _pairs(dataset: Any, count: int) -> Iterator[tuple[int, tuple[Any, Any]]]:
 def _image(index: int, image: Any) -> NDArray[np.float32]:
     """An image as float32 (channels, height, width)."""
     is_tensor = hasattr(image, "detach")
-    pixels = np.asarray(image.detach().cpu() if is_tensor else image)
+    pixels = to_any_numpy(f"image {index}", image)
     if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
         raise ValueError(
             f"image {index} must hold floats or 8 bits, got {pixels.dtype}; convert "
@@ -423,7 +437,11 @@ def _image(index: int, image: Any) -> NDArray[np.float32]:
     elif not is_tensor:
         pixels = np.moveaxis(pixels, 2, 0)
     scale = np.float32(255 if pixels.dtype == np.uint8 else 1)
-    return (pixels / scale).astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+        values = (pixels / scale).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"image {index} must be finite in float32")
+    return values
 
 
 def check_learnable(train: Dataset, test: Dataset, *, num_train: int = 2) -> None:
@@ -447,6 +465,10 @@ def check_learnable(train: Dataset, test: Dataset, *, num_train: int = 2) -> Non
     >>> train, test = split(spiral(), seed=0)
     >>> check_learnable(train, test)  # nothing to complain of
     """
+    for name, part in (("train", train), ("test", test)):
+        if not isinstance(part, Dataset):
+            raise TypeError(f"{name} must be a Dataset, got {type(part).__name__}")
+    num_train = as_int("num_train", num_train, at_least=0)
     if len(train) < num_train:
         raise ValueError(
             f"there must be at least {num_train} inputs to train with, got {len(train)}"

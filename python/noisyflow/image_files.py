@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyflow._files import open_regular
+from noisyflow._checks import as_int
+from noisyflow._files import as_path, open_regular
 
 _GZIP = b"\x1f\x8b"
 # What a gzipped byte can unpack to at most, in the deflate format.
@@ -98,7 +99,8 @@ def read_idx(path: str | Path, *, max_bytes: int = _MOST_BYTES) -> NDArray[Any]:
     ...     read_idx(path).tolist()
     [5, 0, 4]
     """
-    return _read(Path(path), max_bytes)
+    max_bytes = as_int("max_bytes", max_bytes, at_least=0)
+    return _read(as_path("path", path), max_bytes)
 
 
 def _read(path: Path, max_bytes: int, expected: _Kind | None = None) -> NDArray[Any]:
@@ -219,6 +221,7 @@ def read_images(images: Path, labels: Path) -> tuple[NDArray[Any], NDArray[Any]]
     >>> pictures.shape, classes.tolist()
     ((1, 2, 2), [7])
     """
+    images, labels = as_path("images", images), as_path("labels", labels)
     pixels = _read(images, _MOST_BYTES, _OF_IMAGES)
     digits = _read(labels, _MOST_BYTES, _OF_LABELS)
     if pixels.size == 0:
@@ -269,7 +272,7 @@ def read_mnist(folder: str | Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]
     ...         print(str(error).startswith(folder))
     True
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     try:
         found = _found(folder)
     except OSError as error:
