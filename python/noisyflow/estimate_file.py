@@ -32,7 +32,7 @@ from noisyflow import (
     runtime,
 )
 from noisyflow._device import memory_hint
-from noisyflow._files import open_regular
+from noisyflow._files import as_path, open_regular
 from noisyflow._streamed import is_streamed
 from noisyflow.bounds import EntropyBounds, entropy_bounds, noise_entropy
 from noisyflow.cost import predict_pair_seconds
@@ -175,10 +175,16 @@ def estimate_file(
     h(T) -0.1905
     I(S;T) 0.6931
     """
+    path = as_path("path", path)
+    if labels_path is not None:
+        labels_path = as_path("labels_path", labels_path)
+    population = _arrays.check_flag("population", population)
     samples = _loaded(path, "samples")
     _check_dtype(path, samples)
-    _check_budgets(standard_error, max_seconds, max_pairs)
-    _checks.as_seed(seed)
+    standard_error, max_seconds, max_pairs = _checked_budgets(
+        standard_error, max_seconds, max_pairs
+    )
+    seed = _checks.as_seed(seed)
     if device != "cpu":
         runtime.checked_device(device)
     if samples.ndim not in (2, 3):
@@ -449,18 +455,17 @@ def _reshaped(samples: NDArray[Any]) -> str:
 # -- options ------------------------------------------------------------------
 
 
-def _check_budgets(
+def _checked_budgets(
     standard_error: float | None, max_seconds: float | None, max_pairs: int | None
-) -> None:
+) -> tuple[float | None, float | None, int | None]:
     """By the names that they have on the command line."""
-    for name, value in (
-        ("--error", standard_error),
-        ("--max-seconds", max_seconds),
-    ):
-        if value is not None:
-            _checks.as_positive(name, value)
+    if standard_error is not None:
+        standard_error = _checks.as_positive("--error", standard_error)
+    if max_seconds is not None:
+        max_seconds = _checks.as_positive("--max-seconds", max_seconds)
     if max_pairs is not None:
-        _checks.as_int("--max-pairs", max_pairs, at_least=1)
+        max_pairs = _checks.as_int("--max-pairs", max_pairs, at_least=1)
+    return standard_error, max_seconds, max_pairs
 
 
 def _refuse_options_of_inputs(
