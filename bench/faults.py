@@ -279,8 +279,10 @@ def contents(folder: Path) -> dict[str, Any]:
         name = str(path.relative_to(folder))
         if path.is_dir():
             found[name] = "folder"
-        elif path.name in (".lock", "usage.json", "report.html"):
+        elif path.name in (".lock", "report.html"):
             found[name] = "there"
+        elif path.name == "usage.json":
+            continue  # a kill may lose it, and a full disk, as `Usage` says
         elif path.name == "history.csv":
             rows = csv.DictReader(io.StringIO(path.read_text()))
             found[name] = [
@@ -628,8 +630,9 @@ def score(
         except FaultError as error:
             came += 1
             problems.append(f"{harness.told}: {error}")
+            print(f"  {problems[-1]}", flush=True)
         if verbose:
-            print(f"  {harness.told}: {'no' if problems else 'ok'}", flush=True)
+            print(f"  {harness.told}", flush=True)
     print(
         f"{name}: {survived} of {came} ended in the results of an undisturbed run "
         f"({attempts} runs, {time.monotonic() - started:.0f} s)",
@@ -637,6 +640,7 @@ def score(
     )
     if came < wanted:
         problems.append(f"{name}: only {came} of {wanted} came in {attempts} runs")
+        print(problems[-1])
     return problems
 
 
@@ -688,10 +692,8 @@ def main(arguments: list[str] | None = None) -> int:
     for fault in args.faults or list(_FAULTS):
         wanted = args.kills if fault == "kill" else args.others
         problems += score(harnesses, fault, wanted, verbose=args.verbose)
-    for problem in problems:
-        print(f"\n{problem}")
     if problems:
-        print(f"\nwhat they left is in {work}")
+        print(f"what they left is in {work}")
     elif args.work is None:
         shutil.rmtree(work)
     return int(bool(problems))
