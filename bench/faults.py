@@ -61,6 +61,7 @@ _TOOK = re.compile(
     r'"[^"]* \([0-9.]+ s(, [0-9.]+ s per logged epoch)?\)(, [0-9]+ MiB)?"'
 )
 _has_own_mounts = False  # after `_prepare`, where it may
+_OF_TIMES = {*_TIMES, "sha256"}  # arrays of a checkpoint that hold times, or a hash
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -306,7 +307,7 @@ def _arrays(path: Path) -> dict[str, bytes]:
     return {
         name: array.dtype.str.encode() + np.asarray(array).tobytes()
         for name, array in arrays.items()
-        if name not in _TIMES and not name.startswith("history.csv.")
+        if name not in _OF_TIMES and not name.startswith("history.csv.")
     }
 
 
