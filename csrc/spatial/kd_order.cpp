@@ -35,7 +35,8 @@ class Splitter {
         order_{order0, order1},
         rows_{rows0, rows1} {}
 
-  // Splits the range and what comes of it. Ranges below `stop` rows are left to `unfinished`.
+  // Splits the range and what comes of it. Ranges below `stop` rows are left to `unfinished`,
+  // if that is not null.
   void grow(std::vector<KdNode>& nodes, Pending root, int64_t stop,
             std::vector<Pending>* unfinished) {
     std::vector<Pending> stack{root};
@@ -47,7 +48,7 @@ class Splitter {
         if (at.buffer == 1) copy(begin, end);
         continue;
       }
-      if (end - begin < stop) {
+      if (unfinished && end - begin < stop) {
         unfinished->push_back(at);
         continue;
       }
