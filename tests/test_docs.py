@@ -89,6 +89,28 @@ def test_quoted_warnings_are_those_of_the_code() -> None:
         assert words in re.sub(r"\n> | *\n", " ", text), words
 
 
+@pytest.mark.parametrize("page", ["design.md", "numerics.md"])
+def test_what_a_page_names_is_in_the_tree(page: str) -> None:
+    """Files, tests, constants of the kernels, and names behind a dot."""
+    folders = ("csrc", "python", "tests", "bench", "docs")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    sources = {".py", ".pyi", ".h", ".cpp", ".cu", ".cuh", ".sh"}
+    names = {path.name for path in files}
+    code = "".join(
+        path.read_text()
+        for path in files
+        if path.suffix in sources and path != Path(__file__)
+    )
+    for quoted in re.findall(r"`([^`\n]+)`", (DOCS / page).read_text()):
+        for file in re.findall(r"[\w./-]+\.(?:pyi?|h|cpp|cuh?|sh)\b", quoted):
+            assert Path(file).name in names, file
+        for word in re.findall(r"\btest_\w+\b(?!\.)|\bk[A-Z]\w+\b", quoted):
+            assert re.search(rf"\b{word}\b", code) or f"{word}.py" in names, word
+        if re.fullmatch(r"[a-z_]+\.[a-z_]+", quoted) and not quoted.endswith("json"):
+            last = quoted.partition(".")[2]
+            assert quoted in names or re.search(rf"\b{last}\b", code), quoted
+
+
 def slug(heading: str) -> str:
     """A heading's anchor, as code hosts make it."""
     kept = re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower())
