@@ -139,10 +139,12 @@ def measure_cost(
         Of `prepare`. Its tree is built if it is worth it for so many points, and kept.
     num_points : int
         Number of points m, in one call.
-    points, seed
+    points : (m, d) array, optional
         As in `predict_seconds`.
     is_kept : bool
         False: as if the tree were for this one call.
+    seed : int
+        As in `predict_seconds`.
 
     Returns
     -------

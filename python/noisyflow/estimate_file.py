@@ -129,7 +129,7 @@ def estimate_file(
     path : Path
         Array (n, d) of samples of S, or (inputs, draws, d) of samples of S given each
         input; float32 or float64.
-    noise_std, standard_error, max_seconds, max_pairs, seed
+    noise_std, standard_error, max_seconds, max_pairs
         As in `entropy`. Each quantity has budgets of its own.
     population : bool
         Of (n, d): S takes these values and no others.
@@ -139,6 +139,8 @@ def estimate_file(
         Of (inputs, draws, d): array (inputs,) of labels Y; adds I(Y; T).
     conditional : bool
         Of (inputs, draws, d): adds h(T | X), and h(T) = I(X; T) + h(T | X).
+    seed : int
+        As in `entropy`.
     device : str
         Where pairs are evaluated: cpu, cuda or cuda:N. On a GPU the file is held there
         whole, or this rank's rows of it.

@@ -87,16 +87,16 @@ class InformationCallback(_Callback):
         A row per epoch and layer of the last fit, as in the file. Part of Lightning's
         checkpoints: a training that is resumed goes on with it.
 
+    Raises
+    ------
+    TypeError, ValueError
+        From `Trainer.fit`, if the network is not one that can be measured.
+
     Notes
     -----
     Measures on a copy of the layers, in evaluation mode and on the CPU, with random
     numbers of its own: training is the same as without. In distributed training the
     process of rank 0 measures and the others wait.
-
-    Raises
-    ------
-    TypeError, ValueError
-        From `Trainer.fit`, if the network is not one that can be measured.
     """
 
     def __init__(
