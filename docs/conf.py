@@ -33,8 +33,8 @@ myst_heading_anchors = 3
 # Words of a docstring's types are words ("(n, d) array"), never links.
 numpydoc_xref_param_type = False
 numpydoc_show_class_members = False
-# Parameters and sections of a docstring exist, and are in order.
-numpydoc_validation_checks = {"PR02", "PR03", "GL06", "GL07"}
+# Parameters of a docstring exist, and its sections are in order.
+numpydoc_validation_checks = {"PR02", "GL06", "GL07"}
 numpydoc_class_members_toctree = False
 
 autodoc_member_order = "bysource"

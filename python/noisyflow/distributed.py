@@ -133,12 +133,16 @@ def mixture_log_density(
 
     Examples
     --------
-    >>> import torch.distributed as dist  # torchrun --nproc-per-node 2 script.py
-    >>> dist.init_process_group("gloo")  # doctest: +SKIP
-    >>> centers = torch.tensor([[-1.0], [1.0]])[dist.get_rank()::2]  # doctest: +SKIP
+    One rank here; under torchrun `init_process_group("gloo")` is enough.
+
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> every, first = dist.get_world_size(), dist.get_rank()
+    >>> centers = torch.tensor([[-1.0], [1.0]])[first::every]  # this rank's
     >>> points = torch.tensor([[0.0], [1.0]])
-    >>> mixture_log_density(points, centers, noise_std=1.0)  # doctest: +SKIP
+    >>> mixture_log_density(points, centers, noise_std=1.0)
     tensor([-1.4189, -1.4852])
+    >>> dist.destroy_process_group()
     """
     peers = Peers(group)
     outcome = peers.attempt(
@@ -220,10 +224,14 @@ def entropy(
 
     Examples
     --------
-    >>> import torch.distributed as dist  # torchrun --nproc-per-node 2 script.py
-    >>> dist.init_process_group("gloo")  # doctest: +SKIP
-    >>> rng = np.random.default_rng(dist.get_rank())  # doctest: +SKIP
-    >>> print(entropy(rng.normal(size=(500, 3)), noise_std=0.5))  # doctest: +SKIP
+    One rank here; under torchrun `init_process_group("gloo")` is enough.
+
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> far_apart = np.array([[-1.0], [1.0]])  # of this rank
+    >>> round(entropy(far_apart, 0.1, population=True).value, 4)  # h(Z) + log 2
+    -0.1905
+    >>> dist.destroy_process_group()
     """
     options = _options(locals(), ("centers", "weights", "group"))
     peers = Peers(group)
@@ -278,6 +286,17 @@ def conditional_entropy(
     Notes
     -----
     As `entropy`; rank 0 holds some 100 bytes for every sample of all ranks.
+
+    Examples
+    --------
+    One rank here; under torchrun `init_process_group("gloo")` is enough.
+
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> draws = np.zeros((4, 1, 2))  # of this rank: 4 inputs, a draw each
+    >>> round(conditional_entropy(draws, 1.0).value, 4)  # log(2 pi e), the noise's own
+    2.8379
+    >>> dist.destroy_process_group()
     """
     options = _options(locals(), ("samples", "group"))
     peers = Peers(group)
@@ -337,6 +356,17 @@ def mutual_information(
     As `entropy`; rank 0 holds some 100 bytes for every sample of all ranks. Where S is
     a function of X and there are no labels, I(X; T) is `entropy` less that of the
     noise, which does without them.
+
+    Examples
+    --------
+    One rank here; under torchrun `init_process_group("gloo")` is enough.
+
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> far_apart = np.array([-1.0, 1.0, -1.0, 1.0]).reshape(4, 1, 1)  # of this rank
+    >>> round(mutual_information(far_apart, noise_std=0.1).value, 6)  # log 2
+    0.693147
+    >>> dist.destroy_process_group()
     """
     options = _options(locals(), ("samples", "labels", "group"))
     peers = Peers(group)
