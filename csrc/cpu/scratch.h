@@ -20,10 +20,16 @@ inline Scratch allocate(int64_t bytes) {
   return Scratch(memory);
 }
 
+// Below this many pair-dimensions a second thread costs more than it saves (about 20 us each).
+// Builds under a sanitizer set it to 1: threads are to be seen there, however little there is to
+// do.
+#if !defined(NOISYFLOW_WORK_PER_THREAD)
+#define NOISYFLOW_WORK_PER_THREAD 4e6
+#endif
+
 // Fewer threads than asked for where the work does not pay for them.
 inline int worthwhile_threads(double work, int num_threads) {
-  // Below this many pair-dimensions a second thread costs more than it saves (about 20 us each).
-  constexpr double kWorkPerThread = 4e6;
+  constexpr double kWorkPerThread = NOISYFLOW_WORK_PER_THREAD;
   const double worthwhile = 1 + work / kWorkPerThread;
   return num_threads > worthwhile ? int(worthwhile) : num_threads;
 }
