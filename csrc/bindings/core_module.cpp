@@ -19,6 +19,7 @@
 #include "../cpu/dispatch.h"
 #include "../spatial/center_tree.h"
 #include "../spatial/kd_order.h"
+#include "released_gil.h"
 
 namespace py = pybind11;
 
@@ -105,7 +106,7 @@ py::array_t<T> log_density(const py::array_t<T>& points, const py::array_t<T>& c
   problem.task.out[kInner] = result.mutable_data();
   const KernelTable& table = active_target();  // reads the environment: needs the GIL
   {
-    py::gil_scoped_release release;
+    const ReleasedGil released;
     run_task(problem.task, table, num_threads);
   }
   return result;
@@ -145,7 +146,7 @@ class Prepared {
         table_(active_target()) {
     const Problem<T> problem(centers, centers, noise_std, weights);
     require(max_lost_mass > 0 && max_lost_mass < 1, "max_lost_mass must be in (0, 1)");
-    py::gil_scoped_release release;
+    const ReleasedGil released;
     const TreeOptions options{has_cells && d_ <= kMaxCellDims, max_lost_mass};
     tree_ = std::make_unique<CenterTree<T>>(problem.task.mixture, options, table_, num_threads);
   }
@@ -168,7 +169,7 @@ class Prepared {
     TreePlan plan{TreePath(path), 0, {}, 0};
     if (x.m > 0) {
       T* out = result.mutable_data();
-      py::gil_scoped_release release;
+      const ReleasedGil released;
       TreeTask<T> task{tree, {}, nullptr, noise_std_, max_lost_mass_, out};
       if (plan.path == TreePath::kChoose && is_tree_hopeless(task, table_, x))
         plan.path = TreePath::kEveryPair;
@@ -249,7 +250,7 @@ py::tuple block_log_sums(const py::array_t<T>& points, const py::array_t<T>& cen
   problem.task.include_rest = include_rest;
   const KernelTable& table = active_target();  // reads the environment: needs the GIL
   {
-    py::gil_scoped_release release;
+    const ReleasedGil released;
     run_task(problem.task, table, num_threads);
   }
   return py::make_tuple(parts[kOwn], parts[kInner], parts[kOuter], parts[kRest]);
@@ -271,7 +272,7 @@ py::tuple posterior_moments(const py::array_t<T>& points, const py::array_t<T>& 
       log_density.mutable_data(), mean.mutable_data(),  covariance.mutable_data()};
   const KernelTable& table = active_target();  // reads the environment: needs the GIL
   {
-    py::gil_scoped_release release;
+    const ReleasedGil released;
     run_posterior_task(task, table, num_threads);
   }
   return py::make_tuple(log_density, mean, covariance);
@@ -327,7 +328,7 @@ py::object log_density_gradients(const py::array_t<T>& points, const py::array_t
   if (want_noise_std) task.grad_noise_std = &of_noise_std;
   const KernelTable& table = active_target();  // reads the environment: needs the GIL
   {
-    py::gil_scoped_release release;
+    const ReleasedGil released;
     pairs = run_gradient_task(task, table, num_threads);
   }
   if (CountsPairs) return py::int_(pairs);
@@ -346,7 +347,7 @@ Indices kd_order(const py::array_t<T>& centers, int64_t leaf, int num_threads) {
   Indices result(y.m);
   int64_t* out = result.mutable_data();
   if (y.m > 0) {
-    py::gil_scoped_release release;
+    const ReleasedGil released;
     const KdOrder<T> order(y.points, y.stride, y.m, d, leaf, num_threads);
     std::copy(order.order.begin(), order.order.end(), out);
   }
@@ -386,7 +387,7 @@ py::array_t<T> covariance_log_density(const py::array_t<T>& points, const py::ar
   task.out = result.mutable_data();
   const KernelTable& table = active_target();  // reads the environment: needs the GIL
   {
-    py::gil_scoped_release release;
+    const ReleasedGil released;
     run_covariance_task(task, table, num_threads);
   }
   return result;
@@ -399,7 +400,7 @@ int64_t first_unfit_factor(const Contiguous<T>& whitening) {
   require_factors(whitening);
   const int64_t n = whitening.shape(0), d = whitening.shape(1);
   const T* a = whitening.data();
-  py::gil_scoped_release release;
+  const ReleasedGil released;
   for (int64_t j = 0; j < n; ++j, a += d * d)
     for (int64_t r = 0; r < d; ++r)
       for (int64_t k = 0; k < d; ++k) {
@@ -417,7 +418,7 @@ int64_t first_nonfinite(const py::array_t<T>& array) {
   constexpr Bits kExponent = sizeof(T) == 4 ? Bits(0x7f800000) : Bits(0x7ff0000000000000);
   const PointsView<T> view = rows(array);
   int64_t d = array.shape(1), count = view.m;
-  py::gil_scoped_release release;
+  const ReleasedGil released;
   if (view.stride == d) {  // one long row
     d *= count;
     count = count > 0;
@@ -515,7 +516,7 @@ py::tuple path_importance(const std::vector<Doubles>& weights, const std::vector
                       effective.mutable_data()};
   const KernelTable& table = active_target();
   {
-    py::gil_scoped_release release;
+    const ReleasedGil released;
     run_path_task(task, table, num_threads);
   }
   return py::make_tuple(lower, upper, effective);
@@ -557,7 +558,7 @@ py::tuple path_replicas(const std::vector<Doubles>& weights, const std::vector<D
                          effective.mutable_data()};
   const KernelTable& table = active_target();
   {
-    py::gil_scoped_release release;
+    const ReleasedGil released;
     run_replica_task(task, table, num_threads);
   }
   return py::make_tuple(lower, upper, effective);

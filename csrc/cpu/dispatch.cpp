@@ -23,24 +23,25 @@ namespace {
 constexpr int64_t kBlocksTogether = 8;  // of points, in one task over a tree
 
 const std::vector<KernelTable>& tables() {
-  static const std::vector<KernelTable> found = [] {
-    std::vector<KernelTable> list;
+  // Never destroyed: threads may still compute while the process ends.
+  static const auto* const found = [] {
+    auto* const list = new std::vector<KernelTable>;
 #if defined(NOISYFLOW_X86)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-      list.push_back(kernels_avx512());
-    if (avx2) list.push_back(kernels_avx2());
+      list->push_back(kernels_avx512());
+    if (avx2) list->push_back(kernels_avx2());
 #endif
 #if defined(NOISYFLOW_ARM64)
-    list.push_back(kernels_neon());  // every such CPU has it
+    list->push_back(kernels_neon());  // every such CPU has it
 #else
-    list.push_back(kernels_baseline());
+    list->push_back(kernels_baseline());
 #endif
     return list;
   }();
-  return found;
+  return *found;
 }
 
 const KernelTable& find_target(const char* name, const char* who) {
@@ -237,10 +238,12 @@ void run_task(const Task<T>& task, const KernelTable& table, int num_threads) {
   const auto expansion = expand(task, *expansion_kernel, num_threads);
   grouped.expanded = expansion ? &expansion->form : nullptr;
   const int64_t step = groups_per_task(grouped.num_groups, num_threads);
+  const int64_t num_tasks = (grouped.num_groups + step - 1) / step;
+  num_threads = int(std::min<int64_t>(num_threads, num_tasks));
   std::vector<Scratch> scratch;
   for (int thread = 0; thread < num_threads; ++thread)
     scratch.push_back(allocate(kernel.scratch_bytes));
-  parallel_for((grouped.num_groups + step - 1) / step, num_threads, [&](int thread, int64_t index) {
+  parallel_for(num_tasks, num_threads, [&](int thread, int64_t index) {
     const int64_t last = std::min(grouped.num_groups, (index + 1) * step);
     kernel.evaluate(grouped, index * step, last, scratch[size_t(thread)].get());
   });
@@ -383,10 +386,12 @@ void run_covariance_task(const CovarianceTask<T>& task, const KernelTable& table
 
   const int64_t num_groups = (m + kernel->group - 1) / kernel->group;
   const int64_t step = kernel->group * groups_per_task(num_groups, num_threads);
+  const int64_t num_tasks = (m + step - 1) / step;
+  num_threads = int(std::min<int64_t>(num_threads, num_tasks));
   std::vector<Scratch> scratch;
   for (int thread = 0; thread < num_threads; ++thread)
     scratch.push_back(allocate(kernel->scratch_bytes));
-  parallel_for((m + step - 1) / step, num_threads, [&](int thread, int64_t index) {
+  parallel_for(num_tasks, num_threads, [&](int thread, int64_t index) {
     const int64_t first = index * step;
     kernel->evaluate(task, packed, first, std::min(first + step, m), scratch[size_t(thread)].get());
   });
@@ -408,10 +413,12 @@ void run_posterior_task(const PosteriorTask<T>& task, const KernelTable& table, 
   num_threads = worthwhile_threads(work, num_threads);
   const int64_t num_groups = (m + kernel->group - 1) / kernel->group;
   const int64_t step = kernel->group * groups_per_task(num_groups, num_threads);
+  const int64_t num_tasks = (m + step - 1) / step;
+  num_threads = int(std::min<int64_t>(num_threads, num_tasks));
   std::vector<Scratch> scratch;
   for (int thread = 0; thread < num_threads; ++thread)
     scratch.push_back(allocate(kernel->scratch_bytes(d)));
-  parallel_for((m + step - 1) / step, num_threads, [&](int thread, int64_t index) {
+  parallel_for(num_tasks, num_threads, [&](int thread, int64_t index) {
     const int64_t first = index * step;
     kernel->evaluate(task, first, std::min(first + step, m), scratch[size_t(thread)].get());
   });
