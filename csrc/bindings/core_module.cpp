@@ -26,25 +26,50 @@ namespace py = pybind11;
 namespace noisyflow {
 namespace {
 
-using Indices = py::array_t<int64_t, py::array::c_style>;
+// Of any strides; NumPy copies one whose numbers straddle their places in memory.
+constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+template <class T>
+using Array = py::array_t<T, kAligned>;
+template <class T>
+using Contiguous = py::array_t<T, kAligned | py::array::c_style>;
+using Indices = Contiguous<int64_t>;
 
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
+void require_threads(int num_threads) { require(num_threads >= 1, "num_threads must be positive"); }
+
 // Rows of a 2-d array whose rows are contiguous; any row stride.
 template <class T>
-PointsView<T> rows(const py::array_t<T>& array) {
+PointsView<T> rows(const Array<T>& array) {
   require(array.ndim() == 2, "expected a 2-d array");
   require(array.size() == 0 || array.shape(1) == 1 || array.strides(1) == int64_t(sizeof(T)),
           "rows must be contiguous");
-  require(array.strides(0) % int64_t(sizeof(T)) == 0, "rows must be aligned");
+  require(array.shape(0) <= 1 || array.strides(0) % int64_t(sizeof(T)) == 0,
+          "rows must be aligned");
   return {array.data(), array.strides(0) / int64_t(sizeof(T)), array.shape(0)};
+}
+
+// NaN in a sort or a median reads past their ends.
+template <class T>
+int64_t first_nonfinite(const Array<T>& array);
+template <class T>
+void require_finite(const Array<T>& array) {
+  require(first_nonfinite(array) < 0, "rows must be finite");
+}
+
+// What _arrays.py lets through: beyond, squares over squares of the noise are no numbers.
+template <class T>
+void require_noise(double noise_std, const char* message = "noise_std must be positive, in range") {
+  constexpr double kLeast = sizeof(T) == 4 ? 1e-15 : 1e-140;
+  constexpr double kMost = sizeof(T) == 4 ? 1e15 : 1e140;
+  require(noise_std >= kLeast && noise_std <= kMost, message);
 }
 
 // -2 noise_std^2 log w_j, see MixtureView.
 template <class T>
-std::vector<T> weight_shifts(const py::array_t<T>& weights, double noise_std) {
+std::vector<T> weight_shifts(const Array<T>& weights, double noise_std) {
   std::vector<T> shifts(size_t(weights.shape(0)));
   const auto w = weights.template unchecked<1>();
   for (py::ssize_t j = 0; j < w.shape(0); ++j)
@@ -80,13 +105,13 @@ struct Problem {
   Task<T> task;
   std::vector<T> shifts;
 
-  Problem(const py::array_t<T>& points, const py::array_t<T>& centers, double noise_std,
-          const std::optional<py::array_t<T>>& weights)
+  Problem(const Array<T>& points, const Array<T>& centers, double noise_std,
+          const std::optional<Array<T>>& weights)
       : task{} {
     const PointsView<T> y = rows(centers);
     require(points.ndim() == 2 && points.shape(1) == centers.shape(1), "dimensions differ");
     require(y.m >= 1 && y.m < INT32_MAX && centers.shape(1) >= 1, "too few or too many centers");
-    require(std::isfinite(noise_std) && noise_std > 0, "noise_std must be positive");
+    require_noise<T>(noise_std);
     if (weights) {
       require(weights->ndim() == 1 && weights->shape(0) == y.m, "one weight per center");
       shifts = weight_shifts(*weights, noise_std);
@@ -98,9 +123,9 @@ struct Problem {
 };
 
 template <class T>
-py::array_t<T> log_density(const py::array_t<T>& points, const py::array_t<T>& centers,
-                           double noise_std, const std::optional<py::array_t<T>>& weights,
-                           int num_threads) {
+py::array_t<T> log_density(const Array<T>& points, const Array<T>& centers, double noise_std,
+                           const std::optional<Array<T>>& weights, int num_threads) {
+  require_threads(num_threads);
   Problem<T> problem(points, centers, noise_std, weights);
   py::array_t<T> result(problem.task.points.m);
   problem.task.out[kInner] = result.mutable_data();
@@ -114,10 +139,11 @@ py::array_t<T> log_density(const py::array_t<T>& points, const py::array_t<T>& c
 
 // Squared distances between every so many-th of the points and of the centers, (num_x, num_y).
 template <class T>
-py::array_t<T> sampled_squares(const py::array_t<T>& points, const py::array_t<T>& centers,
-                               int64_t num_x, int64_t num_y) {
+py::array_t<T> sampled_squares(const Array<T>& points, const Array<T>& centers, int64_t num_x,
+                               int64_t num_y) {
   const PointsView<T> x = rows(points), y = rows(centers);
   require(points.shape(1) == centers.shape(1), "dimensions differ");
+  require(num_x >= 0 && num_y >= 0, "samples of at least nothing");
   num_x = std::min(num_x, x.m);
   num_y = std::min(num_y, y.m);
   py::array_t<T> result({num_x, num_y});
@@ -137,15 +163,16 @@ py::array_t<T> sampled_squares(const py::array_t<T>& points, const py::array_t<T
 template <class T>
 class Prepared {
  public:
-  Prepared(const py::array_t<T>& centers, double noise_std,
-           const std::optional<py::array_t<T>>& weights, double max_lost_mass, bool has_cells,
-           int num_threads)
+  Prepared(const Array<T>& centers, double noise_std, const std::optional<Array<T>>& weights,
+           double max_lost_mass, bool has_cells, int num_threads)
       : d_(centers.ndim() == 2 ? centers.shape(1) : 0),
         noise_std_(noise_std),
         max_lost_mass_(max_lost_mass),
         table_(active_target()) {
     const Problem<T> problem(centers, centers, noise_std, weights);
     require(max_lost_mass > 0 && max_lost_mass < 1, "max_lost_mass must be in (0, 1)");
+    require_threads(num_threads);
+    require_finite(centers);
     const ReleasedGil released;
     const TreeOptions options{has_cells && d_ <= kMaxCellDims, max_lost_mass};
     tree_ = std::make_unique<CenterTree<T>>(problem.task.mixture, options, table_, num_threads);
@@ -154,16 +181,19 @@ class Prepared {
   // Log-densities (None where the path is kEveryPair), without the own center of each point if
   // those are given, the path taken, the sample of points that chose it with its counts and
   // seconds, and all counts: pairs, aggregated, terms, boxes.
-  py::tuple log_density(const py::array_t<T>& points, int path, int num_threads,
+  py::tuple log_density(const Array<T>& points, int path, int num_threads,
                         const std::optional<Indices>& own) const {
     require(points.ndim() == 2 && points.shape(1) == d_, "dimensions differ");
     require(points.shape(0) < INT32_MAX, "too many points");
+    require(path >= int(TreePath::kChoose) && path <= int(TreePath::kPointByPoint), "no such path");
+    require_threads(num_threads);
     const TreeView<T> tree = tree_->view();
     const int64_t* owns = own ? own->data() : nullptr;
     require(!own || (own->ndim() == 1 && own->shape(0) == points.shape(0)), "one own per point");
     for (int64_t i = 0; own && i < points.shape(0); ++i)
       require(owns[i] >= 0 && owns[i] < tree.n, "own must index centers");
     const PointsView<T> x = rows(points);
+    require_finite(points);
     py::array_t<T> result(x.m);
     TreeCounts counts;
     TreePlan plan{TreePath(path), 0, {}, 0};
@@ -212,26 +242,45 @@ class Prepared {
   std::unique_ptr<CenterTree<T>> tree_;
 };
 
+// Of an object whose __init__ has not run, pybind11 would make one out of memory as it is.
 template <class T>
-void define_prepared(py::module_& m, const char* name) {
-  py::class_<Prepared<T>>(m, name)
-      .def(py::init<const py::array_t<T>&, double, const std::optional<py::array_t<T>>&, double,
-                    bool, int>(),
-           py::arg("centers").noconvert(), py::arg("noise_std"),
-           py::arg("weights").noconvert().none(true), py::arg("max_lost_mass"),
-           py::arg("has_cells"), py::arg("num_threads"))
-      .def("log_density", &Prepared<T>::log_density, py::arg("points").noconvert(), py::arg("path"),
-           py::arg("num_threads"), py::arg("own") = py::none())
-      .def_property_readonly("num_leaves", &Prepared<T>::num_leaves)
-      .def_property_readonly("num_cells", &Prepared<T>::num_cells)
-      .def_property_readonly("num_bytes", &Prepared<T>::num_bytes);
+const Prepared<T>& made(const py::object& self) {
+  if (!py::isinstance<Prepared<T>>(self)) throw py::type_error("self is no prepared mixture");
+  auto* const instance = reinterpret_cast<py::detail::instance*>(self.ptr());
+  if (!instance->get_value_and_holder().holder_constructed())
+    throw py::type_error("this mixture has not been prepared: __init__ has not run");
+  return self.cast<const Prepared<T>&>();
 }
 
 template <class T>
-py::tuple block_log_sums(const py::array_t<T>& points, const py::array_t<T>& centers,
-                         double noise_std, const Indices& own, const Indices& offsets,
-                         const Indices& outer_offsets, const std::optional<py::array_t<T>>& weights,
-                         bool include_rest, int num_threads) {
+void define_prepared(py::module_& m, const char* name) {
+  py::class_<Prepared<T>>(m, name)
+      .def(py::init<const Array<T>&, double, const std::optional<Array<T>>&, double, bool, int>(),
+           py::arg("centers").noconvert(), py::arg("noise_std"),
+           py::arg("weights").noconvert().none(true), py::arg("max_lost_mass"),
+           py::arg("has_cells"), py::arg("num_threads"))
+      .def(
+          "log_density",
+          [](const py::object& self, const Array<T>& points, int path, int num_threads,
+             const std::optional<Indices>& own) {
+            return made<T>(self).log_density(points, path, num_threads, own);
+          },
+          py::arg("points").noconvert(), py::arg("path"), py::arg("num_threads"),
+          py::arg("own") = py::none())
+      .def_property_readonly("num_leaves",
+                             [](const py::object& self) { return made<T>(self).num_leaves(); })
+      .def_property_readonly("num_cells",
+                             [](const py::object& self) { return made<T>(self).num_cells(); })
+      .def_property_readonly("num_bytes",
+                             [](const py::object& self) { return made<T>(self).num_bytes(); });
+}
+
+template <class T>
+py::tuple block_log_sums(const Array<T>& points, const Array<T>& centers, double noise_std,
+                         const Indices& own, const Indices& offsets, const Indices& outer_offsets,
+                         const std::optional<Array<T>>& weights, bool include_rest,
+                         int num_threads) {
+  require_threads(num_threads);
   Problem<T> problem(points, centers, noise_std, weights);
   require(own.ndim() == 1 && own.shape(0) == problem.task.points.m, "one own center per point");
   const int64_t m = problem.task.points.m, n = problem.task.mixture.n;
@@ -259,13 +308,13 @@ py::tuple block_log_sums(const py::array_t<T>& points, const py::array_t<T>& cen
 // Log-densities (m,), and mean (m, d) relative to the point and covariance (m, d, d) of its center:
 // see PosteriorTask.
 template <class T>
-py::tuple posterior_moments(const py::array_t<T>& points, const py::array_t<T>& centers,
-                            double noise_std, const std::optional<py::array_t<T>>& weights,
-                            double unit, int num_threads) {
+py::tuple posterior_moments(const Array<T>& points, const Array<T>& centers, double noise_std,
+                            const std::optional<Array<T>>& weights, double unit, int num_threads) {
+  require_threads(num_threads);
   const Problem<T> problem(points, centers, noise_std, weights);
   const int64_t m = problem.task.points.m, d = problem.task.mixture.d;
   require(d <= kMaxMomentDim, "d <= 32");
-  require(std::isfinite(unit) && unit > 0, "unit must be positive");
+  require_noise<T>(unit, "unit must be positive, in range");
   py::array_t<T> log_density(m), mean({m, d}), covariance({m, d, d});
   const PosteriorTask<T> task{
       problem.task.points,        problem.task.mixture, unit,
@@ -281,18 +330,18 @@ py::tuple posterior_moments(const py::array_t<T>& points, const py::array_t<T>& 
 // Gradients with respect to points (m, d), centers (n, d), weights (n,) and noise_std, None where
 // not wanted: see GradientTask. CountsPairs: how many pairs they took instead.
 template <class T, bool CountsPairs>
-py::object log_density_gradients(const py::array_t<T>& points, const py::array_t<T>& centers,
-                                 double noise_std, const std::optional<py::array_t<T>>& weights,
-                                 const py::array_t<T>& log_density,
-                                 const py::array_t<T>& grad_output, bool want_points,
-                                 bool want_centers, bool want_weights, bool want_noise_std,
-                                 double max_lost_mass, int num_threads) {
+py::object log_density_gradients(const Array<T>& points, const Array<T>& centers, double noise_std,
+                                 const std::optional<Array<T>>& weights,
+                                 const Array<T>& log_density, const Array<T>& grad_output,
+                                 bool want_points, bool want_centers, bool want_weights,
+                                 bool want_noise_std, double max_lost_mass, int num_threads) {
+  require_threads(num_threads);
   const Problem<T> problem(points, centers, noise_std, weights);
   const PointsView<T>& x = problem.task.points;
   const MixtureView<T>& mixture = problem.task.mixture;
   require(x.m < INT32_MAX, "too many points");
   require(max_lost_mass >= 0 && max_lost_mass < 1, "max_lost_mass must be in [0, 1)");
-  auto values = [](const py::array_t<T>& array, int64_t count, const char* message) {
+  auto values = [](const Array<T>& array, int64_t count, const char* message) {
     require(array.ndim() == 1 && array.shape(0) == count, message);
     std::vector<T> out(static_cast<size_t>(count));
     const auto from = array.template unchecked<1>();
@@ -339,11 +388,14 @@ py::object log_density_gradients(const py::array_t<T>& points, const py::array_t
 // The rows of the centers, ordered so that neighbours in space are neighbours in the order; runs of
 // `leaf` rows lie close together.
 template <class T>
-Indices kd_order(const py::array_t<T>& centers, int64_t leaf, int num_threads) {
+Indices kd_order(const Array<T>& centers, int64_t leaf, int num_threads) {
   const PointsView<T> y = rows(centers);
   const int64_t d = centers.shape(1);
   require(y.m < INT32_MAX && d >= 1, "too many centers, or no dimension");
   require(leaf >= 1, "leaf must be positive");
+  require_threads(num_threads);
+  require_finite(centers);
+  leaf = std::min(leaf, std::max<int64_t>(y.m, 1));
   Indices result(y.m);
   int64_t* out = result.mutable_data();
   if (y.m > 0) {
@@ -354,9 +406,6 @@ Indices kd_order(const py::array_t<T>& centers, int64_t leaf, int num_threads) {
   return result;
 }
 
-template <class T>
-using Contiguous = py::array_t<T, py::array::c_style>;
-
 // (n, d, d): see CovarianceTask.
 template <class T>
 void require_factors(const Contiguous<T>& whitening) {
@@ -365,10 +414,11 @@ void require_factors(const Contiguous<T>& whitening) {
 }
 
 template <class T>
-py::array_t<T> covariance_log_density(const py::array_t<T>& points, const py::array_t<T>& centers,
+py::array_t<T> covariance_log_density(const Array<T>& points, const Array<T>& centers,
                                       const Contiguous<T>& whitening,
                                       const std::optional<Contiguous<T>>& weights,
                                       int num_threads) {
+  require_threads(num_threads);
   CovarianceTask<T> task{};
   task.points = rows(points);
   task.centers = rows(centers);
@@ -399,6 +449,7 @@ template <class T>
 int64_t first_unfit_factor(const Contiguous<T>& whitening) {
   require_factors(whitening);
   const int64_t n = whitening.shape(0), d = whitening.shape(1);
+  if (whitening.size() == 0) return -1;  // of however many matrices
   const T* a = whitening.data();
   const ReleasedGil released;
   for (int64_t j = 0; j < n; ++j, a += d * d)
@@ -413,10 +464,11 @@ int64_t first_unfit_factor(const Contiguous<T>& whitening) {
 
 // Index, in C order, of the first element that is NaN or infinite; -1 if there is none.
 template <class T>
-int64_t first_nonfinite(const py::array_t<T>& array) {
+int64_t first_nonfinite(const Array<T>& array) {
   using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
   constexpr Bits kExponent = sizeof(T) == 4 ? Bits(0x7f800000) : Bits(0x7ff0000000000000);
   const PointsView<T> view = rows(array);
+  if (array.size() == 0) return -1;  // of however many rows
   int64_t d = array.shape(1), count = view.m;
   const ReleasedGil released;
   if (view.stride == d) {  // one long row
@@ -441,7 +493,7 @@ int64_t first_nonfinite(const py::array_t<T>& array) {
   return -1;
 }
 
-using Doubles = py::array_t<double, py::array::c_style>;
+using Doubles = Contiguous<double>;
 
 // Layers 2 .. l as arrays from Python; the view points into them.
 struct Layers {
@@ -455,7 +507,7 @@ struct Layers {
     require(!weights.empty() && weights.size() == biases.size(), "one bias per weight matrix");
     require(first.ndim() == 2 && first.shape(0) >= 1, "first must be (m, d_1)");
     require(activation >= 0 && activation <= int(Activation::kLeakyRelu), "unknown activation");
-    require(std::isfinite(noise_std) && noise_std > 0, "noise_std must be positive");
+    require_noise<double>(noise_std);
     dims.push_back(first.shape(1));
     for (size_t i = 0; i < weights.size(); ++i) {
       length += dims.back();
@@ -478,6 +530,7 @@ py::tuple path_importance(const std::vector<Doubles>& weights, const std::vector
                           const Doubles& points, const Indices& own, const Doubles& path,
                           const Indices& groups, const Doubles& uniforms, const Doubles& normals,
                           int num_threads) {
+  require_threads(num_threads);
   const Layers layers(weights, biases, activation, noise_std, first);
   const int64_t length = layers.length;
   const int64_t d = layers.dims.back();
@@ -493,13 +546,15 @@ py::tuple path_importance(const std::vector<Doubles>& weights, const std::vector
           "uniforms (N, K + 2)");
   require(normals.shape(0) == N && normals.shape(2) == length + d, "normals (N, K, L + d)");
   const int64_t m = first.shape(0);
-  for (int64_t g = 0; g < G; ++g)
-    for (int64_t i = 0; i < N; ++i) {
+  for (int64_t i = 0; i < N; ++i) {
+    const int64_t j = own.data()[i];
+    require(0 <= j && j < m, "own must be rows of first");
+    for (int64_t g = 0; g < G; ++g) {
       const int64_t* range = groups.data() + 2 * (g * N + i);
-      const int64_t j = own.data()[i];
       require(0 <= range[0] && range[0] <= j && j < range[1] && range[1] <= m,
               "a group must be a range of inputs that contains the own one");
     }
+  }
   Doubles lower({G, N}), upper({G, N}), effective({G, N});
   const PathTask task{layers.view,
                       N,
@@ -529,6 +584,7 @@ py::tuple path_replicas(const std::vector<Doubles>& weights, const std::vector<D
                         const Doubles& points, const Indices& own, const Doubles& path,
                         const Doubles& normals, const Indices& offsets, int64_t num_draws,
                         int num_threads) {
+  require_threads(num_threads);
   const Layers layers(weights, biases, activation, noise_std, first);
   require(own.ndim() == 1 && offsets.ndim() == 1 && offsets.shape(0) == own.shape(0),
           "own and offsets must be (N,)");

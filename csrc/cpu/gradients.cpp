@@ -211,14 +211,18 @@ class Gradients {
     }
   }
 
+  // Or NaN: a tree cannot order those.
   bool is_huge() const {
-    T largest = 0;
+    const double most =
+        std::min(kMostCoordinate<T>, kMostCoordinateOverNoise<T> * mixture_.noise_std);
+    auto is_beyond = [&](const T* row) {
+      return !std::all_of(row, row + d_, [&](T x) { return std::abs(double(x)) <= most; });
+    };
     for (int64_t i = 0; i < m_; ++i)
-      for (int64_t k = 0; k < d_; ++k) largest = std::max(largest, std::abs(point(i)[k]));
+      if (is_beyond(point(i))) return true;
     for (int64_t j = 0; j < n_; ++j)
-      for (int64_t k = 0; k < d_; ++k) largest = std::max(largest, std::abs(center(j)[k]));
-    return double(largest) > kMostCoordinate<T> ||
-           double(largest) > kMostCoordinateOverNoise<T> * mixture_.noise_std;
+      if (is_beyond(center(j))) return true;
+    return false;
   }
 
   // -- |x|^2 + |y|^2 - 2 x.y where it is exact enough -----------------------------------------
@@ -316,11 +320,13 @@ class Gradients {
     const int64_t most = kernel_.most_blocks(d_);
     const int64_t step =
         std::clamp<int64_t>(pass.num_blocks / (4 * int64_t(num_threads_)), 1, most);
+    const int64_t num_tasks = (pass.num_blocks + step - 1) / step;
+    const int num_threads = int(std::min<int64_t>(num_threads_, num_tasks));
     std::vector<Scratch> scratch;
-    for (int thread = 0; thread < num_threads_; ++thread)
+    for (int thread = 0; thread < num_threads; ++thread)
       scratch.push_back(allocate(kernel_.scratch_bytes(pass)));
-    std::vector<int64_t> pairs(size_t(num_threads_), 0);
-    parallel_for((pass.num_blocks + step - 1) / step, num_threads_, [&](int thread, int64_t index) {
+    std::vector<int64_t> pairs(size_t(num_threads), 0);
+    parallel_for(num_tasks, num_threads, [&](int thread, int64_t index) {
       const int64_t last = std::min(pass.num_blocks, (index + 1) * step);
       pairs[size_t(thread)] +=
           kernel_.evaluate(pass, index * step, last, scratch[size_t(thread)].get());
