@@ -161,6 +161,19 @@ def test_estimates(dtype: Any, rng: np.random.Generator) -> None:
     assert_one_result(call)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_gradients_of_estimates(rng: np.random.Generator) -> None:
+    samples = torch.from_numpy(rng.normal(size=(30, 4, 3)))
+
+    def call() -> Any:
+        leaf = samples.clone().requires_grad_()
+        found = noisyflow.mutual_information(leaf, 0.3, max_pairs=200_000, seed=3)
+        torch.autograd.backward(found.value)
+        return found.value, leaf.grad
+
+    assert_one_result(call)
+
+
 def test_path_importance(rng: np.random.Generator) -> None:
     layers = NoisyLayers(
         [rng.normal(size=(3, 3)), rng.normal(size=(2, 3))],
