@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from noisyflow import _core, _exact, accuracy, cli, runtime
+from noisyflow import _core, _device, _exact, accuracy, cli, runtime
 
 mpmath = pytest.importorskip("mpmath")
 
@@ -98,6 +98,28 @@ def test_a_bar_that_is_broken_is_named(
     assert "inf !" in out
     assert "NOT accurate: log-density float64" in out
     assert "inf instead of 1e-12" in out
+
+
+def test_a_gpu_has_columns_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Formulas in place of the CUDA kernels, on tensors that pose."""
+    torch = pytest.importorskip("torch")
+    from fake_cuda import FakeCuda, PosingTensor, posing
+
+    module, real = FakeCuda(), torch.as_tensor
+    monkeypatch.setattr(_device, "extension", lambda: module)
+    monkeypatch.setattr(_device, "is_on_device", lambda v: isinstance(v, PosingTensor))
+    _device._check_device.cache_clear()
+    monkeypatch.setattr(runtime, "checked_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(torch, "as_tensor", lambda *a, **k: posing(real(*a, **k)))
+    some = list(itertools.islice(accuracy.cases("float64"), 3))
+    monkeypatch.setattr(accuracy, "cases", lambda *args, **options: iter(some))
+    monkeypatch.setattr(accuracy, "DTYPES", ("float64",))
+    report = accuracy.measure()
+    assert report.broken == []
+    found = {tuple(e)[2:4] for e in report.errors if e.target == "cuda:0"}
+    kinds = [("direct", "log-density"), ("direct", "gradient")]
+    assert found == {*kinds, ("skipping", "log-density")}
+    assert "| cuda:0 direct | cuda:0 skipping |" in report.to_markdown()
 
 
 def test_accuracy_needs_mpmath(

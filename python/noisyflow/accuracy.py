@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyflow import _core, _device, _exact, mixture, prepared, runtime
+from noisyflow import _core, _device, _exact, prepared, runtime
 from noisyflow._accuracy_cases import FAMILIES, Case, cases
 
 Floats = NDArray[Any]
@@ -204,23 +204,28 @@ def _on_cpu(case: Case, path: str) -> Iterator[_Results]:
         yield value, None
 
 
-def _on_gpu(case: Case, path: str, device: Any) -> Iterator[_Results]:
-    """What the kernels of a GPU give."""
+def _on_gpu(case: Case, path: str, name: str) -> Iterator[_Results]:
+    """What the kernels of a GPU give; gradients are of every pair on either path."""
     import torch
 
-    arrays = (case.points, case.centers, case.weights, case.grad_output)
-    (x, y, w, g) = (a if a is None else torch.as_tensor(a).to(device) for a in arrays)
-    lost = 0.0 if path == "direct" else None
-    value = mixture.mixture_log_density(
-        x, y, case.noise_std, weights=w, max_lost_mass=lost
+    device = runtime.checked_device(name)
+
+    def uploaded(array: Any) -> Any:
+        return None if array is None else torch.as_tensor(array, device=device)
+
+    (x, y, w) = map(uploaded, (case.points, case.centers, case.weights))
+    lost = prepared.checked_max_lost_mass(None, case.points.dtype)
+    value = _device.log_density(
+        x, y, case.noise_std, w, 0.0 if path == "direct" else lost
     )
     gradients = None
-    if case.has_gradients and path == "direct":  # every pair on either path
+    if case.has_gradients and path == "direct":
         found = _device.gradients(
-            *(x, y, case.noise_std, w, value, g), *(True, True, True, True)
+            *(x, y, case.noise_std, w, value, uploaded(case.grad_output)),
+            *(True, True, True, True),
         )
-        gradients = tuple(part.cpu().numpy() for part in found)
-    yield value.cpu().numpy(), gradients
+        gradients = tuple(np.asarray(part.cpu()) for part in found)
+    yield np.asarray(value.cpu()), gradients
 
 
 def errors(
@@ -269,13 +274,16 @@ def _gpus() -> list[str]:
     if module is None or not module.driver_version():
         return []
     names = []
-    for index in range(module.device_count()):
+    try:
+        count = module.device_count()
+    except RuntimeError:
+        return []
+    for name in (f"cuda:{index}" for index in range(count)):
         try:
-            runtime.checked_device(f"cuda:{index}")
-            _device.require(index)
+            runtime.checked_device(name)  # with the kernels, too
         except (RuntimeError, ValueError):
             continue  # `noisyflow check` says why
-        names.append(f"cuda:{index}")
+        names.append(name)
     return names
 
 
