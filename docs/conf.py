@@ -51,12 +51,10 @@ html_show_sourcelink = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
-# Pages whose lists are made by a program, or read as a list on a code host: here they
-# also lead the reader on.
-_LEADS_TO = {"gallery/README": "*", "decisions/README": "0*"}
+# Pages that list others, by hand or by a program: here their lists also make the menu.
+_LISTS = ("gallery/README", "decisions/README")
+_LISTED = re.compile(r"\]\(([\w-]+)\.md\)")
 _OPTIONAL = ("install", "cluster", "benchmarks")  # pages that not every checkout has
-
-
 _PAGE_LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+[^)\s#]+\.md)(#[^)\s]*)?\)")
 
 
@@ -80,8 +78,9 @@ def _add_contents(app: Any, page: str, source: list[str]) -> None:
         for name in _OPTIONAL:
             if not (Path(app.srcdir) / f"{name}.md").exists():
                 source[0] = source[0].replace(f"\n{name}\n", "\n")
-    if page in _LEADS_TO:
-        source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n\n{_LEADS_TO[page]}\n```\n"
+    if page in _LISTS:
+        names = "\n".join(dict.fromkeys(_LISTED.findall(source[0])))
+        source[0] += f"\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
 
 
 # In a docstring |x| is an absolute value, and in reStructuredText a substitution.
