@@ -450,7 +450,7 @@ def main(meeting: str, folder: str) -> None:
         init_method=f"file://{meeting}",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=40),
+        timeout=timedelta(seconds=120),
     )
     parts = [
         ("log-density", _log_densities),
