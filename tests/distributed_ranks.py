@@ -221,8 +221,13 @@ def estimations() -> dict[str, Estimation]:
         "entropy-float32": case(h, s.astype(np.float32)),
         "entropy-here-and-there": case(h, s, max_pairs=128 * 240),
         "entropy-isolated": case(h, s, noise_std=0.01),
-        # Second rounds, with quadratic forms for controls.
-        "entropy-forms": case(h, s, population=True, standard_error=1e-4),
+        # Quadratic forms for controls, as this is known to be the last round.
+        "entropy-forms": case(
+            *(h, s[:60], {2: [50, 10], 3: [30, 0, 30]}),
+            population=True,
+            standard_error=1e-6,
+            max_pairs=480_000,
+        ),
         "entropy-target": case(h, s, standard_error=1e-4, max_pairs=4_000_000),
         "conditional": case(c, draws, of_inputs),
         "conditional-one-draw": case(c, s[:, None]),
@@ -356,21 +361,7 @@ def _gradients(rank: int, size: int) -> Found:
 
     found = {}
     for name, mixture in gradient_cases().items():
-        given = mixture.of_rank(rank, size)
-        dtype = torch.from_numpy(mixture.points).dtype
-        for key in ("points", "centers", "weights"):
-            if given[key] is not None:
-                given[key] = torch.from_numpy(given[key]).requires_grad_()
-        noise_std = torch.tensor(mixture.noise_std, dtype=dtype, requires_grad=True)
-        result = distributed.mixture_log_density(**given | {"noise_std": noise_std})
-        upstream = torch.from_numpy(grad_output(mixture))
-        if mixture.point_cuts is not None:
-            upstream = upstream[part(mixture.point_cuts, rank, size)]
-        (result * upstream).sum().backward()
-        for key in ("points", "centers", "weights"):
-            if given[key] is not None:
-                found[f"{name}.{key}"] = given[key].grad.numpy()
-        found[f"{name}.noise_std"] = noise_std.grad.numpy()
+        found |= _gradients_of(name, mixture, rank, size, lambda tensor: tensor)
     # Gradients of centers alone need no other rank, and no agreement.
     given = mixtures()["plain"].of_rank(rank, size)
     given = {k: torch.from_numpy(given[k]) for k in ("points", "centers")}
@@ -380,6 +371,74 @@ def _gradients(rank: int, size: int) -> Found:
     if rank == 0:
         result.sum().backward()
         found["centers-of-one"] = given["centers"].grad.numpy()
+    return found
+
+
+def _gradients_of(
+    name: str, mixture: Mixture, rank: int, size: int, place: Callable[[Any], Any]
+) -> Found:
+    """Gradients of all that has some; place: where tensors are put."""
+    import torch
+
+    from noisyflow import distributed
+
+    found = {}
+    given = mixture.of_rank(rank, size)
+    dtype = torch.from_numpy(mixture.points).dtype
+    for key in ("points", "centers", "weights"):
+        if given[key] is not None:
+            tensor = place(torch.from_numpy(given[key]))
+            given[key] = tensor.detach().requires_grad_()
+    noise_std = torch.tensor(mixture.noise_std, dtype=dtype, requires_grad=True)
+    result = distributed.mixture_log_density(**given | {"noise_std": noise_std})
+    upstream = torch.from_numpy(grad_output(mixture))
+    if mixture.point_cuts is not None:
+        upstream = upstream[part(mixture.point_cuts, rank, size)]
+    # A tensor that poses would do so no more within its own backward.
+    (result.as_subclass(torch.Tensor) * upstream).sum().backward()
+    for key in ("points", "centers", "weights"):
+        if given[key] is not None:
+            found[f"{name}.{key}"] = given[key].grad.numpy()
+    found[f"{name}.noise_std"] = noise_std.grad.numpy()
+    return found
+
+
+ON_GPU = ("plain", "weights", "an-empty-shard", "own-points-weights")
+ESTIMATED_ON_GPU = (
+    "entropy",
+    "entropy-equal",
+    "entropy-forms",
+    "conditional-equal",
+    "information-labels",
+    "information-one-draw-labels",
+)
+
+
+def _on_gpu(rank: int, size: int) -> Found:
+    """Tensors that pose as some on a GPU, and kernels that stand in for its."""
+    from fake_cuda import FakeCuda, PosingTensor, posing
+    from noisyflow import _device, distributed
+
+    (module, kept) = (FakeCuda(), (_device.is_on_device, _device.extension))
+    _device.is_on_device = lambda value: isinstance(value, PosingTensor)
+    _device.extension = lambda: module
+    found = {}
+    for name in ON_GPU:
+        mixture = gradient_cases()[name]
+        given = mixture.of_rank(rank, size)
+        for key in ("points", "centers", "weights"):
+            given[key] = posing(given[key])
+        result = distributed.mixture_log_density(**given)
+        assert isinstance(result, PosingTensor), name
+        found[f"log-density.{name}"] = result.numpy()
+        gradients = _gradients_of(name, mixture, rank, size, posing)
+        found |= {f"gradient.{key}": value for key, value in gradients.items()}
+    for name in ESTIMATED_ON_GPU:
+        case = estimations()[name]
+        (samples, options) = case.of_rank(rank, size)
+        fields = case.run(distributed, posing(samples), options)
+        found |= {f"estimate.{name}.{key}": value for key, value in fields.items()}
+    (_device.is_on_device, _device.extension) = kept
     return found
 
 
@@ -404,6 +463,16 @@ def _errors(rank: int, size: int) -> Found:
     import torch
 
     given = {k: torch.from_numpy(whole[k]) for k in ("points", "centers")}
+    for name in ("replicated", "sharded"):
+        points = given["points"].clone().requires_grad_()
+        result = distributed.mixture_log_density(
+            **given | {"points": points}, noise_std=0.1, points_are=name
+        )
+        find = Shard.gradients
+        if rank == size - 1:
+            Shard.gradients = _fail
+        found[f"backward-{name}"] = _raised(lambda r=result: r.sum().backward())
+        Shard.gradients = find
     for name, key in (("points-of-one", "points"), ("noise-std-of-one", "noise_std")):
         mine = given | {"noise_std": torch.tensor(0.1, dtype=torch.float64)}
         if rank == 1:
@@ -458,6 +527,7 @@ def main(meeting: str, folder: str) -> None:
         ("error", _errors),
         ("estimate", _estimates),
         ("error", _estimate_errors),
+        ("gpu", _on_gpu),
     ]
     found = {
         f"{kind}.{name}": value

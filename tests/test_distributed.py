@@ -19,6 +19,8 @@ import pytest
 
 import noisyflow
 from distributed_ranks import (
+    ESTIMATED_ON_GPU,
+    ON_GPU,
     SIZES,
     estimations,
     grad_output,
@@ -136,6 +138,37 @@ def test_gradients_are_those_of_the_specification(
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ON_GPU)
+def test_tensors_on_a_gpu_have_the_results_of_others(
+    name: str, size: int, ranks: Ranks
+) -> None:
+    """Where kernels are stood in for; both sides are float64, of other sums."""
+    keys = [f"log-density.{name}"]
+    keys += [f"gradient.{name}.{k}" for k in ("points", "centers", "weights")]
+    for found in ranks(size):
+        for key in [*keys, f"gradient.{name}.noise_std"]:
+            wanted = found[key]
+            most = np.abs(wanted).max(initial=1)
+            np.testing.assert_allclose(found[f"gpu.{key}"], wanted, 0, TOLERANCE * most)
+
+
+@pytest.mark.filterwarnings("ignore::noisyflow.UndersampledWarning")
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ESTIMATED_ON_GPU)
+def test_estimates_on_a_gpu_are_those_of_a_cpu(
+    name: str, size: int, ranks: Ranks
+) -> None:
+    for found in ranks(size):
+        keys = [key for key in found if key.startswith(f"estimate.{name}.")]
+        for key in keys:
+            (mine, wanted) = (found[f"gpu.{key}"], found[key])
+            if wanted.dtype == np.float64 and np.isfinite(wanted).all():
+                assert abs(mine - wanted) <= TOLERANCE * max(1, abs(wanted)), key
+            else:
+                assert mine.tolist() == wanted.tolist(), key
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_gradients_of_centers_alone_may_be_wanted_by_one_rank(
     size: int, ranks: Ranks
 ) -> None:
@@ -227,6 +260,8 @@ MESSAGES = {
     "noise-std-of-one": "ValueError: whether noise_std requires gradients must be the",
     "own-points-any": "ValueError: whether any argument requires gradients, with",
     "twice": "RuntimeError: log-densities over ranks can be differentiated once",
+    "backward-replicated": "RuntimeError: on rank {last} of {size}: MemoryError: no",
+    "backward-sharded": "RuntimeError: on rank {last} of {size}: MemoryError: no",
     "within": "RuntimeError: on rank {last} of {size}: MemoryError: no memory is left",
     "within-own-points": "RuntimeError: on rank {last} of {size}: MemoryError: no",
 }

@@ -39,8 +39,9 @@ class Gradients(NamedTuple):
 
 def constant_like(points: Any, value: float) -> Tensor:
     """(m,) float64, where the points are."""
-    device = points.device if isinstance(points, torch.Tensor) else "cpu"
-    return torch.full((len(points),), value, dtype=torch.float64, device=device)
+    if isinstance(points, torch.Tensor):
+        return points.new_full((len(points),), value, dtype=torch.float64)
+    return torch.full((len(points),), value, dtype=torch.float64)
 
 
 class Shard:
@@ -170,7 +171,9 @@ class Shard:
         lost = self._max_lost_mass
         if isinstance(self._centers, DeviceRows):
             centers = self._centers.tensor
-            w = None if weights is None else _device.upload(weights, centers)
+            w = None
+            if weights is not None:
+                w = centers.new_empty(len(weights)).copy_(torch.from_numpy(weights))
             at = (points[rows], centers, self.noise_std, w)
             like = {"dtype": centers.dtype, "device": centers.device}
             known = (log_density.to(**like), gain.to(**like))

@@ -6,6 +6,7 @@ a GPU; what travels is float64. Importing this module imports torch.
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from noisyflow import _arrays, _device
 from noisyflow._collectives import Elsewhere, Peers
 from noisyflow._device_mixture import DeviceRows
-from noisyflow._shard import Shard, constant_like
+from noisyflow._shard import Gradients, Shard, constant_like
 from noisyflow.prepared import checked_max_lost_mass
 
 Floats = NDArray[Any]
@@ -325,9 +326,12 @@ class Work:
         grad = grad_output.detach().double()
         if self.mine.is_sharded:
             return self._gradients_at_own_points(grad, wanted)
-        found = self.shard.gradients(
-            self.mine.points, self.result, grad, wanted, self.log_part
-        )
+        at = (self.mine.points, self.result, grad, wanted, self.log_part)
+        found = self.peers.attempt(lambda: self.shard.gradients(*at))
+        if wanted[0] or wanted[3]:  # then every rank is here
+            self.peers.agree("gradients", found, lambda _: [])
+        elif isinstance(found, Exception):
+            raise found
         of_points = found.points
         if of_points is not None:
             of_points = self.peers.sum(of_points).to(grad.device)
@@ -343,26 +347,36 @@ class Work:
         self, grad: Tensor, wanted: tuple[bool, bool, bool, bool]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, float | None]:
         own = torch.as_tensor(self.mine.points)
+        error: Exception | None = None
         saved = torch.stack([self.result, grad], dim=1)
         of_points = []
         sums: list[Any] = [None, None, None]
         for rows in self.rounds():
             points = self.rows_of_all(rows, own).to(own.device)
             (merged, upstream) = self.rows_of_all(rows, saved).to(own.device).unbind(1)
-            found = self.shard.gradients(_as_points(points), merged, upstream, wanted)
+            at = (_as_points(points), merged, upstream, wanted)
+            found = self.peers.attempt(functools.partial(self.shard.gradients, *at))
+            if isinstance(found, Exception):  # go on, for others to have what they need
+                error = error or found
+                nothing = torch.zeros_like(points, dtype=torch.float64)
+                found = Gradients(nothing if wanted[0] else None, None, None, None)
             if found.points is not None:
                 table = self.for_owners(rows, found.points, 0.0)
                 part = self.peers.sum_of_own(table).to(grad.device)
                 of_points.append(part[: len(own[rows])])
             parts = (found.centers, found.weights, found.noise_std)
-            sums = [b if a is None else a + b for a, b in zip(sums, parts, strict=True)]
+            sums = [
+                a if b is None else b if a is None else a + b
+                for a, b in zip(sums, parts, strict=True)
+            ]
+        self.peers.agree("gradients", error, lambda _: [])
         noise = self._summed_noise(sums[2])
         return torch.cat(of_points) if of_points else None, sums[0], sums[1], noise
 
 
 def _as_points(points: Tensor) -> Any:
     """Gathered points, as a shard takes them."""
-    return points if points.is_cuda else points.numpy()
+    return points if _device.is_on_device(points) else points.numpy()
 
 
 class LogDensity(torch.autograd.Function):
