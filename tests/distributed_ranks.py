@@ -215,6 +215,8 @@ def estimations() -> dict[str, Estimation]:
         "entropy-d1": case(h, s[:, :1]),
         "entropy-d2": case(h, s[:, :2], max_pairs=5_000_000),
         "entropy-equal": case(h, equal),
+        # The last rank's last sample is the first rank's first.
+        "entropy-equal-across": case(h, np.concatenate([s[:239], s[:1]])),
         "entropy-all-equal": case(h, equal[:1].repeat(240, axis=0)),
         "entropy-weights": case(h, s, weights=weights / weights.sum()),
         "entropy-population": case(h, equal, population=True, noise_std=0.1),
