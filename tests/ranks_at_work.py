@@ -4,13 +4,18 @@ Prints a line of JSON for each: what this rank found. All in one process, as imp
 torch takes seconds.
 """
 
+import contextlib
 import json
+import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -109,14 +114,126 @@ def killed(ranks: _ranks.Ranks) -> Any:
         sum(range(10_000))
 
 
+def cells(ranks: _ranks.Ranks, out: Path) -> Any:
+    """A study whose cells use arrays of earlier ones; then again, when it is done."""
+    from noisyflow.experiments.cells import CellRows, CellTable
+    from noisyflow.runs import RunFolder
+
+    @dataclass(frozen=True)
+    class Cell:
+        number: int
+        cost: float = 1.0
+
+        @property
+        def name(self) -> str:
+            return f"cell {self.number}"
+
+    folder = RunFolder(out)
+    with folder.open("cells", {}):
+        table = CellTable(folder, lambda: {"start": np.arange(3.0)})
+        table.resume()
+
+        def compute(cell: Cell) -> CellRows:
+            value = table.prepared["start"].sum() / (1 + cell.number)
+            if cell.number:
+                earlier = table.arrays_after(cell.number - 1)
+                value = value + earlier[f"value.{cell.number - 1}"]
+            array = np.array(value)
+            return CellRows(
+                [{"v": value}], [{"s": 0.0}], {f"value.{cell.number}": array}
+            )
+
+        return table.complete("cells", list(map(Cell, range(7))), compute, "sums")
+
+
+def trainings(ranks: _ranks.Ranks, out: Path) -> Any:
+    """Two small networks, measured at four epochs each."""
+    from noisyflow import datasets
+    from noisyflow.experiments.several_trainings import Arm, complete
+    from noisyflow.nn import NoisyMLP
+    from noisyflow.runs import RunFolder
+    from noisyflow.tracking import InformationTracker
+    from noisyflow.training import Trainer
+
+    inputs = datasets.szt().inputs[:64]
+    data = datasets.Dataset(inputs, datasets.szt().labels[:64] ^ (np.arange(64) % 2))
+
+    def arm(name: str, seed: int) -> Arm:
+        def build() -> tuple[Trainer, InformationTracker]:
+            network = NoisyMLP((12, 3, 2), noise_std=0.2, seed=seed)
+            trainer = Trainer(
+                network, data.inputs, data.labels, batch_size=32, seed=seed
+            )
+            return trainer, InformationTracker(network, inputs, data.labels, seed=seed)
+
+        return Arm(name, build, data, data, (0, 1, 3, 4), {"seed": seed})
+
+    folder = RunFolder(out)
+    with folder.open("trial", {}):
+        found = complete("trial", folder, [arm("a", 1), arm("b", 2)], opening="small")
+    return found is not None
+
+
+def study(ranks: _ranks.Ranks, out: Path, *, stop_after: float = math.inf) -> None:
+    """Both of them, new or taken up; Ctrl-C is pressed so many looks after it."""
+    from noisyflow.runs import Interruption
+
+    looks = 0
+
+    def is_wanted(_: Interruption) -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > stop_after
+
+    with mock.patch.object(
+        Interruption, "is_wanted", property(is_wanted, lambda *_: None), create=True
+    ):
+        for work in (cells, trainings):
+            looks = 0
+            with contextlib.suppress(_ranks.Released):
+                is_finished = work(ranks, out / work.__name__)
+                assert is_finished == (stop_after == math.inf)
+
+
+def estimates(file: Path) -> None:
+    """What `noisyflow estimate` says of a file, of none, and of a mistake in one."""
+    from noisyflow import cli
+
+    for name in (file.name, "missing.npy", "nan.npy"):
+        options = ["--noise-std", "0.3", "--error", "0.02", "--json"]
+        code = cli.main(["estimate", str(file.with_name(name)), *options])
+        print(json.dumps({"code": code}), flush=True)
+
+
+def commands(new: Path, begun: Path, stopped: Path, file: Path) -> None:
+    """A study from its beginning, one that is taken up, one to be taken up; estimates.
+
+    Nothing is printed but by the estimates.
+    """
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        _ranks.joined() as ranks,
+    ):
+        study(ranks, new)
+        study(ranks, begun)
+        study(ranks, begun)  # which is finished
+        study(ranks, stopped, stop_after=3)
+    estimates(file)
+
+
 def main(names: list[str]) -> None:
+    _ranks.PULSE = PULSE
+    if names[0] == "commands":
+        commands(*map(Path, names[1:]))
+        return
     for name in names:
         work: Callable[[_ranks.Ranks], Any] = globals()[name]
         told: list[str] = []
         started = time.monotonic()
         found: dict[str, Any] = {}
         try:
-            with _ranks.joined(tell=told.append, pulse=PULSE) as ranks:
+            with _ranks.joined(tell=told.append) as ranks:
                 started = time.monotonic()
                 found["found"] = work(ranks)
         except _ranks.RankError as error:

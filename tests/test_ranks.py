@@ -1,18 +1,22 @@
-"""Ranks share work and end together: three processes, started as SLURM starts them."""
+"""Ranks share work and end together: started as SLURM does, and by torchrun."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import ranks_at_work
 from noisyflow import _ranks
 from noisyflow._messages import decode, encode
 
@@ -206,3 +210,102 @@ def test_messages_keep_values_and_types() -> None:
     assert repr(found) == repr(value)
     assert found["array"].dtype == np.int16
     assert type(found["scalar"]) is np.float64
+
+
+# -- studies and estimates ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Both:
+    """The folders of studies, and what was printed, by one process and by two ranks."""
+
+    folders: dict[str, Path]
+    one: str
+    two: str
+    complaints: str  # of two ranks
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    out = tmp_path_factory.mktemp("ranks")
+    folders = {name: out / name for name in ("one", "two", "one-two", "two-one")}
+    for folder in folders.values():
+        folder.mkdir()
+    samples = np.random.default_rng(0).standard_normal((2001, 4))
+    np.save(out / "samples.npy", samples)
+    samples[1500, 2] = np.nan
+    np.save(out / "nan.npy", samples)
+    alone = _ranks.Ranks()
+    with contextlib.redirect_stdout(io.StringIO()):
+        ranks_at_work.study(alone, folders["one"])
+        ranks_at_work.study(alone, folders["one-two"], stop_after=3)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        ranks_at_work.estimates(out / "samples.npy")
+    of_two = [str(folders[name]) for name in ("two", "one-two", "two-one")]
+    launched = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", str(HERE / "ranks_at_work.py"), "commands"),
+            *(*of_two, str(out / "samples.npy")),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        ranks_at_work.study(alone, folders["two-one"])
+    return Both(folders, printed.getvalue(), launched.stdout, launched.stderr)
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    """All that must not depend on how many ranks there are."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("metrics.csv")
+    }
+
+
+@pytest.mark.parametrize("how", ["two", "one-two", "two-one"])
+def test_metrics_are_those_of_one_process_byte_for_byte(both: Both, how: str) -> None:
+    """By two ranks; stopped with one process or two, and taken up with the other."""
+    expected = tables(both.folders["one"])
+    assert len(expected) == 4  # of the cells, the trainings and two networks
+    assert tables(both.folders[how]) == expected
+    for name in ("cells", "trainings"):
+        history = both.folders[how] / name / "history.csv"
+        reference = both.folders["one"] / name / "history.csv"
+        assert len(history.read_text().splitlines()) == len(
+            reference.read_text().splitlines()
+        )
+
+
+def test_an_estimate_of_two_ranks_is_that_of_one_process(both: Both) -> None:
+    (one, two) = (
+        [json.loads(line) for line in printed.splitlines()]
+        for printed in (both.one, both.two)
+    )
+    estimates = [line for line in two if "estimates" in line]
+    assert len(estimates) == 1  # printed by the first rank alone
+    assert estimates[0]["num_ranks"] == 2
+    for name, expected in one[0]["estimates"].items():
+        found = estimates[0]["estimates"][name]
+        for key, value in expected.items():
+            # 1e-12 is what noisyflow.distributed states in float64.
+            assert found[key] == (
+                pytest.approx(value, rel=1e-12, abs=1e-12)
+                if isinstance(value, float)
+                else value
+            ), (name, key)
+    assert estimates[0]["warnings"] == one[0]["warnings"]
+
+
+def test_mistakes_are_told_once_and_all_ranks_end_with_their_code(both: Both) -> None:
+    assert both.one.count('{"code": 2}') == 2
+    assert both.two.count('{"code": 2}') == 4
+    assert both.two.count('{"code": 0}') == 2
+    lines = [line for line in both.complaints.splitlines() if "noisyflow:" in line]
+    assert sum("cannot read" in line for line in lines) == 1
+    (where,) = [line for line in lines if "must be finite" in line]
+    assert where.startswith("noisyflow: rank 1: ")  # which has the second half
+    assert where.endswith("must be finite, got nan at [1500, 2]")
