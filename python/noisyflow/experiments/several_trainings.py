@@ -123,11 +123,11 @@ def complete(
     if len({arm.name for arm in arms}) < len(arms):
         raise ValueError(f"names must differ, got {[arm.name for arm in arms]}")
     works = [_work(folder, arms, number) for number in range(len(arms))]
-    for inner in (network_folder(folder, arm.name) for arm in arms):
-        check_is_within(inner.path.parent)
-        check_is_within(inner.path)
     ranks = _ranks.current()
     if ranks.is_first:
+        for inner in (network_folder(folder, arm.name) for arm in arms):
+            check_is_within(inner.path.parent)
+            check_is_within(inner.path)
         _claim(folder)
     print(f"{experiment}: {opening}")
     with Interruption() as interruption:
