@@ -23,7 +23,7 @@ def as_int(name: str, value: Any, *, at_least: int, at_most: int | None = None) 
         raise TypeError(
             f"{name} must be an integer, got {type(value).__name__}"
         ) from None
-    if number.bit_length() > _MOST_BITS:
+    if at_most is None and number.bit_length() > _MOST_BITS:
         raise ValueError(f"{name} must be below 2^{_MOST_BITS}, got {_short(number)}")
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {_short(number)}")

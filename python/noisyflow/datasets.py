@@ -252,10 +252,10 @@ def spiral(
     num_classes = as_int("num_classes", num_classes, at_least=1, at_most=most)
     num_per_class = as_int("num_per_class", num_per_class, at_least=2, at_most=most)
     jitter = as_real("jitter", jitter)
-    if not 0 <= jitter <= _MOST_JITTER:
-        raise ValueError(
-            f"jitter must be 0 or more and at most {_MOST_JITTER:g}, got {jitter}"
-        )
+    if jitter < 0:
+        raise ValueError(f"jitter must be 0 or more, got {jitter}")
+    if jitter > _MOST_JITTER:
+        raise ValueError(f"jitter must be at most {_MOST_JITTER:g}, got {jitter:g}")
     sequence = np.random.SeedSequence(as_seed(seed), spawn_key=(_SPIRAL_STREAM,))
     generator = np.random.default_rng(sequence)
     labels = np.repeat(np.arange(num_classes), num_per_class)
