@@ -18,6 +18,13 @@ Rng = np.random.Generator
 Family = dict[str, Callable[[Any, Rng], Any]]
 
 
+def _name(value: Any) -> str:
+    """A value for a message, large integers by their size."""
+    if isinstance(value, int) and value.bit_length() > 65:
+        return f"an integer of {'-' * (value < 0)}{value.bit_length()} bits"
+    return f"{type(value).__name__} {value!r:.20}"
+
+
 def _with(value: float) -> Callable[[Any, Rng], Any]:
     """The array with this number at one place."""
 
@@ -119,7 +126,7 @@ ARRAYS: Family = {
 }
 REALS: Family = {
     **{
-        f"{type(value).__name__} {value!r:.20}": lambda v, rng, value=value: value
+        _name(value): lambda v, rng, value=value: value
         for value in (
             *(np.nan, np.inf, -np.inf, 0.0, -0.0, -1.0, 5e-324, 1e-200, 1e-30, 1e30),
             *(1e200, 1.7e308, 10**400, -(10**400), 2**63, True, np.True_, None),
@@ -135,7 +142,7 @@ REALS: Family = {
     "a decimal": lambda v, rng: __import__("decimal").Decimal("0.5"),
 }
 INTS: Family = {
-    f"{type(value).__name__} {value!r:.20}": lambda v, rng, value=value: value
+    _name(value): lambda v, rng, value=value: value
     for value in (
         *(-1, 0, -(2**63), 10**20, 2**200, -(2**200), 10**4000, True, np.False_),
         *(1.5, 2.0, np.nan, np.inf, "3", "", b"3", None, [], (2,), 1j, object),
@@ -145,11 +152,11 @@ INTS: Family = {
     )
 }
 FLAGS: Family = {
-    f"{value!r:.20}": lambda v, rng, value=value: value
+    _name(value): lambda v, rng, value=value: value
     for value in (None, 1, 0, "yes", np.True_, np.array([True]), [], torch.tensor(True))
 }
 CHOICES: Family = {
-    f"{value!r:.20}": lambda v, rng, value=value: value
+    _name(value): lambda v, rng, value=value: value
     for value in ("", "FIXED", "x" * 100, None, 0, b"fixed", [], np.array("fixed"))
 }
 LABELS: Family = {
@@ -186,11 +193,11 @@ LABELS: Family = {
     "a complex tensor": lambda v, rng: torch.tensor(v) + 1j,
 }
 OBJECTS: Family = {
-    f"{value!r:.20}": lambda v, rng, value=value: value
+    _name(value): lambda v, rng, value=value: value
     for value in (None, 0, "x", (), [], {}, object(), np.zeros(3), len, int)
 }
 PATHS: Family = {
-    f"{value!r:.20}": lambda v, rng, value=value: value
+    _name(value): lambda v, rng, value=value: value
     for value in (None, 3, 1.5, b"a", object(), [], "\0", "", "nowhere", "a" * 5000)
 }
 HOSTILE: dict[str, Family] = {

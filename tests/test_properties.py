@@ -1557,6 +1557,236 @@ def test_hostile_arguments_are_refused_by_name_or_obey_the_laws(entry: Entry) ->
     holds()
 
 
+# What the package once did not name, or took for something else: by entry, the
+# argument and its value.
+FOUND: dict[str, list[tuple[str, str]]] = {
+    "operators.mixture_log_density": [("noise_std", "an integer of 1329 bits")],
+    "mixture_block_log_sums": [
+        ("weights", "opposite ends"),
+        ("own", "ragged"),
+        ("offsets", "ragged"),
+    ],
+    "whitening_from_covariances": [
+        ("covariances", "opposite ends"),
+    ],
+    "entropy": [
+        ("standard_error", "float 1e+200"),
+        ("max_seconds", "float 1.7e+308"),
+    ],
+    "conditional_entropy": [
+        ("max_seconds", "float 1.7e+308"),
+    ],
+    "mutual_information": [
+        ("labels", "ragged"),
+        ("labels", "a meta tensor"),
+        ("max_seconds", "float 1.7e+308"),
+    ],
+    "baselines.Binning": [
+        ("about", "ragged"),
+        ("about", "a meta tensor"),
+    ],
+    "baselines.KernelDensity": [
+        ("about", "ragged"),
+        ("about", "a meta tensor"),
+        ("num_queries", "an integer of 13288 bits"),
+    ],
+    "baselines.NearestNeighbor": [
+        ("samples", "a 1.7e+308"),
+        ("about", "ragged"),
+        ("about", "a meta tensor"),
+        ("num_queries", "an integer of 13288 bits"),
+    ],
+    "baselines.PairwiseDistance": [
+        ("about", "ragged"),
+        ("about", "a meta tensor"),
+    ],
+    "baselines.sweep": [
+        ("bin_widths", "NoneType None"),
+        ("about", "ragged"),
+        ("about", "a meta tensor"),
+    ],
+    "theory.chi_square_cube": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.chi_square_gaussian": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.chi_square_sub_gaussian": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.chi_square_uniform": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.label_information_risk": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.monte_carlo_rmse": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.monte_carlo_rmse_bounded": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.monte_carlo_rmse_second_moment": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.mutual_information_risk": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.plug_in_bias_lower_bound": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.plug_in_risk_bounded": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.plug_in_risk_sub_gaussian": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.plug_in_samples_necessary": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.total_variation_bound": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.wasserstein_bound": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "theory.plan": [
+        ("dim", "an integer of 13288 bits"),
+    ],
+    "importance.NoisyLayers": [
+        ("weight", "opposite ends"),
+    ],
+    "importance.path_log_densities": [
+        ("own", "ragged"),
+        ("groups", "0-d"),
+        ("groups", "ragged"),
+        ("num_proposals", "an integer of 13288 bits"),
+    ],
+    "importance.replica_log_densities": [
+        ("own", "texts"),
+        ("num_draws", "an integer of 201 bits"),
+    ],
+    "chain.NoisyChain": [
+        ("noise_std", "ndarray array(0.5)"),
+    ],
+    "chain.chain_information": [
+        ("inputs", "transposed"),
+        ("inputs", "a meta tensor"),
+        ("labels", "ragged"),
+        ("labels", "a meta tensor"),
+    ],
+    "nn.NoisyMLP": [
+        ("num_draws", "an integer of 13288 bits"),
+    ],
+    "nn.noise_state": [
+        ("network", "NoneType None"),
+        ("states", "NoneType None"),
+    ],
+    "nn.orthonormality_step": [
+        ("layers", "NoneType None"),
+        ("layers", "str 'x'"),
+        ("rate", "float 1e+200"),
+    ],
+    "tracking.InformationTracker": [
+        ("inputs", "a meta tensor"),
+        ("labels", "ragged"),
+        ("labels", "a meta tensor"),
+        ("num_draws", "an integer of 13288 bits"),
+        ("standard_error", "float 1e+200"),
+    ],
+    "training.Trainer": [
+        ("inputs", "complex"),
+        ("inputs", "a tensor with gradients"),
+        ("inputs", "a sparse tensor"),
+        ("labels", "unsigned"),
+        ("learning_rate", "Fraction Fraction(1, 3)"),
+        ("batch_size", "an integer of 13288 bits"),
+        ("weight_decay", "Fraction Fraction(1, 3)"),
+        ("device", "str ''"),
+    ],
+    "training.evaluate": [
+        ("inputs", "a sparse tensor"),
+        ("labels", "unsigned"),
+    ],
+    "training.set_parameters": [
+        ("network", "NoneType None"),
+        ("parameters", "opposite ends"),
+    ],
+    "datasets.ImageDataset": [
+        ("shape", "NoneType None"),
+    ],
+    "datasets.spiral": [
+        ("num_classes", "an integer of 13288 bits"),
+        ("num_per_class", "an integer of 13288 bits"),
+        ("jitter", "float 1.7e+308"),
+        ("jitter", "Fraction Fraction(1, 3)"),
+    ],
+    "datasets.check_learnable": [
+        ("train", "NoneType None"),
+        ("train", "ndarray array([0., 0., 0.])"),
+        ("test", "NoneType None"),
+        ("num_train", "str '3'"),
+    ],
+    "datasets.from_torch": [
+        ("image", "a nan"),
+        ("image", "a 1.7e+308"),
+        ("image", "ragged"),
+        ("label", "Tensor tensor([3, 4])"),
+    ],
+    "datasets.mnist": [
+        ("folder", "NoneType None"),
+    ],
+    "image_files.read_idx": [
+        ("path", "NoneType None"),
+        ("max_bytes", "str '3'"),
+    ],
+    "image_files.read_images": [
+        ("images", "NoneType None"),
+        ("labels", "NoneType None"),
+    ],
+    "image_files.read_mnist": [
+        ("folder", "NoneType None"),
+    ],
+    "estimate_file.estimate_file": [
+        ("path", "NoneType None"),
+        ("population", "bool np.True_"),
+        ("standard_error", "float 1e+200"),
+        ("standard_error", "Fraction Fraction(1, 3)"),
+        ("max_seconds", "float 1.7e+308"),
+        ("max_seconds", "Fraction Fraction(1, 3)"),
+        ("max_pairs", "uint64 np.uint64(1844674407"),
+        ("seed", "int8 np.int8(3)"),
+    ],
+    "representations.class_distances": [
+        ("labels", "ragged"),
+        ("labels", "a meta tensor"),
+    ],
+    "representations.effective_clusters": [
+        ("standard_error", "float 1e+200"),
+        ("max_seconds", "float 1.7e+308"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value"),
+    [(name, *pair) for name, pairs in FOUND.items() for pair in pairs],
+)
+def test_what_was_found_stays_mended(name: str, argument: str, value: str) -> None:
+    entries = [e for e in ENTRIES if str(e) == name and argument in e.kinds]
+    assert entries
+    for entry in entries:
+        check_case(entry, (0, {argument: value}, ""))
+
+
+@pytest.mark.parametrize("same", hostile.SAME_ARRAYS)
+@pytest.mark.parametrize("name", ["chain.chain_information", "training.Trainer"])
+def test_any_strides_will_do(name: str, same: str) -> None:
+    for entry in ENTRIES:
+        if str(entry) == name:
+            check_case(entry, (0, {}, same))
+
+
 # Arguments without hostile values, by function.
 LEFT_OUT = {
     "mixture_block_log_sums": {"outer_offsets", "include_rest"},
