@@ -257,6 +257,7 @@ def whitening_laws(arguments: Arguments, result: Any) -> None:
 def estimate_laws(estimate: Any, low: float, high: float) -> None:
     """Ordered, within the range that is proven, and with an error that is one."""
     assert isinstance(estimate, Estimate)
+    estimate = estimate.detached()
     value = float(estimate.value)
     assert math.isfinite(value)
     assert estimate.standard_error >= 0
@@ -283,7 +284,7 @@ def conditional_laws(arguments: Arguments, result: Any) -> None:
 def information_laws(arguments: Arguments, result: Any) -> None:
     samples = plain(arguments["samples"])
     estimate_laws(result, 0.0, math.log(len(samples)))
-    assert float(result.value) >= 0
+    assert result.detached().value >= 0
 
 
 def bound_laws(arguments: Arguments, result: Any) -> None:
