@@ -34,7 +34,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import hostile
+import hostile_values
 import noisyflow
 from noisyflow import (
     Estimate,
@@ -1430,8 +1430,8 @@ def bytes_of(value: Any) -> Any:
     return None
 
 
-def hostile_values(kind: str) -> hostile.Family:
-    return hostile.HOSTILE[kind.removesuffix("_or_none")]
+def values_of(kind: str) -> hostile_values.Family:
+    return hostile_values.HOSTILE[kind.removesuffix("_or_none")]
 
 
 @st.composite
@@ -1452,10 +1452,12 @@ def cases(draw: st.DrawFn, entry: Entry) -> tuple[int, dict[str, str], str]:
         else []
     )
     values = {
-        name: draw(st.sampled_from(sorted(hostile_values(entry.kinds[name]))))
+        name: draw(st.sampled_from(sorted(values_of(entry.kinds[name]))))
         for name in chosen
     }
-    same = draw(st.sampled_from(sorted(hostile.SAME_ARRAYS))) if not chosen else ""
+    same = (
+        draw(st.sampled_from(sorted(hostile_values.SAME_ARRAYS))) if not chosen else ""
+    )
     return seed, values, same
 
 
@@ -1467,7 +1469,7 @@ def check_case(entry: Entry, case: tuple[int, dict[str, str], str]) -> None:
         check_sound(entry, arguments, same, rng)
         return
     for name, value in chosen.items():
-        make = hostile_values(entry.kinds[name])[value]
+        make = values_of(entry.kinds[name])[value]
         try:
             arguments[name] = make(arguments[name], rng)
         except Exception:  # this value has no such variant
@@ -1515,7 +1517,7 @@ def check_sound(entry: Entry, arguments: Arguments, same: str, rng: Rng) -> None
     if entry.laws is not None:
         entry.laws(arguments, first)
     other = {
-        name: hostile.SAME_ARRAYS[same](value, rng)
+        name: hostile_values.SAME_ARRAYS[same](value, rng)
         if isinstance(value, np.ndarray) and value.dtype.kind == "f"
         else copy.deepcopy(value)
         for name, value in arguments.items()
@@ -1784,7 +1786,7 @@ def test_what_was_found_stays_mended(name: str, argument: str, value: str) -> No
         check_case(entry, (0, {argument: value}, ""))
 
 
-@pytest.mark.parametrize("same", hostile.SAME_ARRAYS)
+@pytest.mark.parametrize("same", hostile_values.SAME_ARRAYS)
 @pytest.mark.parametrize("name", ["chain.chain_information", "training.Trainer"])
 def test_any_strides_will_do(name: str, same: str) -> None:
     for entry in ENTRIES:
