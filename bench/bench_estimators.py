@@ -32,27 +32,10 @@ from typing import Any
 import numpy as np
 
 import harness
+from noisyflow._benchmarking import data
 
 _TARGET = 0.01  # nats, of the suite speed
-_CLUSTERS = 32
 _PLAIN_DRAWS = 64  # per center, for the variance of plain draws: known to 2 %
-
-
-def data(kind: str, n: int, d: int, seed: int) -> np.ndarray:
-    """Points on [-1, 1]^d, all over it or in 32 clusters near its corners; or normal.
-
-    The generator of the study that the factors of the last column were measured in.
-    """
-    rng = np.random.default_rng(seed)
-    if kind == "uniform":
-        return rng.uniform(-1, 1, (n, d))
-    if kind == "gaussian":
-        return rng.standard_normal((n, d))
-    layout = np.random.default_rng(12345 + d)
-    corners = layout.choice([-1.0, 1.0], (_CLUSTERS, d))
-    means = corners * (1 - 0.15 * layout.uniform(0, 1, (_CLUSTERS, d)))
-    own = rng.integers(0, _CLUSTERS, n)
-    return np.clip(means[own] + 0.02 * rng.standard_normal((n, d)), -1, 1)
 
 
 @dataclass(frozen=True)

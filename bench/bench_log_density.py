@@ -14,7 +14,6 @@ the cache. The matmul expansion |x|^2 + |y|^2 - 2 x.y (JAX) is quick and inexact
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -24,9 +23,18 @@ import numpy as np
 
 import bench_ports
 import harness
-
-# Points and noise_std to log-densities. What depends on neither is made beforehand.
-Contestant = Callable[[np.ndarray, float], np.ndarray]
+from noisyflow._benchmarking import num_points
+from noisyflow._peers import (
+    Contestant,
+    at_best_setting,
+    jax_direct,
+    jax_matmul,
+    keops,
+    scipy_cdist,
+    sklearn_tree,
+    torch_compile,
+    torch_eager,
+)
 
 # The shares of the port bound, ratios and errors that the kernel is held to: float32,
 # one thread, AVX-512. The peer is torch.compile, at d = 784 JAX.
@@ -71,170 +79,6 @@ def numpy_direct(y: np.ndarray) -> Contestant:
         return np.concatenate(parts) + harness.constant(n, d, noise_std)
 
     return call
-
-
-def scipy_cdist(y: np.ndarray) -> Contestant:
-    from scipy.spatial.distance import cdist
-    from scipy.special import logsumexp
-
-    (n, d) = y.shape
-    chunk = max(1, 2**18 // n)
-
-    def call(x: np.ndarray, noise_std: float) -> np.ndarray:
-        parts = [
-            logsumexp(
-                cdist(x[i : i + chunk], y, "sqeuclidean") * (-0.5 / noise_std**2),
-                axis=1,
-            )
-            for i in range(0, len(x), chunk)
-        ]
-        return np.concatenate(parts) + harness.constant(n, d, noise_std)
-
-    return call
-
-
-def torch_eager(y: np.ndarray) -> Contestant:
-    import torch
-
-    (n, d) = y.shape
-    centers = torch.from_numpy(y)
-    chunk = max(1, 2**19 // n)
-
-    def call(x: np.ndarray, noise_std: float) -> np.ndarray:
-        parts = []
-        for some in torch.from_numpy(x).split(chunk):
-            distances = torch.cdist(
-                some, centers, compute_mode="donot_use_mm_for_euclid_dist"
-            )
-            parts.append(
-                torch.logsumexp(distances.square_().mul_(-0.5 / noise_std**2), 1)
-            )
-        return torch.cat(parts).numpy() + harness.constant(n, d, noise_std)
-
-    return call
-
-
-def torch_compile(y: np.ndarray, *, chunk: int) -> Contestant:
-    """Inductor's fusion of the formula, `chunk` points at a time."""
-    import torch
-
-    (n, d) = y.shape
-    centers = torch.from_numpy(y)
-    columns = centers.T.contiguous()
-    torch._dynamo.reset()
-
-    def formula(points, factor):
-        if d <= 20:  # unrolled, so that it is one loop with the exponentials
-            squares = sum(
-                (points[:, k : k + 1] - columns[k][None, :]).square() for k in range(d)
-            )
-        else:
-            squares = (points[:, None, :] - centers[None, :, :]).square().sum(-1)
-        return torch.logsumexp(squares * factor, 1)
-
-    compiled = torch.compile(formula, dynamic=False)
-
-    def call(x: np.ndarray, noise_std: float) -> np.ndarray:
-        with torch.no_grad():
-            factor = torch.tensor(-0.5 / noise_std**2, dtype=centers.dtype)
-            chunks = torch.from_numpy(_padded(x, chunk)).split(chunk)
-            result = torch.cat([compiled(points, factor) for points in chunks])
-        return result.numpy()[: len(x)] + harness.constant(n, d, noise_std)
-
-    return call
-
-
-def jax_direct(y: np.ndarray, *, chunk: int) -> Contestant:
-    """Direct differences, compiled inside lax.map, `chunk` points at a time."""
-
-    def squares_of(jnp, centers):
-        def squares(points):
-            if centers.shape[1] <= 20:
-                return sum(
-                    (points[:, k : k + 1] - centers[:, k][None, :]) ** 2
-                    for k in range(centers.shape[1])
-                )
-            return ((points[:, None, :] - centers[None, :, :]) ** 2).sum(-1)
-
-        return squares
-
-    return _jax_map(y, chunk, squares_of)
-
-
-def jax_matmul(y: np.ndarray, *, chunk: int) -> Contestant:
-    """|x|^2 + |y|^2 - 2 x.y, which cancels at small noise."""
-
-    def squares_of(jnp, centers):
-        norms, columns = (centers * centers).sum(1), centers.T
-
-        def squares(points):
-            own = (points * points).sum(1, keepdims=True)
-            return jnp.maximum(norms[None, :] + own - 2 * (points @ columns), 0)
-
-        return squares
-
-    return _jax_map(y, chunk, squares_of)
-
-
-def _jax_map(y: np.ndarray, chunk: int, squares_of: Callable[..., Any]) -> Contestant:
-    import jax
-    import jax.numpy as jnp
-
-    jax.config.update("jax_enable_x64", True)
-    (n, d) = y.shape
-    centers = jnp.asarray(y)
-    squares = squares_of(jnp, centers)
-    mapped = jax.jit(
-        lambda chunks, factor: jax.lax.map(
-            lambda x: jax.scipy.special.logsumexp(squares(x) * factor, axis=1), chunks
-        )
-    )
-
-    def call(x: np.ndarray, noise_std: float) -> np.ndarray:
-        chunks = jnp.asarray(_padded(x, chunk).reshape(-1, chunk, d))
-        factor = jnp.asarray(-0.5 / noise_std**2, centers.dtype)
-        result = np.asarray(mapped(chunks, factor)).reshape(-1)
-        return result[: len(x)] + harness.constant(n, d, noise_std)
-
-    return call
-
-
-def _padded(x: np.ndarray, chunk: int) -> np.ndarray:
-    """The last point repeated, so that every chunk is full."""
-    missing = -len(x) % chunk
-    return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
-
-
-def keops(y: np.ndarray) -> Contestant:
-    import torch
-    from pykeops.torch import Genred
-
-    (n, d) = y.shape
-    reduction = Genred(
-        "Minus(G*SqDist(x,y))",
-        [f"x=Vi({d})", f"y=Vj({d})", "G=Pm(1)"],
-        reduction_op="LogSumExp",
-        axis=1,
-    )
-    centers = torch.from_numpy(y)
-
-    def call(x: np.ndarray, noise_std: float) -> np.ndarray:
-        factor = torch.tensor([0.5 / noise_std**2], dtype=centers.dtype)
-        result = reduction(torch.from_numpy(x), centers, factor, backend="CPU")
-        return result.view(-1).numpy() + harness.constant(n, d, noise_std)
-
-    return call
-
-
-def sklearn_tree(y: np.ndarray, *, rtol: float) -> Contestant:
-    """Computes in float64 whatever it is given. One tree per noise_std."""
-    from sklearn.neighbors import KernelDensity
-
-    @functools.cache
-    def tree(noise_std: float) -> KernelDensity:
-        return KernelDensity(bandwidth=noise_std, algorithm="kd_tree", rtol=rtol).fit(y)
-
-    return lambda x, noise_std: tree(noise_std).score_samples(x)
 
 
 def numba_tiled(y: np.ndarray) -> Contestant:
@@ -300,11 +144,6 @@ CONTESTANTS: dict[str, tuple[tuple[str, ...], list[Callable[..., Contestant]]]] 
 _QUICK = ["torch.compile", "JAX"]
 
 
-def setting_of(make: Callable[..., Contestant]) -> str:
-    chunk = getattr(make, "keywords", {}).get("chunk")
-    return f", {chunk} points" if chunk else ""
-
-
 class Case:
     """One dimension: centers uniform on [-1,1]^d and points around them."""
 
@@ -344,34 +183,17 @@ class Case:
 
     def sized(self, contestant: Contestant, noise_std: float) -> np.ndarray:
         """As many points as the contestant evaluates in about the seconds wanted."""
-        m = 1024
-        while True:
-            call = partial(contestant, self.points(m, noise_std), noise_std)
-            call()  # compiles what depends on the shape
-            taken = harness.seconds_of(call)
-            wanted = m * self.seconds / taken
-            if taken > self.seconds / 8 or m >= 2**20:
-                size = int(min(max(wanted, 64), 2**20)) // 64 * 64
-                return self.points(size, noise_std)
-            m = int(min(2**20, 8 * m, wanted)) // 1024 * 1024 + 1024
+        size = num_points(
+            lambda m: partial(contestant, self.points(m, noise_std), noise_std),
+            self.seconds,
+        )
+        return self.points(size, noise_std)
 
 
 def prepare(case: Case, name: str, noise_std: float) -> tuple[str, Contestant]:
     """The contestant at its best setting, and the setting's label."""
-    settings = [
-        (name + setting_of(make), make(case.y)) for make in CONTESTANTS[name][1]
-    ]
-    if len(settings) == 1:
-        return settings[0]
     x = case.points(1024 if case.d <= 64 else 256, noise_std)
-    trials = []
-    for label, contestant in settings:
-        call = partial(contestant, x, noise_std)
-        call()
-        seconds = min(harness.seconds_of(call) for _ in range(3))
-        trials.append((seconds, label, contestant))
-    _, label, contestant = min(trials, key=lambda trial: trial[0])
-    return label, contestant
+    return at_best_setting(name, CONTESTANTS[name][1], case.y, x, noise_std)
 
 
 def measure(

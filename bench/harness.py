@@ -1,27 +1,48 @@
-"""Check, then warm up, then time: contestants take turns, medians and spread."""
+"""What the scripts of this folder share beside what `noisyflow bench` has too."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib
 import json
-import math
 import os
-import platform
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from noisyflow._benchmarking import (
+    Table,
+    constant,
+    error_against,
+    log_density,
+    machine,
+    peak_bytes,
+    seconds_of,
+    set_clock,
+    time_interleaved,
+    use_cpus,
+)
 
-PEERS = ("numpy", "scipy", "torch", "jax", "pykeops", "scikit-learn", "numba")
+__all__ = [
+    "Table",
+    "add_output_arguments",
+    "add_timing_arguments",
+    "compiled",
+    "constant",
+    "error_against",
+    "has_module",
+    "log_density",
+    "machine",
+    "peak_bytes",
+    "seconds_of",
+    "time_interleaved",
+    "use_clock",
+    "use_cpus",
+    "write_json",
+]
 
 # What CMakeLists.txt compiles the kernels with.
 _FLAGS = [
@@ -40,45 +61,6 @@ _TARGET_FLAGS = {
     "baseline": [],
     "native": ["-march=native"],
 }
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith(("model name", "cpu family", "model\t", "stepping")):
-                model += f" {line.split(':')[1].strip()}"
-            if not line:
-                break
-    versions = {}
-    for package in ("noisyflow", *PEERS):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "cpu": model.strip(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def use_cpus(threads: int) -> None:
-    """Confines this process to `threads` CPUs; call it before peers are imported.
-
-    Thread pools count CPUs when they start, and not all of them can be told otherwise.
-    """
-    for name in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
-        os.environ[f"{name}_NUM_THREADS"] = str(threads)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    if threads == 1:
-        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-    if hasattr(os, "sched_setaffinity"):
-        allowed = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, allowed[-threads:])
 
 
 def has_module(name: str) -> bool:
@@ -128,123 +110,11 @@ def compiled(source: str, target: str, *, library: bool = False) -> Path:
     return program
 
 
-def log_density(
-    points: np.ndarray, centers: np.ndarray, noise_std: float
-) -> np.ndarray:
-    """The formula in float64 by direct differences, one dimension at a time."""
-    points, centers = points.astype(np.float64), centers.astype(np.float64)
-    (n, d) = centers.shape
-    result = np.empty(len(points))
-    columns = np.ascontiguousarray(centers.T)
-    for i, point in enumerate(points):
-        squares = np.zeros(n)
-        for k in range(d):
-            difference = columns[k] - point[k]
-            difference *= difference
-            squares += difference
-        squares *= -0.5 / noise_std**2
-        top = squares.max()
-        result[i] = top + math.log(np.exp(squares - top).sum())
-    return result + constant(n, d, noise_std)
-
-
-def constant(n: int, d: int, noise_std: float) -> float:
-    """What a log-sum of exponents lacks to be a log-density."""
-    return -math.log(n) - 0.5 * d * math.log(2 * math.pi * noise_std**2)
-
-
-def error_against(result: np.ndarray, exact: np.ndarray) -> float:
-    """Largest absolute error; infinite where the result is not finite."""
-    error = np.abs(np.asarray(result).astype(np.float64) - exact)
-    return float(np.where(np.isfinite(error), error, np.inf).max(initial=0))
-
-
-_clock = time.perf_counter
-
-
 def use_clock(args: Any) -> None:
     """The clock of --clock; see add_timing_arguments."""
-    global _clock
     if args.clock == "cpu" and args.threads > 1:
         raise SystemExit("--clock cpu adds up all threads: for one thread only")
-    _clock = time.process_time if args.clock == "cpu" else time.perf_counter
-
-
-def seconds_of(call: Callable[[], Any]) -> float:
-    start = _clock()
-    call()
-    return _clock() - start
-
-
-def time_interleaved(
-    contestants: dict[str, Callable[[], Any]], *, repeats: int, warmups: int = 2
-) -> dict[str, dict[str, float]]:
-    """Seconds of each contestant: median, best and worst of runs taken in turns.
-
-    Taking turns spreads the drift of a shared machine over all of them.
-    """
-    for call in contestants.values():
-        for _ in range(warmups):
-            call()
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, call in contestants.items():
-            time.sleep(0.02)  # idle threads of the last one's pool stop spinning
-            seconds[name].append(seconds_of(call))
-    return {
-        name: {
-            "median": statistics.median(runs),
-            "best": min(runs),
-            "worst": max(runs),
-        }
-        for name, runs in seconds.items()
-    }
-
-
-def peak_bytes(call: Callable[[], Any]) -> int | None:
-    """Resident memory that a call reaches beyond what was resident before it.
-
-    The kernel's own high-water mark, reset before the call, freed pages returned to it
-    first: so it sees what any library allocates. None where Linux does not allow that.
-    """
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):
-        return None
-    before = _status_bytes("VmRSS")
-    call()
-    return max(0, _status_bytes("VmHWM") - before)
-
-
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
-
-
-class Table:
-    """Rows printed as they are measured, in columns or as a markdown table."""
-
-    def __init__(self, columns: Sequence[tuple[str, int]], *, markdown: bool) -> None:
-        self._columns = columns
-        self._markdown = markdown
-        if markdown:
-            print("| " + " | ".join(name for name, _ in columns) + " |")
-            print("|" + "---|" * len(columns), flush=True)
-        else:
-            print("  ".join(f"{name:>{width}}" for name, width in columns), flush=True)
-
-    def row(self, cells: Iterable[str]) -> None:
-        if self._markdown:
-            print("| " + " | ".join(cells) + " |", flush=True)
-        else:
-            widths = (width for _, width in self._columns)
-            print(
-                "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)),
-                flush=True,
-            )
+    set_clock(time.process_time if args.clock == "cpu" else time.perf_counter)
 
 
 def add_timing_arguments(parser: Any) -> None:
