@@ -102,6 +102,8 @@ def _command(arguments: Sequence[str] | None) -> int:
         return _over_ranks(lambda: _estimate(**options), options["device"])
     if command == "check":
         return _check(**options)
+    if command == "bench":
+        return _bench(**options)
     if command == "film":
         return _film(**options)
     if command == "gallery":
@@ -303,6 +305,37 @@ def _run(
     return 0 if finished else 130
 
 
+def _bench(
+    full: bool, threads: int | None, dtype: str, names: Sequence[str], out: Path
+) -> int:
+    """Measures this package beside its peers."""
+    try:
+        _check_environment()
+        with _ends_at_once_on_interrupt():
+            from noisyflow import benchmark
+            from noisyflow.runs import Progress, RunError
+        peers = benchmark.chosen(names)
+        benchmark.checked_threads(threads)
+        benchmark.claim(out)  # what cannot work is missed now, not at the end
+    except (ValueError, RunError) as error:
+        return _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        return _fail(_is_missing(error), 2)
+    cases = [*benchmark.CASES, *(benchmark.MORE_CASES if full else ())]
+    progress = Progress()
+    try:
+        record = benchmark.run(
+            cases, peers, threads=threads, dtype=dtype, tell=progress.show
+        )
+    except MemoryError:
+        return _fail("the benchmark needs more memory than there is", 1)
+    except KeyboardInterrupt:
+        return _fail("stopped before the benchmark was done; nothing is written", 130)
+    for path in benchmark.save(record, out):
+        print(f"written: {path}")
+    return 0
+
+
 def _film(path: Path, out: Path | None, fps: int, layer: int | None) -> int:
     """Makes the film of a run."""
     try:
@@ -490,6 +523,7 @@ def _parser() -> argparse.ArgumentParser:
     checking.add_argument(
         "--full", action="store_true", help="with --accuracy: minutes, not seconds"
     )
+    _add_bench(commands)
     _add_estimate(commands)
     _add_plan(commands)
     _add_gallery(commands)
@@ -592,6 +626,49 @@ def _parser() -> argparse.ArgumentParser:
         "--layer", type=int, metavar="L", help="from 1 (default: the last hidden layer)"
     )
     return parser
+
+
+def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """The options of `noisyflow bench`: those of `noisyflow.benchmark.run`."""
+    bench = commands.add_parser(
+        "bench",
+        help="compare speed, error and memory with other packages on this machine",
+        description="Evaluates log-densities of Gaussian mixtures with this package "
+        "and with those others that are installed, in one run on the same data and "
+        "threads: first the error against the formula in float64, then pairs per "
+        "second, memory, and the seconds to an entropy within 0.01 nats. Prints "
+        "tables; writes benchmark.png and benchmark.json.",
+    )
+    bench.add_argument(
+        "--full", action="store_true", help="more sizes and noises: some ten minutes"
+    )
+    bench.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of every contestant (default: the CPUs of this process)",
+    )
+    bench.add_argument(
+        "--dtype",
+        choices=["float32", "float64"],
+        default="float32",
+        help="of the data (default: float32)",
+    )
+    bench.add_argument(
+        "--peers",
+        dest="names",
+        nargs="+",
+        default=[],
+        metavar="PEER",
+        help="only these beside noisyflow, such as torch.compile (default: all)",
+    )
+    bench.add_argument(
+        "--out",
+        type=_folder,
+        default=Path("runs/bench"),
+        metavar="DIR",
+        help="output folder (default: runs/bench)",
+    )
 
 
 def _add_gallery(commands: argparse._SubParsersAction[_Parser]) -> None:

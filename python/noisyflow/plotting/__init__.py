@@ -3,6 +3,9 @@
 The only package that knows matplotlib, which it imports when a figure is made.
 """
 
+from noisyflow.plotting.benchmark import (
+    contestants,
+)
 from noisyflow.plotting.binning import (
     bin_widths,
 )
@@ -65,6 +68,7 @@ __all__ = [
     "bin_widths",
     "class_scatter",
     "constellation",
+    "contestants",
     "decision_regions",
     "densities",
     "distance_histograms",
