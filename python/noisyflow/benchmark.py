@@ -17,6 +17,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -384,6 +385,7 @@ def run(
     peers: Sequence[Peer] = PEERS,
     *,
     threads: int | None = None,
+    clock: str = "wall",
     dtype: str = "float32",
     seconds: float = 0.2,
     repeats: int = 5,
@@ -400,6 +402,9 @@ def run(
     threads : int, optional
         Of every contestant; the process is kept to so many CPUs meanwhile. By default
         `runtime.num_threads()`.
+    clock : str
+        `wall`, or `cpu` for one thread: without what other processes take of a machine
+        that is not idle.
     dtype, seconds, repeats, tell
         As for `measure`.
     show : callable
@@ -410,7 +415,7 @@ def run(
     dict
         The machine, the versions and all rows, as JSON knows them.
     """
-    threads = checked_threads(threads)
+    threads = checked_threads(threads, clock)
     present = [peer for peer in peers if peer.is_installed()]
     absent = {
         peer.name: f"pip install {peer.packages}"
@@ -421,13 +426,14 @@ def run(
         "machine": _benchmarking.machine(),
         "target": runtime.cpu_target(),
         "threads": threads,
+        "clock": clock,
         "dtype": dtype,
         "nats": TARGET,
         "absent": absent,
         "rows": [],
     }
     show(heading(record))
-    with _confined(threads):
+    with _confined(threads), _timed_by(clock):
         for case in cases:
             rows = measure(
                 case, present, dtype=dtype, seconds=seconds, repeats=repeats, tell=tell
@@ -437,19 +443,23 @@ def run(
     return record
 
 
-def checked_threads(threads: int | None) -> int:
+def checked_threads(threads: int | None, clock: str = "wall") -> int:
     """How many threads all shall have.
 
     Raises
     ------
     ValueError
-        If this process has not so many CPUs.
+        If this process has not so many CPUs, or the clock cannot time so many.
     """
     cpus = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cpus = len(os.sched_getaffinity(0))
     if threads is None:
-        return min(runtime.num_threads(), cpus)
+        threads = min(runtime.num_threads(), cpus)
+    if clock == "cpu" and threads > 1:
+        raise ValueError(
+            f"clock cpu adds up all threads: it needs threads = 1, got {threads}"
+        )
     if not 1 <= threads <= cpus:
         raise ValueError(
             f"threads must be from 1 to {cpus}, the CPUs of this process, got {threads}"
@@ -507,7 +517,8 @@ def heading(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine.items())
     lines = [
         f"{cpu}, {cores} CPUs",
-        f"{record['threads']} thread(s), {record['target']}, {record['dtype']}",
+        f"{record['threads']} thread(s), {record['target']}, {record['dtype']}, "
+        f"{record['clock']} clock",
         f"Python {python}, {versions}",
     ]
     if record["absent"]:
@@ -661,6 +672,17 @@ def _confined(threads: int) -> Iterator[None]:
             os.sched_setaffinity(0, affinity)
         if torch is not None and torch_threads is not None:
             torch.set_num_threads(torch_threads)
+
+
+@contextlib.contextmanager
+def _timed_by(clock: str) -> Iterator[None]:
+    """The clock of all that is timed, then the usual one again."""
+    if clock == "cpu":
+        _benchmarking.set_clock(time.process_time)
+    try:
+        yield
+    finally:
+        _benchmarking.set_clock(time.perf_counter)
 
 
 @contextlib.contextmanager

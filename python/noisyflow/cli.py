@@ -306,7 +306,12 @@ def _run(
 
 
 def _bench(
-    full: bool, threads: int | None, dtype: str, names: Sequence[str], out: Path
+    full: bool,
+    threads: int | None,
+    clock: str,
+    dtype: str,
+    names: Sequence[str],
+    out: Path,
 ) -> int:
     """Measures this package beside its peers."""
     try:
@@ -315,7 +320,7 @@ def _bench(
             from noisyflow import benchmark
             from noisyflow.runs import Progress, RunError
         peers = benchmark.chosen(names)
-        benchmark.checked_threads(threads)
+        benchmark.checked_threads(threads, clock)
         benchmark.claim(out)  # what cannot work is missed now, not at the end
     except (ValueError, RunError) as error:
         return _fail(str(error), 2)
@@ -325,7 +330,12 @@ def _bench(
     progress = Progress()
     try:
         record = benchmark.run(
-            cases, peers, threads=threads, dtype=dtype, tell=progress.show
+            cases,
+            peers,
+            threads=threads,
+            clock=clock,
+            dtype=dtype,
+            tell=progress.show,
         )
     except MemoryError:
         return _fail("the benchmark needs more memory than there is", 1)
@@ -647,6 +657,13 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
         type=int,
         metavar="N",
         help="of every contestant (default: the CPUs of this process)",
+    )
+    bench.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: leave out what other processes take of a machine that is not idle; "
+        "with --threads 1",
     )
     bench.add_argument(
         "--dtype",
