@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -237,6 +238,17 @@ def test_check_is_fit_to_be_shared(
     private = (Path.home(), Path.cwd(), Path(noisyflow.__file__).parent, "someone")
     for text in map(str, (*private, platform.node())):
         assert len(text) < 2 or text not in out
+
+
+def test_check_knows_a_package_without_metadata(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert check._version("numpy") == f"numpy {np.__version__}"
+    assert check._version("nothing-of-the-kind") == "no nothing-of-the-kind"
 
 
 # -- what a machine is --------------------------------------------------------

@@ -622,12 +622,16 @@ py::tuple path_replicas(const std::vector<Doubles>& weights, const std::vector<D
 
 // What this module was built with, for `noisyflow check`.
 py::dict build_info() {
+#if defined(__clang__)
 #if defined(__apple_build_version__)
-  const char* const compiler = "Apple Clang " __clang_version__;
-#elif defined(__clang__)
-  const char* const compiler = "Clang " __clang_version__;
+  std::string compiler = "Apple Clang ";
 #else
-  const char* const compiler = "GCC " __VERSION__;
+  std::string compiler = "Clang ";
+#endif
+  compiler += PYBIND11_TOSTRING(__clang_major__) "." PYBIND11_TOSTRING(
+      __clang_minor__) "." PYBIND11_TOSTRING(__clang_patchlevel__);
+#else
+  const std::string compiler = "GCC " __VERSION__;
 #endif
   py::dict info;
   info["compiler"] = compiler;

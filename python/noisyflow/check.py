@@ -14,6 +14,7 @@ import json
 import math
 import platform
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,8 @@ def _version(package: str) -> str:
     try:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
-        return f"no {package}"
+        found = getattr(sys.modules.get(package), "__version__", None)
+        return f"{package} {found}" if found else f"no {package}"
 
 
 def _check_cuda(found: Findings) -> None:
