@@ -277,10 +277,11 @@ def test_the_tightest_control_group_counts(version: int, groups: Path) -> None:
             "outer/cpu.max": "150000 100000\n",
             "outer/inner/cpu.max": "400000 100000\n",
             "outer/memory.max": f"{3 * 2**30}\n",
-            "outer/inner/memory.max": "max\n",
+            "outer/inner/memory.max": f"{4 * 2**30}\n",
+            "memory.max": "max\n",
         }
     else:
-        (groups / "self").write_text("2:cpu,cpuacct:/outer/inner\n1:memory:/outer\n")
+        (groups / "self").write_text("2:cpu,cpuacct:/outer/inner\n1:memory:/outer/in\n")
         files = {
             "cpu,cpuacct/none": "",
             "cpu/cpu.cfs_quota_us": "-1\n",
@@ -289,6 +290,7 @@ def test_the_tightest_control_group_counts(version: int, groups: Path) -> None:
             "cpu/outer/cpu.cfs_period_us": "100000\n",
             "memory/memory.limit_in_bytes": "9223372036854771712\n",
             "memory/outer/memory.limit_in_bytes": f"{3 * 2**30}\n",
+            "memory/outer/in/memory.limit_in_bytes": f"{4 * 2**30}\n",
         }
     for name, text in files.items():
         (groups / name).parent.mkdir(parents=True, exist_ok=True)
