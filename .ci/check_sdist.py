@@ -1,4 +1,4 @@
-"""Fails if an sdist lacks a file that builds or tests need, or has one that it should not."""
+"""Fails if an sdist lacks a file that builds or tests need, or has a stray one."""
 
 from __future__ import annotations
 
