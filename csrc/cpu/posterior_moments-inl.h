@@ -219,8 +219,11 @@ class PosteriorSums {
   // Adds what is in the buffer.
   __attribute__((noinline)) void flush() {
     if (filled_ == 0) return;
-    const Vec<T> least = load<T>(least_);
-    if (any<T>(least < load<T>(nearest_))) move(least);
+    // From a point far away, the nearest center is found to within the rounding of its distance;
+    // from that center, the others' distances are better known, and one may be far nearer still.
+    constexpr int kMostMoves = 4;
+    Vec<T> least = load<T>(least_);
+    for (int k = 0; k < kMostMoves && any<T>(least < load<T>(nearest_)); ++k) least = move(least);
     store<T>(least_, broadcast<T>(T(INFINITY)));
     weigh();
     add_outer_products<T>(rows_, filled_, d_, acc_);
@@ -304,7 +307,8 @@ class PosteriorSums {
   }
 
   // Lets lanes with a center far nearer than their offsets start from it, and measures again.
-  __attribute__((noinline)) void move(Vec<T> least) {
+  // Returns the smallest distances in the buffer.
+  __attribute__((noinline)) Vec<T> move(Vec<T> least) {
     fold();
     double factor[L];
     for (int l = 0; l < L; ++l) factor[l] = 1;
@@ -318,11 +322,14 @@ class PosteriorSums {
     if (has_met) shift_sums(factor);
     has_pivots_ = false;
     for (int64_t i = 0; i < d_ * L; ++i) has_pivots_ |= twice_[i] != 0;
+    Vec<T> found = broadcast<T>(T(INFINITY));
     for (int64_t b = 0; b < filled_; ++b) {
       Vec<T> s[kBlock];
       measure(sources_[b], b, s);
       for (int c = 0; c < kBlock; ++c) store<T>(squares_ + (b * kBlock + c) * L, s[c]);
+      for (int c = 0; c < kBlock; ++c) found = vmin(s[c], found);
     }
+    return found;
   }
 
   // Offset and pivot of lane l, for the center in the buffer at this distance. Returns what the
