@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from noisyflow import _core
+from noisyflow import _core, _reference
 
 FUZZ = Path(__file__).parent / "fuzz"
 
@@ -192,6 +192,31 @@ def test_a_leaf_may_be_as_large_as_a_number_can_be() -> None:
 def test_less_than_no_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="at least nothing"):
         _core.sampled_squares(X, X, -(2**63), 3)
+
+
+def test_samples_are_taken_of_however_many_rows() -> None:
+    many = np.broadcast_to(X[:1], (1 << 45, 3))
+    squares = _core.sampled_squares(many, X, 1 << 18, 1)
+    np.testing.assert_array_equal(squares, np.zeros((1 << 18, 1)))
+
+
+@pytest.mark.parametrize("d", [2, 31])
+def test_moments_of_points_a_million_away_are_those_of_the_nearest_centers(
+    d: int,
+) -> None:
+    """In float32, where the nearest center is known to 30,000 nats at first."""
+    rng = np.random.default_rng(3)
+    points = (1e6 + rng.normal(size=(47, d))).astype(np.float32)
+    centers = rng.normal(size=(64, d)).astype(np.float32)
+    exact = _reference.posterior_moments(points, centers, 7.5)
+    for target in _core.available_targets():
+        _core.force_target(target)
+        ours = _core.posterior_moments(points, centers, 7.5, None, 1.0, 1)
+        _core.force_target(None)
+        u = 2.0**-24
+        assert (np.abs(ours[0] - exact[0]) <= 4 * u * np.abs(exact[0])).all()
+        # One center has nearly all: the mean is the way to it, rounded once.
+        assert (np.abs(ours[1] - exact[1]) <= 4 * u * np.abs(exact[1])).all()
 
 
 def test_own_inputs_are_looked_at_where_there_are_no_groups() -> None:

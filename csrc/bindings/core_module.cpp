@@ -137,6 +137,9 @@ py::array_t<T> log_density(const Array<T>& points, const Array<T>& centers, doub
   return result;
 }
 
+// i * m / num, for any m.
+int64_t sampled_row(int64_t i, int64_t m, int64_t num) { return m / num * i + m % num * i / num; }
+
 // Squared distances between every so many-th of the points and of the centers, (num_x, num_y).
 template <class T>
 py::array_t<T> sampled_squares(const Array<T>& points, const Array<T>& centers, int64_t num_x,
@@ -146,12 +149,13 @@ py::array_t<T> sampled_squares(const Array<T>& points, const Array<T>& centers, 
   require(num_x >= 0 && num_y >= 0, "samples of at least nothing");
   num_x = std::min(num_x, x.m);
   num_y = std::min(num_y, y.m);
+  require(num_x < INT32_MAX && num_y < INT32_MAX, "too many samples");
   py::array_t<T> result({num_x, num_y});
   T* out = result.mutable_data();
   for (int64_t i = 0; i < num_x; ++i)
     for (int64_t j = 0; j < num_y; ++j) {
-      const T* a = x.points + i * x.m / num_x * x.stride;
-      const T* b = y.points + j * y.m / num_y * y.stride;
+      const T* a = x.points + sampled_row(i, x.m, num_x) * x.stride;
+      const T* b = y.points + sampled_row(j, y.m, num_y) * y.stride;
       T square = 0;
       for (int64_t k = 0; k < centers.shape(1); ++k) square += (a[k] - b[k]) * (a[k] - b[k]);
       *out++ = square;

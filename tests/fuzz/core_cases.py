@@ -615,6 +615,10 @@ def check_path_importance(args: Arguments, result: Any) -> None:
 
 def compare_sides(args: Arguments, result: Any, reference: Any) -> None:
     problem = {key: value for key, value in args.items() if key != "num_threads"}
+    problem["noise_std"] = float(args["noise_std"])
+    for key in ("own", "groups", "offsets", "num_draws"):
+        if key in problem:
+            problem[key] = np.array(args[key], np.int64)
     problem["activation"] = ACTIVATIONS[int(args["activation"])]
     with np.errstate(all="ignore"):
         exact = reference(**problem)

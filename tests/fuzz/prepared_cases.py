@@ -79,7 +79,7 @@ def check_answer(made_of: Arguments, question: Arguments, answer: Any) -> None:
     if not is_in_range(made_of, points=points):
         return
     if question["own"] is not None:
-        # Estimators alone leave out own centers, and refuse noise that rounding swallows.
+        # Estimators alone leave these out, and refuse noise that rounding swallows.
         largest = largest_of(points, centers)
         if made_of["noise_std"] < 32 * np.finfo(centers.dtype).eps * largest:
             return

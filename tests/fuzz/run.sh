@@ -41,7 +41,7 @@ echo "== the end of the interpreter"
 python tests/fuzz/fuzz_lifetimes.py --calls 0 --exits 10 --core "$core" --preload "$preload"
 echo "== threads"
 # Without randomised addresses: the sanitizer needs its own places.
-setarch -R build/tsan/fuzz_threads "$thread_cases" "$seed"
+TSAN_OPTIONS=halt_on_error=1 setarch -R build/tsan/fuzz_threads "$thread_cases" "$seed"
 echo "== memory, of the ordinary extension"
 env -u ASAN_OPTIONS -u PYTHONMALLOC python tests/fuzz/fuzz_lifetimes.py --exits 0 --calls 100000
 echo "fuzzed: $cases calls and $thread_cases cases of threads, seed $seed, no failure," \
