@@ -608,13 +608,15 @@ def figure(record: Mapping[str, Any]) -> bytes:
     by_case: dict[str, dict[str, Any]] = {}
     for row in rows:
         by_case.setdefault(str(Case(**row["case"])), {})[row["peer"]] = row
-    problems = {
-        name: row["verdict"]
-        for name in names
-        for row in (of[name] for of in by_case.values())
-        if row["verdict"] != "timed"
-    }
-    height = 2.6 + 0.45 * len(names)
+    problems = {}
+    for name in names:
+        found = [row for row in rows if row["peer"] == name]
+        amiss = [row for row in found if row["verdict"] != "timed"]
+        if amiss:
+            dims = ", ".join(dict.fromkeys(str(row["case"]["d"]) for row in amiss))
+            where = "" if len(amiss) == len(found) else f" at d = {dims}"
+            problems[name] = amiss[0]["verdict"] + where
+    height = 2 + 0.45 * len(names) + 0.3 * math.ceil(len(by_case) / 3)
     drawn, (left, right) = plotting.new_figure(13, height, columns=2)
     for axes, column, label in (
         (left, "pairs_per_second", "pairs of a point and a center per second"),
@@ -634,7 +636,7 @@ def figure(record: Mapping[str, Any]) -> bytes:
             problems=problems,
         )
     right.set_yticklabels([])
-    return plotting.png(plotting.legend_above(drawn, [left, right]))
+    return plotting.png(plotting.legend_above(drawn, [left, right], columns=3))
 
 
 def _finite(value: Any) -> Any:

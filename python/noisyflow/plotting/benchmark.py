@@ -34,7 +34,7 @@ def contestants(
     label : str
         Of the values, on a logarithmic axis.
     problems : mapping of str to str
-        By contestant, what to write beside a name of which values are missing.
+        By contestant, what to write below a name of which values are missing.
 
     Returns
     -------
@@ -56,22 +56,13 @@ def contestants(
         )
     axes.set_xscale("log")
     axes.set_xlabel(label, fontsize=13)
-    axes.set_yticks(range(len(names)), names, fontsize=13)
+    labels = [
+        f"{name}\n({problems[name]})" if name in problems else name for name in names
+    ]
+    axes.set_yticks(range(len(names)), labels, fontsize=13)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="x", labelsize=12)
     axes.grid(axis="x", alpha=0.3)
     for i in range(1, len(names)):
         axes.axhline(i - 0.5, color="0.9", linewidth=0.8)
-    for i, name in enumerate(names):
-        if name in problems:
-            axes.text(
-                0.99,
-                i,
-                problems[name],
-                transform=axes.get_yaxis_transform(),
-                horizontalalignment="right",
-                verticalalignment="center",
-                color="#d1495b",
-                fontsize=12,
-            )
     return axes

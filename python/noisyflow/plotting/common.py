@@ -86,13 +86,17 @@ def layer_colors(num_layers: int) -> list[Any]:
     return list(colormaps["viridis"](np.linspace(0, _LIGHTEST, num_layers)))
 
 
-def legend_above(figure: Figure, axes: Sequence[Axes]) -> Figure:
+def legend_above(
+    figure: Figure, axes: Sequence[Axes], *, columns: int | None = None
+) -> Figure:
     """One legend above all axes of a figure, of every name that any of them has.
 
     Parameters
     ----------
     figure : Figure
     axes : sequence of Axes
+    columns : int, optional
+        At most so many names beside one another; all by default.
 
     Returns
     -------
@@ -112,7 +116,7 @@ def legend_above(figure: Figure, axes: Sequence[Axes]) -> Figure:
         entries.values(),
         entries.keys(),
         loc="outside upper center",
-        ncols=len(entries),
+        ncols=min(len(entries), columns or len(entries)),
         columnspacing=1.4,
         fontsize=12,
         frameon=False,
