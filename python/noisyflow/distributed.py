@@ -3,8 +3,8 @@
 Every rank calls the same function with its own part of the centers, and all get the
 answer of one process that has them all. Start the script with torchrun and call
 torch.distributed.init_process_group first: gloo for CPUs, NCCL for GPUs, where each
-rank chooses its own by torch.cuda.set_device. What is wrong on one
-rank is raised on every rank; a rank that dies ends the others by the group's timeout.
+rank chooses its own by torch.cuda.set_device. What is wrong on one rank is raised on
+every rank; a rank that dies ends the others when the group notices, at its timeout.
 
 Memory and traffic of a rank, for n centers in d dimensions on r ranks, m points, s
 bytes a number (4 or 8):
@@ -14,7 +14,7 @@ bytes a number (4 or 8):
   collectives for each 2^20 points; 8 m (r - 1) in one collective where r m is at most
   2^15. Gradients of the points: the same for d numbers instead of one;
 - points of its own, m / r of them: m (d s + 8) (r - 1) / r bytes out and in; gradients
-  m (2 d + 2) 8 (r - 1) / r bytes more.
+  m (d s + 8 d + 16) (r - 1) / r bytes more.
 
 Points travel, and not centers: work per byte grows with n / r. Measured figures:
 docs/cluster.md. Source of the scheme: the LogSum pair, csrc/core/log_sum.h.
