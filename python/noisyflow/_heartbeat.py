@@ -41,7 +41,7 @@ class Pulse:
     """
 
     seconds_between_beats: float = 2.0
-    beats_until_dead: int = 20
+    beats_until_dead: int = 15
     seconds_of_grace: float = 10.0
     seconds_to_join: float = 300.0
 
