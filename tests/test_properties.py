@@ -148,7 +148,7 @@ BUDGET = {
 def budget(rng: Rng) -> Arguments:
     return {
         "standard_error": 0.2,
-        "max_seconds": 5.0,
+        "max_seconds": 1e4,  # never reached: a clock would change the result
         "max_pairs": 4000,
         "seed": int(rng.integers(2**32)),
     }
@@ -892,7 +892,7 @@ ENTRIES: list[Entry] = [
             "labels": np.array([0, 1, 1, 0]),
             "input_kind": "fixed",
             **{"standard_error": 0.5, "bracket_width": 0.5, "num_proposals": 4},
-            **{"with_entropies": False, "max_seconds": 5.0, "max_pairs": 2000},
+            **{"with_entropies": False, "max_seconds": 1e4, "max_pairs": 2000},
             "seed": 1,
         },
         {
@@ -1526,20 +1526,22 @@ def check_sound(entry: Entry, arguments: Arguments, same: str, rng: Rng) -> None
     second = called(entry, other)
     assert before == {name: bytes_of(value) for name, value in other.items()}
     if not entry.names[0].startswith(("cost", "explain")):  # these measure a time
-        check_equal(first, second)
+        # A loss is of float32 throughout, some hundred operations of eps = 1.2e-7 each.
+        is_float32 = entry.names[0].startswith("training")
+        check_equal(first, second, 1e-5 if is_float32 else 1e-9)
 
 
-def check_equal(first: Any, second: Any) -> None:
+def check_equal(first: Any, second: Any, rtol: float) -> None:
     """Raises AssertionError unless both results are the same but for rounding."""
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         for field in dataclasses.fields(first):
-            check_equal(getattr(first, field.name), getattr(second, field.name))
+            check_equal(getattr(first, field.name), getattr(second, field.name), rtol)
     elif isinstance(first, tuple | list):
         assert len(first) == len(second)
         for one, other in zip(first, second, strict=True):
-            check_equal(one, other)
+            check_equal(one, other, rtol)
     elif isinstance(first, torch.Tensor | np.ndarray | float):
-        np.testing.assert_allclose(plain(first), plain(second), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(plain(first), plain(second), rtol=rtol, atol=1e-12)
 
 
 def examples(entry: Entry) -> int:
