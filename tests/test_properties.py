@@ -64,8 +64,8 @@ from noisyflow import (
 )
 
 EXAMPLES = int(os.environ.get("NOISYFLOW_EXAMPLES", "0"))
-# A sound call takes some milliseconds.
-SECONDS = 20
+# A sound call takes some milliseconds, but for the first, which may import torch.
+SECONDS = 60
 MODULES = (
     *(noisyflow, baselines, bounds, chain, cost, covariance, datasets, estimate_file),
     *(noisyflow.estimate, image_files, importance, mixture, nn, operators, prepared),
