@@ -242,3 +242,13 @@ def test_repeated_calls_leave_nothing_behind(fuzz_core: Any) -> None:
     if not hasattr(ctypes.CDLL(None), "mallinfo2"):
         pytest.skip("needs the malloc of glibc 2.33 or newer")
     assert not fuzz_lifetimes.has_grown(fuzz_lifetimes.grow(_core, 2000))
+    names = [name for name in dir(_core) if not name.startswith("__")]
+    leaking = SimpleNamespace(**{name: getattr(_core, name) for name in names})
+    kept = []
+
+    def first_nonfinite(array: Any) -> int:
+        kept.append(bytearray(20_000))
+        return _core.first_nonfinite(array)
+
+    leaking.first_nonfinite = first_nonfinite
+    assert fuzz_lifetimes.has_grown(fuzz_lifetimes.grow(leaking, 300))
