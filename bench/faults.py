@@ -325,12 +325,14 @@ def require_equal(folder: Path, expected: dict[str, Any]) -> None:
 
 @dataclass
 class Reference:
-    """An undisturbed run: what it left, how long it took, its file operations."""
+    """An undisturbed run: what it left, how long it took, its operations, bytes in
+    all and in the largest file."""
 
     contents: dict[str, Any]
     seconds: float
     operations: list[str]
     size: int
+    largest: int
 
 
 def undisturbed(study: str, work: Path) -> Reference:
@@ -345,11 +347,13 @@ def undisturbed(study: str, work: Path) -> Reference:
         if len(seconds) == 1:
             first = contents(folder)
     require_equal(folder, first)
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return Reference(
         contents=first,
         seconds=min(seconds),
         operations=trace.read_text().splitlines(),
-        size=sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
+        size=sum(sizes),
+        largest=max(sizes),
     )
 
 
@@ -432,10 +436,9 @@ class Harness:
     def _limit_file_size(self) -> int:
         """No file may be larger than one of the run's: what ulimit -f does."""
         with self._folder() as folder:
-            sizes = [
-                len(v) for v in self.reference.contents.values() if type(v) is bytes
-            ]
-            largest = self._random.randrange(1, max(sizes))
+            # The limit is on what is printed, too, which needs some hundred bytes.
+            least = self.reference.largest // 2
+            largest = self._random.randrange(least, self.reference.largest)
             self.told = f"files limited to {largest} bytes"
             run = Run(self.study, folder, largest=largest)
             run.expect(1, rf"cannot write {folder}.*: File too large")
