@@ -56,6 +56,15 @@ def main(pages: list[Path]) -> None:
     assert num_examples, "no example with its output was found"
 
 
+# What torchrun sets, for examples over ranks, which run as one; any free port.
+_ONE_RANK = {
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}
+
+
 def check_links(page: Path, text: str) -> None:
     for target, _ in _LINK.findall(_FENCE.sub("", text)):
         assert (page.parent / target).exists(), f"{page}: {target} does not exist"
@@ -64,6 +73,7 @@ def check_links(page: Path, text: str) -> None:
 def run(page: Path, text: str, root: Path, wrong: list[str]) -> int:
     """Runs a page's examples; how many were compared, and which were `wrong`."""
     names: dict[str, Any] = {"__name__": "example"}
+    os.environ.update(_ONE_RANK)
     num_compared = 0
     for block in _BLOCK.finditer(text):
         code, shown = block["code"], block["shown"]
