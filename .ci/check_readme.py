@@ -86,7 +86,7 @@ def run(page: Path, text: str, root: Path, wrong: list[str]) -> int:
             with contextlib.redirect_stdout(printed), warnings.catch_warnings():
                 exec(program, names)
             got = printed.getvalue()
-        elif shown is None:
+        elif shown is None or block["fragment"]:
             parse(code, root, f"{page}:{line}")
             continue
         else:
