@@ -190,7 +190,7 @@ def test_launched_is_what_torchrun_sets(monkeypatch) -> None:
 @pytest.mark.parametrize(
     "value",
     [object(), {1: 2}, [{"a": {3}}], np.array([object()]), np.array(["a", None])],
-    ids=repr,
+    ids=["object", "number-as-key", "set", "objects", "none"],
 )
 def test_nothing_is_pickled(value: Any) -> None:
     with pytest.raises(TypeError, match="ranks send numbers"):
