@@ -1,6 +1,6 @@
 """A PyTorch Lightning training whose hidden layers are measured while it learns.
 
-    pip install 'noisyflow[lightning]'
+    pip install -c constraints.txt '.[lightning]'  # in the clone
     python examples/lightning_tracking.py
     tensorboard --logdir lightning_logs
 
