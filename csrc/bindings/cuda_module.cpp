@@ -11,6 +11,7 @@
 #include <string>
 
 #include "../cuda/launch.h"
+#include "released_gil.h"
 
 namespace py = pybind11;
 
@@ -76,7 +77,7 @@ cuda::Scratch to_scratch(cuda::Kind kind, const Problem& p, Address memory, int6
 template <class F>
 void with_type(const Problem& problem, F f) {
   if (problem.m == 0) return;
-  py::gil_scoped_release release;
+  const ReleasedGil released;
   if (problem.itemsize == 4)
     f(float());
   else
