@@ -578,6 +578,41 @@ for d, noise_std in ((24, 0.05), (64, 0.06), (64, 1.0), (256, 0.2)):
     subprocess.run(command, check=True, env=environment, cwd=tmp_path)
 
 
+# -- the end of the interpreter ------------------------------------------------------
+
+DYING = """
+import importlib.util, sys, threading, time
+sys.path.insert(0, sys.argv[2])
+import cuda_host
+import numpy as np
+spec = importlib.util.spec_from_file_location("_cuda_host", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+cuda = cuda_host.HostCuda(module)
+x = np.random.default_rng(0).normal(size=(1000, 3))
+started = threading.Event()
+def compute():
+    while True:
+        started.set()
+        cuda.log_density(x, x, 0.1)
+threading.Thread(target=compute, daemon=True).start()
+started.wait()
+time.sleep(0.1)
+"""
+
+
+def test_a_thread_that_launches_at_the_end_of_the_interpreter_does_not_abort_it(
+    cuda: cuda_host.HostCuda,
+) -> None:
+    command = [sys.executable, "-c", DYING, str(cuda.module.__file__)]
+    tests = str(Path(__file__).parent)
+    for _ in range(3):
+        done = subprocess.run(
+            [*command, tests], capture_output=True, text=True, timeout=300
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 # -- the shim, and sanitizers --------------------------------------------------------
 
 
