@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 # What caches of threads that have ended may hold. A hundred thousand calls that lose 32
 # bytes in one function of forty lose 80,000.
 MOST_GROWTH_BYTES = 40_000
-# Of Python's own: its caches fill for some ten thousand calls, with up to 200 blocks. A
+# Of Python's own: its caches fill slowly, with up to 300 blocks seen. A
 # block lost in one function of forty is 2,500 in a hundred thousand calls.
 MOST_GROWTH_BLOCKS = 500
 
