@@ -44,6 +44,11 @@ def test_random_calls_end_in_an_answer_or_a_refusal(fuzz_core: Any) -> None:
     assert first_failure(fuzz_core, _core, 300, None) is None
 
 
+def test_arrays_of_times_are_spoilt_as_others_are(fuzz_core: Any) -> None:
+    case = fuzz_core.Case(_core, 1, 25769)
+    assert fuzz_core.failure_of(case) is None
+
+
 def nan(result: Any) -> Any:
     result[-1:] = math.nan
     return result

@@ -158,7 +158,9 @@ def spoil_array(rng: Rng, array: Any) -> Any:
         ]
         return np.empty(pick(rng, empties), array.dtype)
     if kind == 7 and array[:1].nbytes < 1 << 17:
-        return np.broadcast_to(array.dtype.type(0), (NO_MACHINE, *array.shape[1:]))
+        return np.broadcast_to(
+            np.zeros((), array.dtype), (NO_MACHINE, *array.shape[1:])
+        )
     if kind < 10:
         return lay_out(rng, array, rows_alone=False)
     return spoil_values(rng, array)
