@@ -141,6 +141,9 @@ class Group:
         while self.rank == 0 and num_left < self.size:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             num_left = self._store.add("left", 0)
+        # One that failed has left too, and has said before that all end.
+        if self.rank == 0 and self._store.check(["end"]):
+            self._heart.wait_for_end()
         self._heart.stop()
         if self._heart.end is not None:
             raise Interrupted
