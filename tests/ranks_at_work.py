@@ -11,10 +11,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from unittest import mock
 
 import numpy as np
@@ -205,6 +205,75 @@ def estimates(file: Path) -> None:
         print(json.dumps({"code": code}), flush=True)
 
 
+def early_ends(out: Path) -> None:
+    """Commands that end early on one rank, while the other is elsewhere."""
+    from noisyflow import cli
+
+    rank = int(os.environ["RANK"])
+
+    def study_of_cells(_: int) -> int:
+        cells(_ranks.current(), out)
+        return 0
+
+    def raising(error: BaseException) -> Callable[[int], int]:
+        def work(who: int) -> int:
+            if rank == who:
+                raise error
+            _ranks.current().share()
+            _ranks.current().barrier()
+            return 0
+
+        return work
+
+    def finished(who: int) -> int:
+        if rank != who:
+            _ranks.current().share()
+        return 0
+
+    ends = {
+        "left 0": study_of_cells,  # with nobody to read what is printed
+        "left 1": raising(BrokenPipeError(32, "Broken pipe")),
+        "exit 0": raising(SystemExit(3)),
+        "exit 1": raising(SystemExit("a word")),
+        "memory 0": raising(MemoryError("no memory")),
+        "memory 1": raising(MemoryError("no memory")),
+        "stopped 0": raising(KeyboardInterrupt()),
+        "finished 0": finished,
+    }
+    for name, work in ends.items():
+        code: object
+        with contextlib.ExitStack() as leaving:
+            if name == "left 0" and rank == 0:
+                (reader, writer) = os.pipe()
+                os.close(reader)
+                unread = leaving.enter_context(_broken(writer))
+                leaving.enter_context(contextlib.redirect_stdout(unread))
+            who = int(name[-1])
+            leaving.enter_context(
+                mock.patch.object(
+                    cli,
+                    "_command",
+                    lambda _, w=work, who=who: cli._over_ranks(lambda: w(who), "cpu"),
+                )
+            )
+            try:
+                code = cli.main([])
+            except (MemoryError, RuntimeError) as error:
+                code = repr(error)
+        print(json.dumps({"early": name, "rank": rank, "code": code}), flush=True)
+
+
+@contextlib.contextmanager
+def _broken(writer: int) -> Iterator[TextIO]:
+    """A pipe that nobody reads, which cannot be flushed at its end either."""
+    file = os.fdopen(writer, "w")
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            file.close()
+
+
 def commands(new: Path, begun: Path, stopped: Path, file: Path) -> None:
     """A study from its beginning, one that is taken up, one to be taken up; estimates.
 
@@ -220,6 +289,7 @@ def commands(new: Path, begun: Path, stopped: Path, file: Path) -> None:
         study(ranks, begun)  # which is finished
         study(ranks, stopped, stop_after=3)
     estimates(file)
+    early_ends(new.with_name("early"))
 
 
 def main(names: list[str]) -> None:

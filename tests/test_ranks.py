@@ -309,3 +309,35 @@ def test_mistakes_are_told_once_and_all_ranks_end_with_their_code(both: Both) ->
     (where,) = [line for line in lines if "must be finite" in line]
     assert where.startswith("noisyflow: rank 1: ")  # which has the second half
     assert where.endswith("must be finite, got nan at [1500, 2]")
+
+
+def test_an_early_end_on_one_rank_ends_all_with_its_message(both: Both) -> None:
+    """Whatever ends it: the other waits elsewhere, and nobody else would end that."""
+    found = [json.loads(line) for line in both.two.splitlines() if "early" in line]
+    codes = {(f["early"], f["rank"]): f["code"] for f in found}
+    left = "whoever read standard output has left; all ranks end"
+    ended = "the command ended early, with exit code"
+    own = "MemoryError('no memory')"
+    for name, message, expected in (
+        ("left 0", left, [1, 1]),
+        ("left 1", f"rank 1: {left}", [1, 1]),
+        ("exit 0", f"{ended} 3; all ranks end", [3, 3]),
+        ("exit 1", f"rank 1: {ended} 2; all ranks end", [2, 2]),
+        ("memory 0", "rank 0 failed: MemoryError: no memory", [own, 1]),
+        ("memory 1", "rank 1 failed: MemoryError: no memory", [1, own]),
+        ("stopped 0", "rank 0 was stopped by Ctrl-C", [130, 130]),
+        (
+            "finished 0",
+            "rank 1 failed: RuntimeError: rank 0 has come to its",
+            [1, "RuntimeError"],
+        ),
+    ):
+        assert [str(codes[name, rank])[:12] for rank in (0, 1)] == [
+            str(code)[:12] for code in expected
+        ], name
+        said = [
+            line
+            for line in both.complaints.splitlines()
+            if line.startswith(f"noisyflow: {message}")
+        ]
+        assert len(said) == 1, (name, both.complaints)

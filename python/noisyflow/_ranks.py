@@ -43,6 +43,7 @@ Result = TypeVar("Result")
 # torch's store takes 8 MiB at once.
 _PART_BYTES = 2**22
 _LONGEST_SLEEP = 0.05
+_EXIT = "exit"
 
 
 def is_launched() -> bool:
@@ -236,6 +237,19 @@ class Ranks:
         self._unread.append(key)
         return value
 
+    def share_exit(self, code: int) -> int:
+        """The first rank's exit code, on every rank, by which its work is done.
+
+        The name is its own: a rank that is elsewhere shall not take the code for what
+        it waits for, and does not wait on.
+        """
+        if self._store is None:
+            return code
+        if not self.is_first:
+            return int(decode(self.fetch(_EXIT)))
+        self.post(_EXIT, encode(code))
+        return code
+
     def barrier(self) -> None:
         """Waits until all ranks are here."""
         if self._store is None:
@@ -291,6 +305,12 @@ class Ranks:
         """Waits for a name. Not in torch: Python must see that all ranks end."""
         sleep = 0.001
         while not self.is_posted(key):
+            # What the first gives comes before its exit code: looked for once more.
+            if self.is_posted(_EXIT) and not self.is_posted(key):
+                raise RuntimeError(
+                    f"rank 0 has come to its end while rank {self.rank} waited for "
+                    f"{key!r}; all ranks must do the same calls"
+                )
             time.sleep(sleep)
             sleep = min(1.5 * sleep, _LONGEST_SLEEP)
 

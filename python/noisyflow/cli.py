@@ -134,13 +134,32 @@ def _over_ranks(work: Callable[[], int], device: object) -> int:
             if not ranks.is_first:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             with contextlib.suppress(_ranks.Released):
-                code = _guarded(work)
-            code = int(ranks.share(code))
+                code = _of_rank(work)
+            code = ranks.share_exit(code)
     except _ranks.RankError as error:
         if not error.is_told:
             _complain(str(error))
         return error.code
     return code
+
+
+def _of_rank(work: Callable[[], int]) -> int:
+    """As `_guarded`; an end of this rank's own is one of all, who would wait for it."""
+    try:
+        return work()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 2
+        message = f"the command ended early, with exit code {code}; all ranks end"
+        raise _ranks.Failure(message, code or 1) from end
+    except BrokenPipeError as error:
+        if error.filename is not None:
+            raise
+        message = "whoever read standard output has left; all ranks end"
+        raise _ranks.Failure(message, 1) from error
+    except OSError as error:
+        where = error.filename or "to standard output"
+        message = f"cannot write {where}: {error.strerror}"
+        raise _ranks.Failure(message, 1) from error
 
 
 def _list(experiment: str | None) -> int:
