@@ -212,6 +212,13 @@ def test_messages_keep_values_and_types() -> None:
     assert type(found["scalar"]) is np.float64
 
 
+@pytest.mark.parametrize("name", ["print", "KeyError", "Estimate", "None", "True"])
+def test_only_a_name_of_a_warning_makes_one(name: str) -> None:
+    message = encode({"result": 3, "warnings": [[name, "little"]]})
+    with pytest.warns(UserWarning, match="little"):
+        assert _ranks._result(message) == 3
+
+
 # -- studies and estimates ------------------------------------------------------------
 
 

@@ -530,6 +530,8 @@ def _result(message: bytes) -> Any:
     """The result in a message; warns of what was warned of."""
     found = decode(message)
     for name, text in found["warnings"]:
-        kind = getattr(estimate, name, None) or getattr(builtins, name, UserWarning)
+        kind = getattr(estimate, name, None) or getattr(builtins, name, None)
+        if not (isinstance(kind, type) and issubclass(kind, Warning)):
+            kind = UserWarning
         warnings.warn(text, kind, stacklevel=4)
     return found["result"]
