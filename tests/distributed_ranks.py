@@ -6,13 +6,15 @@ for what is found: `<size>-<rank>.npz`, entries `<case>.<name>`; errors are text
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -455,13 +457,18 @@ def _errors(rank: int, size: int) -> Found:
         spoil(given, size - 1 - rank)
         found[name] = _raised(lambda g=given: distributed.mixture_log_density(**g))
     # A rank that fails within the evaluation, with what it cannot have.
-    whole, evaluate = plain.of_rank(rank, size), Shard.log_density
-    for name, where in (("within", {}), ("within-own-points", plain_points(size))):
+    whole = plain.of_rank(rank, size)
+    for name, where in (("", {}), ("-own-points", plain_points(size))):
         given = whole | replace(plain, **where).of_rank(rank, size)
-        if rank == size - 1:
-            Shard.log_density = _fail
-        found[name] = _raised(lambda g=given: distributed.mixture_log_density(**g))
-        Shard.log_density = evaluate
+        for kind, owner, method in (
+            ("within", Shard, "log_density"),
+            ("prepare", Shard, "_prepared"),
+            ("facts", distributed, "facts"),
+        ):
+            with _failing(owner, method, rank == size - 1):
+                found[f"{kind}{name}"] = _raised(
+                    lambda g=given: distributed.mixture_log_density(**g)
+                )
     import torch
 
     given = {k: torch.from_numpy(whole[k]) for k in ("points", "centers")}
@@ -497,8 +504,15 @@ def plain_points(size: int) -> dict[str, Any]:
     return {"point_cuts": {size: [70, *[0] * (size - 1)]}}
 
 
-def _fail(*_: Any) -> Any:
+def _fail(*_: Any, **__: Any) -> Any:
     raise MemoryError("no memory is left")
+
+
+@contextlib.contextmanager
+def _failing(owner: Any, method: str, here: bool) -> Iterator[None]:
+    """No memory for this method or function, where it is here that it fails."""
+    with mock.patch.object(owner, method, _fail if here else getattr(owner, method)):
+        yield
 
 
 def _raised(call: Callable[[], Any]) -> str:

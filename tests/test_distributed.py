@@ -262,8 +262,11 @@ MESSAGES = {
     "twice": "RuntimeError: log-densities over ranks can be differentiated once",
     "backward-replicated": "RuntimeError: on rank {last} of {size}: MemoryError: no",
     "backward-sharded": "RuntimeError: on rank {last} of {size}: MemoryError: no",
-    "within": "RuntimeError: on rank {last} of {size}: MemoryError: no memory is left",
-    "within-own-points": "RuntimeError: on rank {last} of {size}: MemoryError: no",
+    **{
+        f"{name}{points}": "RuntimeError: on rank {last} of {size}: MemoryError: no"
+        for name in ("within", "prepare", "facts")
+        for points in ("", "-own-points")
+    },
 }
 
 

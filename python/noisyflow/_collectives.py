@@ -87,11 +87,16 @@ class Peers:
         """On the first rank the arrays of all, alike but in length; else nothing."""
         lengths = self.gather(torch.tensor([len(array)])).flatten().tolist()
         values = torch.from_numpy(array)
-        padded = values.new_zeros((max(lengths), *values.shape[1:])).to(self.device)
-        padded[: len(values)] = values
-        rows = None
-        if self.rank == 0:
-            rows = [torch.empty_like(padded) for _ in lengths]
+
+        def places() -> tuple[Tensor, list[Tensor] | None]:
+            shape = (max(lengths), *values.shape[1:])
+            padded = values.new_zeros(shape).to(self.device)
+            padded[: len(values)] = values
+            if self.rank > 0:
+                return padded, None
+            return padded, [torch.empty_like(padded) for _ in lengths]
+
+        (padded, rows) = self.together("collect", places)
         if self.size > 1:
             dist.gather(padded, rows, group_dst=0, group=self.group)
         elif rows is not None:
@@ -115,17 +120,25 @@ class Peers:
         """Part r goes to rank r; what came from all ranks, one after another."""
         counts = torch.tensor([[len(part)] for part in parts])
         expected = self.exchange(counts).flatten().tolist()
-        values = torch.from_numpy(np.concatenate(parts)).to(self.device)
-        out = values.new_empty(sum(expected))
+
+        def places() -> tuple[Tensor, Tensor]:
+            values = torch.from_numpy(np.concatenate(parts)).to(self.device)
+            return values, values.new_empty(sum(expected))
+
+        (values, out) = self.together("redistribute", places)
         sent = [len(part) for part in parts]
         dist.all_to_all_single(out, values, expected, sent, group=self.group)
-        return out.cpu().numpy()
+        return np.asarray(out.cpu().numpy(), np.int64)
 
     def gather_arrays(self, array: NDArray[Any]) -> list[NDArray[Any]]:
         """An array of every rank, of any shape and dtype but objects."""
-        file = io.BytesIO()
-        np.save(file, array, allow_pickle=False)
-        found = self.gather_bytes(file.getvalue())
+
+        def data() -> bytes:
+            file = io.BytesIO()
+            np.save(file, array, allow_pickle=False)
+            return file.getvalue()
+
+        found = self.gather_bytes(self.together("gather arrays", data))
         return [np.load(io.BytesIO(data), allow_pickle=False) for data in found]
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
@@ -186,9 +199,12 @@ class Peers:
 
         call: what all ranks do here; outcome: of `attempt`; facts: numbers of it.
         """
-        has_failed = isinstance(outcome, Exception)
         code = float(zlib.crc32(call.encode()))
-        header = [0.0, code] if has_failed else [1.0, code, *facts(outcome)]
+        numbers = outcome
+        if not isinstance(outcome, Exception):
+            numbers = self.attempt(lambda: list(facts(outcome)))
+        has_failed = isinstance(numbers, Exception)
+        header = [0.0, code] if has_failed else [1.0, code, *numbers]
         # Of one length whether it failed or not, and whatever others have called.
         row = torch.zeros(_NUM_FACTS, dtype=torch.float64)
         row[: len(header)] = torch.tensor(header, dtype=torch.float64)
@@ -200,8 +216,14 @@ class Peers:
                 f" on rank {self.rank} and another on rank {others[0]}"
             )
         if (found[:, 0] == 0).any():
-            self.raise_together(outcome if has_failed else None)
+            self.raise_together(numbers if has_failed else None)
         return np.asarray(found[:, 2 : len(header)], np.float64)
+
+    def together(self, call: str, function: Callable[[], Any]) -> Any:
+        """What a local function returns; raises on all if it raises on one."""
+        outcome = self.attempt(function)
+        self.agree(call, outcome, lambda _: [])
+        return outcome
 
     def raise_together(self, error: Exception | None) -> None:
         """Raises, on every rank, the first error that one has; called by all.

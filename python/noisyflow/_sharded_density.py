@@ -240,9 +240,13 @@ class Work:
         self.peers = peers
         self.mine = mine
         self.told = told
-        self.shard = mine.shard(told.num_centers)
         self.log_part: Tensor | None = None  # of this rank, at replicated points
         self.result: Tensor  # of the whole, float64
+
+    @functools.cached_property
+    def shard(self) -> Shard:
+        """Made where it is first used: within an attempt, as it may need memory."""
+        return self.mine.shard(self.told.num_centers)
 
     def log_density(self) -> Tensor:
         """The merged log-density, (m,) float64, where the points are."""
@@ -338,6 +342,9 @@ class Work:
         noise = self._summed_noise(found.noise_std)
         return of_points, found.centers, found.weights, noise
 
+    def _gradients_of_shard(self, *at: Any) -> Gradients:
+        return self.shard.gradients(*at)
+
     def _summed_noise(self, part: float | None) -> float | None:
         if part is None:
             return None
@@ -355,7 +362,7 @@ class Work:
             points = self.rows_of_all(rows, own).to(own.device)
             (merged, upstream) = self.rows_of_all(rows, saved).to(own.device).unbind(1)
             at = (_as_points(points), merged, upstream, wanted)
-            found = self.peers.attempt(functools.partial(self.shard.gradients, *at))
+            found = self.peers.attempt(functools.partial(self._gradients_of_shard, *at))
             if isinstance(found, Exception):  # go on, for others to have what they need
                 error = error or found
                 nothing = torch.zeros_like(points, dtype=torch.float64)
