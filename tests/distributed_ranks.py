@@ -274,10 +274,12 @@ def _estimates(rank: int, size: int) -> Found:
 def _estimate_errors(rank: int, size: int) -> Found:
     import torch
 
-    from noisyflow import distributed
+    from noisyflow import _sharded_rows, distributed
     from noisyflow._shard import Shard
+    from noisyflow._sharded_rows import ShardedMixture
 
     (samples, options) = estimations()["entropy"].of_rank(rank, size)
+    (equal, _) = estimations()["entropy-equal"].of_rank(rank, size)
     (of_inputs, _) = estimations()["information"].of_rank(rank, size)
     is_last = rank == size - 1
     found = {}
@@ -309,11 +311,37 @@ def _estimate_errors(rank: int, size: int) -> Found:
         "estimate-one-draw-here",
         lambda: distributed.mutual_information(of_inputs[:, : 1 + 9 * is_last], 0.3),
     )
-    find = Shard.log_density
-    if is_last:
-        Shard.log_density = _fail
-    record("estimate-within", entropy(samples))
-    Shard.log_density = find
+    complex_noise = torch.tensor(0.3 + 1j) if is_last else 0.3
+    record("estimate-noise-tensor", entropy(samples, noise_std=complex_noise))
+    forms = estimations()["entropy-forms"]
+    (few, of_forms) = forms.of_rank(rank, size)
+
+    def covariances() -> Any:
+        return distributed.entropy(few, **of_forms)
+
+    def information() -> Any:
+        return distributed.mutual_information(of_inputs, 0.3, labels=labels)
+
+    # What fails where it is local, on the first rank, which leads, or on the last.
+    for name, owner, method, who, call in (
+        ("within", Shard, "log_density", size - 1, entropy(samples)),
+        ("prepare-0", Shard, "_prepared", 0, entropy(samples)),
+        ("prepare", Shard, "_prepared", size - 1, entropy(samples)),
+        ("rows-0", _sharded_rows._Part, "at", 0, entropy(samples)),
+        ("rows", _sharded_rows._Part, "at", size - 1, entropy(samples)),
+        ("keys-0", _sharded_rows.Team, "_keys", 0, entropy(samples)),
+        ("keys", _sharded_rows.Team, "_keys", size - 1, entropy(samples)),
+        ("take-0", _sharded_rows, "take_rows", 0, entropy(equal)),
+        ("take", _sharded_rows, "take_rows", size - 1, entropy(equal)),
+        ("moments-0", _sharded_rows, "_moments", 0, covariances),
+        ("moments", _sharded_rows, "_moments", size - 1, covariances),
+        ("collect-0", torch, "empty_like", 0, information),
+        ("places", np, "arange", size - 1, entropy(samples)),
+        ("labels", np, "save", size - 1, information),
+        ("alone-0", ShardedMixture, "log_own_and_others", 0, entropy(samples)),
+    ):
+        with _failing(owner, method, rank == who):
+            record(f"estimate-{name}", call)
     if is_last:
         record(
             "other-call",

@@ -229,7 +229,16 @@ MESSAGES = {
     "estimate-gradients": "ValueError: on rank {last} of {size}: centers requires grad",
     "estimate-labels": "TypeError: labels must be of one type on all ranks, got text",
     "estimate-one-draw-here": "ValueError: samples must hold at least 2 draws of every",
-    "estimate-within": "RuntimeError: on rank {last} of {size}: MemoryError: no memory",
+    "estimate-noise-tensor": "RuntimeError: on rank {last} of {size}: value cannot be",
+    "estimate-alone-0": "RuntimeError: MemoryError: no memory is left",
+    **{
+        f"estimate-{name}": f"RuntimeError: on rank {who} of {{size}}: MemoryError: no"
+        for who, names in (
+            ("0", "prepare-0 rows-0 keys-0 take-0 moments-0 collect-0"),
+            ("{last}", "within prepare rows keys take moments places labels"),
+        )
+        for name in names.split()
+    },
     "other-call": "RuntimeError: every rank must call the same functions in the same",
     "nan-in-points": "ValueError: on rank {last} of {size}: points must be finite, got"
     " nan at [5, 1]",

@@ -5,8 +5,9 @@ The first rank runs the estimator; what it asks of its centers goes through
 follow in `Team.follow` until the first has a result. So there is one copy of every
 decision, and one clock; queries are drawn once, and the ranks may differ in their CPUs.
 
-The one rule: everything between two collectives is attempted. What fails on one rank
-arrives at the first as NaN, which then asks who failed and ends the call on all.
+The one rule: everything between two collectives is attempted. What fails on one rank is
+raised on all at the next agreement (`Peers.together`); or it arrives at the first as
+NaN, which then asks who failed. Either way nobody is left to hear the first any more.
 """
 
 from __future__ import annotations
@@ -51,6 +52,14 @@ class _Part(NamedTuple):
         is_here[is_here] = self.places[at[is_here]] == places[is_here]
         return is_here, np.where(is_here, at, 0)
 
+    def at(self, places: Indices) -> Floats:
+        """The rows at these places; zeros for those that are not here."""
+        (is_here, at) = self.find(places)
+        found = np.zeros((len(places), self.rows.shape[1]), self.rows.dtype)
+        if is_here.any():
+            found[is_here] = self.rows[at[is_here]]
+        return found
+
 
 class _Blocks(NamedTuple):
     """Blocks of all ranks' centers, and which of their centers are here."""
@@ -71,24 +80,36 @@ class Team:
         self._peers = peers
         counts = peers.gather(torch.tensor([len(rows)])).flatten().cpu().numpy()
         start = int(counts[: peers.rank].sum())
-        places = np.arange(start, start + len(rows))
+        places = peers.together(
+            "places", lambda: np.arange(start, start + len(rows), dtype=np.int64)
+        )
         self._parts = [_Part(rows, places, int(counts.sum()))]
         self._shards: list[tuple[_Part, Shard | None]] = []
         self._blocks: _Blocks | None = None
         self._growing: list[list[Indices]] = []
         self._weights: Floats | None = None
         self._error: Exception | None = None
+        self.is_listening = True  # whether the others wait for what the leader says
 
     # -- who says what ---------------------------------------------------------------
 
     def lead(self, name: str, *args: Any) -> Any:
-        """All ranks do this; what the leader's own part returns."""
-        self._say(name, args)
-        return getattr(self, name)(*args)
+        """All ranks do this; what the leader's own part returns.
+
+        An error here is one of all ranks, or the others wait within a collective.
+        """
+        if not self.is_listening:
+            raise RuntimeError(f"the ranks of this call have ended, before {name}")
+        (words, arrays) = _message(name, args)
+        self.is_listening = False
+        self._say(words, arrays)
+        found = getattr(self, name)(*args)
+        self.is_listening = True
+        return found
 
     def dismiss(self, words: str) -> None:
         """Ends `follow` on the other ranks, which return these words."""
-        self._say("dismiss", (words,))
+        self._say(*_message("dismiss", (words,)))
 
     def follow(self) -> str:
         """Does what the leader says, until it says what came of it."""
@@ -96,36 +117,35 @@ class Team:
             (name, args) = self._hear()
             if name == "dismiss":
                 return str(args[0])
-            if name == "do_raise":  # the leader's words will say it
-                self._peers.attempt(self.do_raise)
-                continue
             getattr(self, name)(*args)
 
-    def _say(self, name: str, args: tuple[Any, ...]) -> None:
-        forms = [
-            {"dtype": a.dtype.str, "shape": a.shape}
-            if isinstance(a, np.ndarray)
-            else {"value": a}
-            for a in args
-        ]
-        words = json.dumps([name, forms]).encode()
+    def _say(self, words: bytes, arrays: list[NDArray[Any]]) -> None:
         self._peers.broadcast(torch.tensor([len(words)]))
         self._peers.broadcast(torch.from_numpy(np.frombuffer(words, np.uint8).copy()))
-        for a in args:
-            if isinstance(a, np.ndarray):
-                self._peers.broadcast(torch.from_numpy(np.ascontiguousarray(a)))
+        if arrays:
+            self._together("hear", lambda: None)
+        for a in arrays:
+            self._peers.broadcast(torch.from_numpy(a))
 
     def _hear(self) -> tuple[str, list[Any]]:
         length = int(self._peers.broadcast(torch.zeros(1, dtype=torch.int64)))
         words = self._peers.broadcast(torch.zeros(length, dtype=torch.uint8))
         (name, forms) = json.loads(words.cpu().numpy().tobytes())
-        args = []
-        for form in forms:
-            if "value" in form:
-                args.append(form["value"])
-                continue
-            like = torch.from_numpy(np.zeros(form["shape"], form["dtype"]))
-            args.append(self._peers.broadcast(like).cpu().numpy())
+        if not any("shape" in form for form in forms):
+            return name, [form["value"] for form in forms]
+
+        def places() -> list[Any]:
+            return [
+                form["value"]
+                if "value" in form
+                else torch.from_numpy(np.zeros(form["shape"], form["dtype"]))
+                for form in forms
+            ]
+
+        args = self._together("hear", places)
+        for index, arg in enumerate(args):
+            if isinstance(arg, torch.Tensor):
+                args[index] = self._peers.broadcast(arg).cpu().numpy()
         return name, args
 
     # -- rows ------------------------------------------------------------------------
@@ -133,30 +153,32 @@ class Team:
     def do_rows(self, part: int, places: Indices) -> Floats:
         """Rows of all ranks at these places, on the leader."""
         mine = self._parts[part]
-        (is_here, at) = mine.find(places)
-        found = np.zeros((len(places), mine.rows.shape[1]), mine.rows.dtype)
-        if is_here.any():
-            found[is_here] = mine.rows[at[is_here]]
-        return self._peers.reduce(found)
+        return self._peers.reduce(self._together("rows", lambda: mine.at(places)))
 
     def do_take(self, part: int, start: int, places: Indices) -> None:
         """Places from `start` on of a new part are those of rows of another."""
-        (is_here, at) = self._parts[part].find(places)
-        self._growing.append([start + np.flatnonzero(is_here), at[is_here]])
+
+        def grow() -> None:
+            (is_here, at) = self._parts[part].find(places)
+            self._growing.append([start + np.flatnonzero(is_here), at[is_here]])
+
+        self._attempt(grow)
 
     def do_taken(self, part: int, num_rows: int) -> int:
         """The number of the new part."""
-        nothing = np.empty(0, np.int64)
-        (places, at) = (
-            np.concatenate([nothing, *column])
-            for column in (
-                zip(*self._growing, strict=True) if self._growing else ((),) * 2
+
+        def take() -> _Part:
+            nothing = np.empty(0, np.int64)
+            (places, at) = (
+                np.concatenate([nothing, *column])
+                for column in (
+                    zip(*self._growing, strict=True) if self._growing else ((),) * 2
+                )
             )
-        )
+            return _Part(take_rows(self._parts[part].rows, at), places, num_rows)
+
+        self._parts.append(self._together("taken", take))
         self._growing = []
-        self._parts.append(
-            _Part(take_rows(self._parts[part].rows, at), places, num_rows)
-        )
         return len(self._parts) - 1
 
     # -- mixtures ----------------------------------------------------------------------
@@ -164,11 +186,15 @@ class Team:
     def do_weights(self, part: int, start: int, weights: Floats) -> None:
         """Weights of the rows at places from `start` on."""
         mine = self._parts[part]
-        if start == 0:
-            self._weights = np.zeros(len(mine.rows), weights.dtype)
-        assert self._weights is not None
-        (low, high) = np.searchsorted(mine.places, [start, start + len(weights)])
-        self._weights[low:high] = weights[mine.places[low:high] - start]
+
+        def keep() -> None:
+            if start == 0:
+                self._weights = np.zeros(len(mine.rows), weights.dtype)
+            assert self._weights is not None
+            (low, high) = np.searchsorted(mine.places, [start, start + len(weights)])
+            self._weights[low:high] = weights[mine.places[low:high] - start]
+
+        self._attempt(keep)
 
     def do_mixture(self, part: int, noise_std: float, lost: float, weighs: bool) -> int:
         """The number of a new mixture of a part, with the weights last told."""
@@ -183,10 +209,10 @@ class Team:
     def do_own_and_others(self, mixture: int, points: Floats, own: Indices) -> Floats:
         """(2, m): the own center's term and the sum of all others; logs."""
         (part, shard) = self._shards[mixture]
-        (is_here, at) = part.find(own)
 
         def find() -> Floats:
             assert shard is not None
+            (is_here, at) = part.find(own)
             found = np.full((2, len(own)), -math.inf)
             here, elsewhere = np.flatnonzero(is_here), np.flatnonzero(~is_here)
             if shard.mixture is None:
@@ -204,8 +230,12 @@ class Team:
     def do_blocks(self, part: int, offsets: Indices, outer: Indices) -> None:
         """Blocks of a part, for `do_block_sums`."""
         places = self._parts[part].places
-        begins = [np.searchsorted(places, ends) for ends in (offsets, outer)]
-        self._blocks = _Blocks(offsets, outer, *begins)
+
+        def find() -> _Blocks:
+            begins = [np.searchsorted(places, ends) for ends in (offsets, outer)]
+            return _Blocks(offsets, outer, *begins)
+
+        self._blocks = self._attempt(find)
 
     def do_block_sums(
         self, mixture: int, include_rest: bool, points: Floats, own: Indices
@@ -213,11 +243,11 @@ class Team:
         """(4, m), or (2, m) without the rest: own, inner, outer and rest; logs."""
         (part, shard) = self._shards[mixture]
         blocks = self._blocks
-        assert blocks is not None
         count = 4 if include_rest else 2
 
         def find() -> Floats:
             assert shard is not None
+            assert blocks is not None
             found = np.full((4, len(own)), -math.inf)
             if shard.mixture is not None:
                 _find_block_sums(found, part, shard, blocks, points, own, include_rest)
@@ -241,29 +271,41 @@ class Team:
                 found[:, 1 + d :] = covariance.reshape(m, -1)
             return found
 
-        mine = self._attempt(find)
-        if mine is None:
-            mine = np.full((m, 1 + d + d * d), math.nan)
-        log_part = torch.from_numpy(mine[:, 0].copy())
-        whole = self._peers.log_sum_exp(log_part).cpu().numpy()
-        share = np.exp(mine[:, 0] - whole)
+        mine = self._or_nan(find, (m, 1 + d + d * d))
+        whole = self._merged(lambda: mine[:, 0].copy(), (m,))
         mean = mine[:, 1 : 1 + d]
-        mean_of_all = self._summed(share[:, None] * mean)
-        # About the mean of all: nothing cancels.
-        away = mean - mean_of_all
-        covariance = mine[:, 1 + d :].reshape(m, d, d)
-        covariance = covariance + away[:, :, None] * away[:, None, :]
-        return self._summed(share[:, None, None] * covariance)
+        mean_of_all = self._summed(
+            lambda: np.exp(mine[:, 0] - whole)[:, None] * mean, (m, d)
+        )
 
-    def _summed(self, values: Floats) -> Floats:
-        return self._peers.sum(torch.from_numpy(values)).cpu().numpy()
+        def of_own() -> Floats:
+            # About the mean of all: nothing cancels.
+            away = mean - mean_of_all
+            covariance = mine[:, 1 + d :].reshape(m, d, d)
+            covariance = covariance + away[:, :, None] * away[:, None, :]
+            share = np.exp(mine[:, 0] - whole)
+            return np.asarray(share[:, None, None] * covariance)
+
+        return self._summed(of_own, (m, d, d))
+
+    def _summed(self, find: Callable[[], Floats], shape: tuple[int, ...]) -> Floats:
+        found = self._or_nan(find, shape)
+        return self._peers.sum(torch.from_numpy(found)).cpu().numpy()
 
     def _merged(self, find: Callable[[], Floats], shape: tuple[int, ...]) -> Floats:
-        found = self._attempt(find)
-        if found is None:
-            found = np.full(shape, math.nan)
+        found = self._or_nan(find, shape)
         merged = self._peers.log_sum_exp(torch.from_numpy(found).flatten())
         return merged.cpu().numpy().reshape(shape)
+
+    def _or_nan(self, find: Callable[[], Floats], shape: tuple[int, ...]) -> Floats:
+        found = self._attempt(find)
+        return np.full(shape, math.nan) if found is None else found
+
+    def _together(self, call: str, function: Callable[[], Any]) -> Any:
+        """What it returns; raises on all where it, or one before, raised on one."""
+        found = self._attempt(function)
+        self._peers.agree(call, self._error or found, lambda _: [])
+        return found
 
     def _attempt(self, function: Callable[[], Any]) -> Any:
         """What it returns; None, and the first error is kept, where it raises."""
@@ -286,27 +328,29 @@ class Team:
 
         Hashes are sent to the rank that looks after their kind, a part of each rank's.
         """
-        key = np.sort(self._keys(part, blocks)[0])
-        repeats = bool((key[1:] == key[:-1]).any())
+        (key, repeats) = self._together(
+            "sorted keys", lambda: _sorted(self._keys(part, blocks)[0])
+        )
         if self._any(repeats):
             return True
         size = self._peers.size
-        order = np.argsort(key % np.uint64(size), kind="stable")
-        ends = np.searchsorted((key % np.uint64(size))[order], np.arange(size + 1))
-        kinds = np.split(key[order].view(np.int64), ends[1:-1])
-        met = np.sort(self._peers.redistribute(kinds))
-        return self._any(bool((met[1:] == met[:-1]).any()))
 
-    def do_keys(self, part: int, blocks: Indices) -> Floats:
-        """Place and two hashes of every row of all ranks, (n, 3) int64, by place."""
-        (first, second) = self._keys(part, blocks)
-        places = self._parts[part].places
-        mine = np.stack([places, first.view(np.int64), second.view(np.int64)], axis=1)
-        found = self._peers.collect(mine)
-        if not found:
-            return mine
-        rows = np.concatenate(found)
-        return np.asarray(rows[np.argsort(rows[:, 0])])
+        def by_kind() -> list[Indices]:
+            order = np.argsort(key % np.uint64(size), kind="stable")
+            ends = np.searchsorted((key % np.uint64(size))[order], np.arange(size + 1))
+            return np.split(key[order].view(np.int64), ends[1:-1])
+
+        met = self._peers.redistribute(self._together("kinds", by_kind))
+        return self._any(self._together("sorted kinds", lambda: _sorted(met))[1])
+
+    def do_keys(self, part: int, blocks: Indices) -> list[Indices]:
+        """On the leader place and two hashes of the rows of every rank, (n_r, 3)."""
+
+        def find() -> Indices:
+            keys = [key.view(np.int64) for key in self._keys(part, blocks)]
+            return np.stack([self._parts[part].places, *keys], axis=1)
+
+        return self._peers.collect(self._together("keys", find))
 
     def _keys(self, part: int, blocks: Indices) -> tuple[Keys, Keys]:
         mine = self._parts[part]
@@ -325,6 +369,24 @@ class Team:
 
     def _any(self, claim: bool) -> bool:
         return bool(self._peers.gather(torch.tensor([int(claim)])).any())
+
+
+def _message(name: str, args: tuple[Any, ...]) -> tuple[bytes, list[NDArray[Any]]]:
+    """What to do, in words, and the arrays that it is done with."""
+    forms = [
+        {"dtype": a.dtype.str, "shape": a.shape}
+        if isinstance(a, np.ndarray)
+        else {"value": a}
+        for a in args
+    ]
+    arrays = [np.ascontiguousarray(a) for a in args if isinstance(a, np.ndarray)]
+    return json.dumps([name, forms]).encode(), arrays
+
+
+def _sorted(key: NDArray[Any]) -> tuple[NDArray[Any], bool]:
+    """In order, and whether one is there twice."""
+    key = np.sort(key)
+    return key, bool((key[1:] == key[:-1]).any())
 
 
 def _find_block_sums(
@@ -446,7 +508,8 @@ class ShardedRows(AbstractRows):
         ends = np.empty(0, np.int64) if blocks is None else np.asarray(blocks, np.int64)
         if not self._team.lead("do_has_duplicates", self._part, ends):
             return None
-        keys = self._team.lead("do_keys", self._part, ends)
+        keys = np.concatenate(self._team.lead("do_keys", self._part, ends))
+        keys = keys[np.argsort(keys[:, 0])]
         merged = equal_keys(keys[:, 1].view(np.uint64))
         if merged is None:
             return None

@@ -215,7 +215,7 @@ def entropy(
     samples. For q queries and n samples on r ranks: O(q n d / r) time; O(n d / r)
     memory on every rank, and O(q) on rank 0. Traffic of a query: its center to rank 0,
     its point to all ranks, 2 d s bytes, and two sums back, 32 bytes; three collectives
-    for every 65,536 queries.
+    for every 65,536 queries, beside some of a few bytes.
 
     Rank 0 holds more where one process would order or merge: the n samples while it
     orders at most 200,000 of them; 60 bytes a sample where some are equal, and 30
@@ -420,12 +420,15 @@ class _OfAll:
 
 
 def _options(arguments: dict[str, Any], without: Sequence[str]) -> dict[str, Any]:
-    """The arguments that are the same on every rank; a tensor of noise as a number."""
-    options = {k: v for k, v in arguments.items() if k not in without}
-    noise_std = options["noise_std"]
+    """The arguments that are the same on every rank."""
+    return {k: v for k, v in arguments.items() if k not in without}
+
+
+def _as_number(noise_std: Any) -> Any:
+    """A tensor of shape () as a number."""
     if _arrays.is_tensor(noise_std) and noise_std.ndim == 0:
-        options["noise_std"] = float(detached(noise_std))
-    return options
+        return float(detached(noise_std))
+    return noise_std
 
 
 def _refuse_gradients(**values: Any) -> None:
@@ -475,7 +478,12 @@ def _estimate(
     estimate: Callable[[ShardedRows, _OfAll], Estimate],
 ) -> Estimate:
     """Rank 0's estimate, and its warnings, on every rank."""
-    mine = peers.attempt(check)
+
+    def checked() -> _Samples:
+        options["noise_std"] = _as_number(options["noise_std"])
+        return check()
+
+    mine = peers.attempt(checked)
     found = peers.agree(name, mine, lambda samples: samples.facts(options))
     (n, d, itemsize, largest) = found.T[:4]
     require_same("the dimension d", d)
@@ -503,29 +511,34 @@ def _estimate(
         return _from_words(team.follow())
     shape = (num_rows, int(d[0]))
     rows = ShardedRows(team, 0, shape, mine.rows.dtype, float(largest.max()))
-    words = _in_words(lambda: estimate(rows, told))
+    words = _in_words(team, lambda: estimate(rows, told()))
     team.dismiss(words)
     return _from_words(words)
 
 
 def _collected(
     peers: Peers, mine: _Samples, has_weights: bool, has_labels: bool
-) -> _OfAll:
-    """Sizes, labels and weights of all ranks, on rank 0."""
+) -> Callable[[], _OfAll]:
+    """Sizes, labels and weights of all ranks, to be put together on rank 0."""
     n = len(mine.rows)
     nothing = np.empty(0, np.int64)
+
+    def own_weights() -> Floats:
+        w = np.empty(n, mine.rows.dtype) if mine.weights is None else mine.weights
+        return np.ascontiguousarray(w)
+
+    def own_sizes() -> Indices:
+        return nothing if mine.sizes is None else mine.sizes.astype(np.int64)
+
     weights: list[Floats] = []
     if has_weights:
-        w = np.empty(n, mine.rows.dtype) if mine.weights is None else mine.weights
-        weights = peers.collect(np.ascontiguousarray(w))
-    sizes = peers.collect(
-        nothing if mine.sizes is None else mine.sizes.astype(np.int64)
-    )
+        weights = peers.collect(peers.together("weights", own_weights))
+    sizes = peers.collect(peers.together("sizes", own_sizes))
     labels = []
     if has_labels:
         own = nothing if mine.labels is None else mine.labels
         labels = [a for a in peers.gather_arrays(own) if len(a)]
-    return _OfAll(
+    return lambda: _OfAll(
         np.concatenate(weights) if weights else None,
         np.concatenate(sizes) if sizes else nothing,
         np.concatenate(labels) if labels else None,
@@ -536,13 +549,19 @@ _WARNINGS = {kind.__name__: kind for kind in (TargetWarning, UndersampledWarning
 _ERRORS = {kind.__name__: kind for kind in (RuntimeError, TypeError, ValueError)}
 
 
-def _in_words(estimate: Callable[[], Estimate]) -> str:
-    """What came of an estimate, for all ranks: fields and warnings, or an error."""
+def _in_words(team: Team, estimate: Callable[[], Estimate]) -> str:
+    """What came of an estimate, for all ranks: fields and warnings, or an error.
+
+    Raises where the others are not there to hear it: they raise too, or wait for what
+    this rank could not do, and then its end is what ends them.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             fields: dict[str, Any] = {"estimate": estimate().to_dict()}
         except Exception as error:
+            if not team.is_listening:
+                raise
             name = type(error).__name__
             words = str(error) if name in _ERRORS else f"{name}: {error}"
             fields = {"error": [name, words]}
