@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 import ranks_at_work
 from noisyflow import _ranks
+from noisyflow._heartbeat import Heart
 from noisyflow._messages import decode, encode
 
 HERE = Path(__file__).parent
@@ -217,6 +219,36 @@ def test_only_a_name_of_a_warning_makes_one(name: str) -> None:
     message = encode({"result": 3, "warnings": [[name, "little"]]})
     with pytest.warns(UserWarning, match="little"):
         assert _ranks._result(message) == 3
+
+
+class Slow:
+    """A store that takes its time to answer where a rank says its farewell."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.beats: list[str] = []
+
+    def set(self, key: str, value: str) -> None:
+        time.sleep(self.seconds if value == "left" else 0)
+        self.beats.append(value)
+
+    def check(self, keys: list[str]) -> bool:
+        return False
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        return [str(len(self.beats)).encode() for _ in keys]
+
+
+@pytest.mark.parametrize(("seconds", "last"), [(0.0, ["left"]), (4.0, [])])
+def test_a_farewell_takes_no_longer_than_the_grace(seconds, last) -> None:
+    store = Slow(seconds)
+    heart = Heart(0, 2, store, _ranks.Pulse(0.05, 1000, 0.5, 1.0))
+    heart.start()
+    started = time.monotonic()
+    heart.stop()
+    # 0.5 s, and what a busy machine needs; a farewell takes 4 s.
+    assert time.monotonic() - started < 3
+    assert [beat for beat in store.beats if beat == "left"] == last
 
 
 # -- studies and estimates ------------------------------------------------------------

@@ -122,14 +122,15 @@ class Heart:
             thread.start()
 
     def stop(self) -> None:
-        """Falls silent: the others do not expect to hear of this rank any more."""
+        """Falls silent: the others do not expect to hear of this rank any more.
+
+        Within the grace, as nobody watches the store from here on.
+        """
         self.is_deaf = True
         self._stopped.set()
-        if self.end is None:
-            with contextlib.suppress(RuntimeError), self._lock:
-                self._store.set(f"beat/{self._rank}", _LEFT)
+        until = time.monotonic() + self._pulse.seconds_of_grace
         for thread in self._threads:
-            thread.join(timeout=1)
+            thread.join(timeout=max(0.0, until - time.monotonic()))
         signal.signal(_SIGNAL, self._before)
 
     def wait_for_end(self) -> End | None:
@@ -173,6 +174,9 @@ class Heart:
             self._returned_at = time.monotonic()
             if self.end is not None:
                 return
+        if self.end is None:
+            with contextlib.suppress(RuntimeError), self._lock:
+                self._store.set(f"beat/{self._rank}", _LEFT)
 
     def _listen(self) -> None:
         """Notes whose beats are missing, and whether all end."""
