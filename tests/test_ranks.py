@@ -19,7 +19,7 @@ import pytest
 
 import ranks_at_work
 from noisyflow import _ranks
-from noisyflow._heartbeat import Heart
+from noisyflow._heartbeat import Heart, Interrupted
 from noisyflow._messages import decode, encode
 
 HERE = Path(__file__).parent
@@ -249,6 +249,33 @@ def test_a_farewell_takes_no_longer_than_the_grace(seconds, last) -> None:
     # 0.5 s, and what a busy machine needs; a farewell takes 4 s.
     assert time.monotonic() - started < 3
     assert [beat for beat in store.beats if beat == "left"] == last
+
+
+def test_an_end_of_all_that_meets_an_error_on_its_way_is_dealt_with(
+    monkeypatch,
+) -> None:
+    class Met:
+        """A group that hears of the end of all just before it is deaf to it."""
+
+        (rank, size) = (1, 2)
+
+        def __init__(self, *_: object) -> None:
+            self.is_heard = False
+
+        def join(self) -> None:
+            return None
+
+        def end(self, error: BaseException) -> None:
+            if not self.is_heard:
+                self.is_heard = True
+                raise Interrupted
+            raise _ranks.RankError("rank 0 failed", 0) from error
+
+    monkeypatch.setattr(_ranks, "Group", Met)
+    monkeypatch.setattr(_ranks, "is_launched", lambda: True)
+    with pytest.raises(_ranks.RankError, match="rank 0 failed"), _ranks.joined():
+        raise OSError("here too")
+    assert _ranks.current().size == 1
 
 
 # -- studies and estimates ------------------------------------------------------------

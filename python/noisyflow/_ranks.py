@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from noisyflow import estimate, runtime
-from noisyflow._heartbeat import PULSE, Pulse, Store
+from noisyflow._heartbeat import PULSE, Interrupted, Pulse, Store
 from noisyflow._messages import decode, encode
 from noisyflow._rank_group import Failure, Group, RankError, whole_number
 
@@ -128,11 +128,14 @@ def joined(
     group = Group(device, PULSE if pulse is None else pulse, tell)
     threads = runtime.chosen_num_threads()
     try:
-        _current = Ranks(group.rank, group.size, group.join())
-        with contextlib.suppress(Released):
-            yield _current
-        group.leave()
-    except BaseException as error:
+        try:
+            _current = Ranks(group.rank, group.size, group.join())
+            with contextlib.suppress(Released):
+                yield _current
+            group.leave()
+        except BaseException as error:
+            group.end(error)
+    except Interrupted as error:  # while an error was on its way to be dealt with
         group.end(error)
     finally:
         _current = Ranks()
