@@ -13,12 +13,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import ranks_at_work
-from noisyflow import _ranks
+from noisyflow import _ranks, cli
 from noisyflow._heartbeat import Heart, Interrupted
 from noisyflow._messages import decode, encode
 
@@ -276,6 +277,14 @@ def test_an_end_of_all_that_meets_an_error_on_its_way_is_dealt_with(
     with pytest.raises(_ranks.RankError, match="rank 0 failed"), _ranks.joined():
         raise OSError("here too")
     assert _ranks.current().size == 1
+
+
+def test_a_gallery_is_not_for_several_ranks(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr(_ranks, "is_launched", lambda: True)
+    arguments = ["szt", "--runs", str(tmp_path), "--out", str(tmp_path / "pages")]
+    with mock.patch("noisyflow.gallery.build", side_effect=AssertionError):
+        assert cli.main(["gallery", *arguments]) == 2
+    assert "gallery is not for several ranks" in capsys.readouterr().err
 
 
 # -- studies and estimates ------------------------------------------------------------

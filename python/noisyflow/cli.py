@@ -394,6 +394,12 @@ def _is_missing(error: ModuleNotFoundError) -> str:
 def _gallery(names: Sequence[str], quick: bool, runs: Path, out: Path) -> int:
     """Builds the pages of experiments."""
     try:
+        if _ranks.is_launched():  # each run would join those of the other ranks
+            return _fail(
+                "gallery is not for several ranks: it starts runs of its own; start it "
+                "without torchrun, or `noisyflow run` with it and then gallery without",
+                2,
+            )
         _check_environment()
         with _ends_at_once_on_interrupt():
             from noisyflow.gallery import build
