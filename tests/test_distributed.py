@@ -7,6 +7,7 @@ for estimates one process with all samples.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -229,7 +230,7 @@ MESSAGES = {
     "estimate-gradients": "ValueError: on rank {last} of {size}: centers requires grad",
     "estimate-labels": "TypeError: labels must be of one type on all ranks, got text",
     "estimate-one-draw-here": "ValueError: samples must hold at least 2 draws of every",
-    "estimate-noise-tensor": "RuntimeError: on rank {last} of {size}: value cannot be",
+    "estimate-noise-tensor": "RuntimeError: on rank {last} of {size}: RuntimeError: ",
     "estimate-alone-0": "RuntimeError: MemoryError: no memory is left",
     **{
         f"estimate-{name}": f"RuntimeError: on rank {who} of {{size}}: MemoryError: no"
@@ -291,3 +292,30 @@ def test_wrong_input_of_one_rank_is_an_error_on_every_rank(
     wanted = MESSAGES[name].format(last=size - 1, size=size)
     for found in ranks(size):
         assert str(found[f"error.{name}"]).startswith(wanted)
+
+
+def test_mixtures_that_nobody_asks_any_more_are_forgotten() -> None:
+    import torch.distributed as dist
+
+    from noisyflow._collectives import Peers
+    from noisyflow._sharded_rows import ShardedRows, Team
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        samples = np.random.default_rng(0).normal(size=(40, 2))
+        team = Team(Peers(None), samples)
+        rows = ShardedRows(team, 0, samples.shape, samples.dtype, 9.0)
+        first = rows.mixture(0.3, None, 0.0)
+        for noise_std in (0.4, 0.5, 0.6):
+            last = rows.mixture(noise_std, None, 0.0)
+        del last
+        gc.collect()
+        last = rows.mixture(0.7, None, 0.0)
+        assert len(team._shards) == 2
+        at = (samples[:5], np.arange(5))
+        for mixture, noise_std in ((first, 0.3), (last, 0.7)):
+            exact = _reference.mixture_log_density(samples[:5], samples, noise_std)
+            found = np.logaddexp(*mixture.log_own_and_others(*at))
+            np.testing.assert_allclose(found, exact, TOLERANCE, TOLERANCE)
+    finally:
+        dist.destroy_process_group()

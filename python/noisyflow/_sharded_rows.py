@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -84,11 +85,13 @@ class Team:
             "places", lambda: np.arange(start, start + len(rows), dtype=np.int64)
         )
         self._parts = [_Part(rows, places, int(counts.sum()))]
-        self._shards: list[tuple[_Part, Shard | None]] = []
+        self._shards: dict[int, tuple[_Part, Shard | None]] = {}
         self._blocks: _Blocks | None = None
         self._growing: list[list[Indices]] = []
         self._weights: Floats | None = None
         self._error: Exception | None = None
+        # Of the leader: those that it may still ask.
+        self.mixtures: weakref.WeakSet[ShardedMixture] = weakref.WeakSet()
         self.is_listening = True  # whether the others wait for what the leader says
 
     # -- who says what ---------------------------------------------------------------
@@ -196,15 +199,23 @@ class Team:
 
         self._attempt(keep)
 
-    def do_mixture(self, part: int, noise_std: float, lost: float, weighs: bool) -> int:
-        """The number of a new mixture of a part, with the weights last told."""
+    def do_mixture(
+        self,
+        part: int,
+        number: int,
+        kept: list[int],
+        noise_std: float,
+        lost: float,
+        weighs: bool,
+    ) -> None:
+        """A new mixture of a part, with the weights last told; only some are kept."""
+        self._shards = {old: self._shards[old] for old in kept}
         mine = self._parts[part]
         weights = self._weights if weighs else None
         made = self._attempt(
             lambda: Shard(mine.rows, noise_std, weights, mine.num_rows, lost)
         )
-        self._shards.append((mine, made))
-        return len(self._shards) - 1
+        self._shards[number] = (mine, made)
 
     def do_own_and_others(self, mixture: int, points: Floats, own: Indices) -> Floats:
         """(2, m): the own center's term and the sum of all others; logs."""
@@ -469,7 +480,7 @@ class ShardedRows(AbstractRows):
         self._dtype = dtype
         self.largest = largest
         self._blocks: Any = None  # that the ranks were told last, and of which mixture
-        self._last: tuple[Any, int] | None = None
+        self._last: tuple[Any, ShardedMixture] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -526,10 +537,12 @@ class ShardedRows(AbstractRows):
             for start in range(0, len(self), step):
                 part = weights[start : start + step]
                 self._team.lead("do_weights", self._part, start, part)
-        number = self._team.lead(
-            "do_mixture", self._part, noise_std, max_lost_mass, weights is not None
-        )
-        return ShardedMixture(self._team, number)
+        # A tree is as large as the rows: those that nobody asks any more go first.
+        kept = sorted(mixture.number for mixture in self._team.mixtures)
+        made = ShardedMixture(self._team, 1 + max(kept, default=-1))
+        told = (made.number, kept, noise_std, max_lost_mass, weights is not None)
+        self._team.lead("do_mixture", self._part, *told)
+        return made
 
     def block_log_sums(
         self,
@@ -548,10 +561,9 @@ class ShardedRows(AbstractRows):
         ):
             mixture = self.mixture(noise_std, weights, 0.0)
             self._team.lead("do_blocks", self._part, offsets, outer)
-            self._last = (told, mixture.number)
-        sums = self._team.lead(
-            "do_block_sums", self._last[1], include_rest, points, own
-        )
+            self._last = (told, mixture)
+        number = self._last[1].number
+        sums = self._team.lead("do_block_sums", number, include_rest, points, own)
         _raise_if_nan(self._team, sums)
         if include_rest:
             return sums[0], sums[1], sums[2], sums[3]
@@ -577,6 +589,7 @@ class ShardedMixture:
     def __init__(self, team: Team, number: int) -> None:
         self._team = team
         self.number = number
+        team.mixtures.add(self)
 
     def log_own_and_others(self, points: Floats, own: Indices) -> tuple[Floats, Floats]:
         """As that of `PreparedMixture`, in float64."""
