@@ -125,16 +125,42 @@ def detached(value: Any) -> Any:
 # -- what ranks tell each other ---------------------------------------------------
 
 
-def facts(mine: Checked) -> list[float]:
+class Facts(NamedTuple):
+    """Numbers that a rank tells of its arguments; or columns of these, of all ranks."""
+
+    is_sharded: Any
+    num_points: Any
+    dimension: Any
+    itemsize: Any
+    noise_std: Any
+    max_lost_mass: Any
+    num_centers: Any
+    has_weights: Any  # -1 without centers, which need none
+    total_weight: Any
+    fingerprint: Any  # of replicated points
+    wants_points: Any
+    wants_noise_std: Any
+    wants_any: Any
+
+
+def facts(mine: Checked) -> Facts:
     (m, d) = mine.points.shape
-    has_weights = -1.0 if len(mine.centers) == 0 else float(mine.weights is not None)
-    return [
-        *(float(mine.is_sharded), float(m), float(d), float(mine.dtype.itemsize)),
-        *(mine.noise_std, mine.max_lost_mass, float(len(mine.centers)), has_weights),
-        0.0 if mine.weights is None else float(mine.weights.sum(dtype=np.float64)),
-        0.0 if mine.is_sharded else _fingerprint(mine.points),
-        *(float(want) for want in mine.wants),
-    ]
+    weights = mine.weights
+    return Facts(
+        is_sharded=float(mine.is_sharded),
+        num_points=float(m),
+        dimension=float(d),
+        itemsize=float(mine.dtype.itemsize),
+        noise_std=mine.noise_std,
+        max_lost_mass=mine.max_lost_mass,
+        num_centers=float(len(mine.centers)),
+        has_weights=-1.0 if len(mine.centers) == 0 else float(weights is not None),
+        total_weight=0.0 if weights is None else float(weights.sum(dtype=np.float64)),
+        fingerprint=0.0 if mine.is_sharded else _fingerprint(mine.points),
+        wants_points=float(mine.wants[0]),
+        wants_noise_std=float(mine.wants[1]),
+        wants_any=float(mine.wants[2]),
+    )
 
 
 def _fingerprint(points: Any) -> float:
@@ -150,29 +176,31 @@ def _fingerprint(points: Any) -> float:
 class Agreement:
     """What all ranks said, once it is found to fit together."""
 
-    def __init__(self, facts: NDArray[np.float64]) -> None:
-        (sharded, m, d, itemsize, noise_std, lost, n, has_weights, total) = facts.T[:9]
-        require_same("points_are", sharded, names=_PLACES)
-        require_same("the dtype", itemsize, names={4: "float32", 8: "float64"})
-        require_same("the dimension d", d)
-        require_same("noise_std", noise_std)
-        require_same("max_lost_mass", lost)
-        self.num_centers = checked_num_centers(n)
-        check_weights(has_weights, total, self.num_centers, int(itemsize[0]))
-        self.is_sharded = bool(sharded[0])
-        self.num_points = m.astype(np.int64)
+    def __init__(self, found: NDArray[np.float64]) -> None:
+        of = Facts(*found.T)
+        require_same("points_are", of.is_sharded, names=_PLACES)
+        require_same("the dtype", of.itemsize, names={4: "float32", 8: "float64"})
+        require_same("the dimension d", of.dimension)
+        require_same("noise_std", of.noise_std)
+        require_same("max_lost_mass", of.max_lost_mass)
+        self.num_centers = checked_num_centers(of.num_centers)
+        itemsize = int(of.itemsize[0])
+        check_weights(of.has_weights, of.total_weight, self.num_centers, itemsize)
+        self.is_sharded = bool(of.is_sharded[0])
+        self.num_points = of.num_points.astype(np.int64)
         if not self.is_sharded:
             hint = '; points_are="sharded" is for points of each rank\'s own'
-            require_same("the number of points", m, hint)
-            if len(set(facts[:, 9].tolist())) > 1:
+            require_same("the number of points", of.num_points, hint)
+            if len(set(of.fingerprint.tolist())) > 1:
                 raise ValueError(f"points must be the same on every rank{hint}")
-        wants = facts[:, 10:13]
-        for name, want in zip(("points", "noise_std"), wants.T, strict=False):
+        for name, want in (
+            ("points", of.wants_points),
+            ("noise_std", of.wants_noise_std),
+        ):
             require_same(f"whether {name} requires gradients", want, names=_YES_OR_NO)
         if self.is_sharded:
             name = "whether any argument requires gradients, with sharded points,"
-            require_same(name, wants[:, 2], names=_YES_OR_NO)
-        self.wants = wants
+            require_same(name, of.wants_any, names=_YES_OR_NO)
 
 
 _YES_OR_NO = ("no", "yes")

@@ -27,7 +27,7 @@ import json
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -385,6 +385,19 @@ def mutual_information(
 # -- estimates ------------------------------------------------------------------------
 
 
+class _Facts(NamedTuple):
+    """Numbers that a rank tells of its samples; or columns of these, of all ranks."""
+
+    num_rows: Any
+    dimension: Any
+    itemsize: Any
+    largest: Any
+    has_weights: Any  # -1 without samples, which need none
+    total_weight: Any
+    has_labels: Any  # likewise
+    kind_of_labels: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class _Samples:
     """One rank's samples, fine by themselves; sizes and labels of its inputs."""
@@ -400,14 +413,20 @@ class _Samples:
         if largest is None:
             largest = float(np.abs(self.rows).max(initial=0))
         (weights, labels) = (self.weights, self.labels)
-        return [
-            *(float(n), float(d), float(self.rows.dtype.itemsize), largest),
-            *(float(zlib.crc32(repr(value).encode())) for value in options.values()),
-            -1.0 if n == 0 else float(weights is not None),
-            0.0 if weights is None else float(weights.sum(dtype=np.float64)),
-            -1.0 if n == 0 else float(labels is not None),
-            0.0 if labels is None else float(ord(labels.dtype.kind)),
-        ]
+        own = _Facts(
+            num_rows=float(n),
+            dimension=float(d),
+            itemsize=float(self.rows.dtype.itemsize),
+            largest=largest,
+            has_weights=-1.0 if n == 0 else float(weights is not None),
+            total_weight=(
+                0.0 if weights is None else float(weights.sum(dtype=np.float64))
+            ),
+            has_labels=-1.0 if n == 0 else float(labels is not None),
+            kind_of_labels=0.0 if labels is None else float(ord(labels.dtype.kind)),
+        )
+        hashes = [float(zlib.crc32(repr(v).encode())) for v in options.values()]
+        return [*own, *hashes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -485,10 +504,11 @@ def _estimate(
 
     mine = peers.attempt(checked)
     found = peers.agree(name, mine, lambda samples: samples.facts(options))
-    (n, d, itemsize, largest) = found.T[:4]
-    require_same("the dimension d", d)
-    require_same("the dtype", itemsize, names={4: "float32", 8: "float64"})
-    for key, value in zip(options, found.T[4:], strict=False):
+    (facts_of_all, hashes) = np.split(found.T, [len(_Facts._fields)])
+    told = _Facts(*facts_of_all)
+    require_same("the dimension d", told.dimension)
+    require_same("the dtype", told.itemsize, names={4: "float32", 8: "float64"})
+    for key, value in zip(options, hashes, strict=True):
         if len(set(value.tolist())) > 1:
             other = int((value != value[0]).argmax())
             raise ValueError(
@@ -496,22 +516,23 @@ def _estimate(
                 f" than on rank 0; here {options[key]!r}"
             )
     kind = "centers" if name == "entropy" else "samples"
-    num_rows = checked_num_centers(n, kind)
-    (has_weights, totals, has_labels, labels) = found.T[-4:]
-    check_weights(has_weights, totals, num_rows, int(itemsize[0]))
-    if len({flag for flag in has_labels.tolist() if flag >= 0}) > 1:
+    num_rows = checked_num_centers(told.num_rows, kind)
+    itemsize = int(told.itemsize[0])
+    check_weights(told.has_weights, told.total_weight, num_rows, itemsize)
+    if len({flag for flag in told.has_labels.tolist() if flag >= 0}) > 1:
         raise ValueError("labels must be given by all ranks that have samples")
-    kinds = {chr(int(code)) for code in labels[has_labels > 0]}
+    kinds = {chr(int(code)) for code in told.kind_of_labels[told.has_labels > 0]}
     if len({"U" if code in "US" else "i" for code in kinds}) > 1:
         raise TypeError("labels must be of one type on all ranks, got text and numbers")
 
-    told = _collected(peers, mine, bool((has_weights > 0).any()), bool(kinds))
+    has_weights = bool((told.has_weights > 0).any())
+    collected = _collected(peers, mine, has_weights, bool(kinds))
     team = Team(peers, mine.rows)
     if peers.rank > 0:
         return _from_words(team.follow())
-    shape = (num_rows, int(d[0]))
-    rows = ShardedRows(team, 0, shape, mine.rows.dtype, float(largest.max()))
-    words = _in_words(team, lambda: estimate(rows, told()))
+    shape = (num_rows, int(told.dimension[0]))
+    rows = ShardedRows(team, 0, shape, mine.rows.dtype, float(told.largest.max()))
+    words = _in_words(team, lambda: estimate(rows, collected()))
     team.dismiss(words)
     return _from_words(words)
 
