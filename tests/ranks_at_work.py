@@ -205,9 +205,9 @@ def estimates(file: Path) -> None:
         print(json.dumps({"code": code}), flush=True)
 
 
-def early_ends(out: Path) -> None:
+def early_ends(out: Path, file: Path) -> None:
     """Commands that end early on one rank, while the other is elsewhere."""
-    from noisyflow import cli
+    from noisyflow import _sharded_rows, cli
 
     rank = int(os.environ["RANK"])
 
@@ -230,7 +230,16 @@ def early_ends(out: Path) -> None:
             _ranks.current().share()
         return 0
 
+    def estimate(who: int) -> int:
+        """With no memory for rows on one rank."""
+        part = _sharded_rows._Part
+        at = mock.Mock(side_effect=MemoryError("no memory"))
+        with mock.patch.object(part, "at", at if rank == who else part.at):
+            return cli._estimate(file, noise_std=0.3, json=True, verbose=False)
+
     ends = {
+        "estimate 0": estimate,
+        "estimate 1": estimate,
         "left 0": study_of_cells,  # with nobody to read what is printed
         "left 1": raising(BrokenPipeError(32, "Broken pipe")),
         "exit 0": raising(SystemExit(3)),
@@ -289,7 +298,7 @@ def commands(new: Path, begun: Path, stopped: Path, file: Path) -> None:
         study(ranks, begun)  # which is finished
         study(ranks, stopped, stop_after=3)
     estimates(file)
-    early_ends(new.with_name("early"))
+    early_ends(new.with_name("early"), file)
 
 
 def main(names: list[str]) -> None:

@@ -241,7 +241,11 @@ def _estimate(
     except MemoryError:
         return _fail(f"{path} needs more memory than there is", 1)
     except RuntimeError as error:
-        if given.get("device", "cpu") == "cpu" or _ranks.current().size > 1:
+        is_told = str(error).startswith(("on rank ", "MemoryError: "))  # by all ranks
+        if _ranks.current().size > 1:
+            if not is_told:
+                raise  # a lost connection, whose rank is still to be found
+        elif given.get("device", "cpu") == "cpu":
             raise
         return _fail(str(error), 1)  # out of memory, a launch that failed
     except KeyboardInterrupt:
