@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,7 +46,18 @@ def run(path: Path, num_cells: int) -> RunFolder:
 
 def peak_mib() -> float:
     """Of this process, as the system counts it."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    units = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
+
+
+@pytest.mark.parametrize(("system", "unit"), [("linux", 2**10), ("darwin", 1)])
+def test_memory_is_counted_in_the_units_of_the_system(
+    system: str, unit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = SimpleNamespace(ru_maxrss=345 * 2**20 // unit)
+    monkeypatch.setattr(resource, "getrusage", lambda who: held)
+    monkeypatch.setattr(sys, "platform", system)
+    assert run(tmp_path / "run", 1).usage().peak_mib == 345
 
 
 def test_a_run_costs_its_preparation_and_its_cells(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a machine is, as far as results and times depend on it: for `noisyflow check`.
+"""What a machine is, as far as results and times depend on it, and what a process took.
 
 Everything is read, nothing is run, and what cannot be read is left out. Texts are made
 to be shown to others: they name no user, no host and no folder.
@@ -10,6 +10,7 @@ import contextlib
 import os
 import platform
 import re
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,13 @@ def memory() -> str:
     if limit is not None:
         parts.append(f"limit of {limit / _GIB:.3g} GiB by a control group")
     return ", ".join(parts)
+
+
+def peak_bytes() -> int:
+    """Largest memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    is_in_bytes = sys.platform == "darwin"  # in KiB everywhere else
+    return peak if is_in_bytes else peak * 1024
 
 
 def variables() -> str:

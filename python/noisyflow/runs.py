@@ -18,7 +18,6 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -33,7 +32,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from noisyflow import _ranks, runtime
+from noisyflow import _machine, _ranks, runtime
 from noisyflow._files import open_regular, read_regular
 
 Row = dict[str, Any]  # numbers and words
@@ -183,7 +182,7 @@ class RunFolder:
         finally:
             usage = Usage(
                 round(before.seconds + time.monotonic() - started, 3),
-                max(before.peak_mib, round(_peak_mib(), 1)),
+                max(before.peak_mib, round(_machine.peak_bytes() / 2**20, 1)),
             )
             with contextlib.suppress(OSError):  # the work matters more
                 write_atomically(
@@ -626,11 +625,6 @@ def _results(
         },
         parameters=parameters,
     )
-
-
-def _peak_mib() -> float:
-    """Largest memory that this process has held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def table_bytes(rows: Sequence[Row]) -> bytes:

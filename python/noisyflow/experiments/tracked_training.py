@@ -13,7 +13,6 @@ the epochs, and the checkpoint is that of a state whose rows are all there.
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from noisyflow import _ranks
+from noisyflow import _machine, _ranks
 from noisyflow.datasets import Dataset
 from noisyflow.runs import (
     DAMAGE,
@@ -198,7 +197,7 @@ class TrackedTraining:
         _measured(tracker, 0)
         self.pace = Pace((trained - started) / 10, time.perf_counter() - trained)
         training, tracking = self._seconds_left() or (0.0, 0.0)
-        peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak_gib = _machine.peak_bytes() / 2**30
         return (
             f"about {duration(training + tracking)} (training {duration(training)}, "
             f"tracking {duration(tracking)}) and {peak_gib + _FIGURES_GIB:.1f} GiB of "
