@@ -79,7 +79,7 @@ def test_a_checkpoint_without_its_hash_is_refused(tmp_path: Path) -> None:
     mutations.make_training(path)
     name = path / "checkpoint.safetensors"
     name.write_bytes(name.read_bytes().replace(b'"sha256"', b'"sha257"'))
-    with pytest.raises(RunError, match="is damaged"):
+    with pytest.raises(RunError, match="was saved by an earlier build"):
         mutations.train(path)
 
 

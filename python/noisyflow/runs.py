@@ -267,14 +267,21 @@ class RunFolder:
         Raises
         ------
         RunError
-            If the file is damaged, or `config.json` is not what it was then.
+            If the file is damaged or older than its format, or `config.json` is not
+            what it was then.
         """
         path = self.path / "checkpoint.safetensors"
         if not os.path.lexists(path):
             return None
         try:
             arrays = _arrays_of(path)
-            own_hash = arrays.pop(_OWN_HASH)
+            own_hash = arrays.pop(_OWN_HASH, None)
+            if own_hash is None:
+                raise RunError(
+                    f"{path} was saved by an earlier build, without a hash of its "
+                    f"content; remove {self.path} to start anew, or finish with that "
+                    "build"
+                )
             if not np.array_equal(own_hash, _hash_of_arrays(arrays)):
                 raise ValueError(path)
         except (safetensors.SafetensorError, *DAMAGE) as error:
