@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 
 import noisyflow
-from noisyflow import _device, _machine, check, cli, estimate_file, runtime
+from noisyflow import (
+    _benchmarking,
+    _device,
+    _machine,
+    check,
+    cli,
+    estimate_file,
+    runtime,
+)
 from noisyflow.runs import RunFolder
 from noisyflow.tracking import InformationTracker
 
@@ -315,6 +323,7 @@ def test_cores_that_share_are_counted_once(
     monkeypatch.setattr(_machine, "_CPUINFO", tmp_path / "cpuinfo")
     assert _machine.processor().startswith("A CPU, cores: ")
     assert "logical of 4 physical" in _machine.processor()
+    assert _benchmarking.machine()["cpu"] == "A CPU"
 
 
 def test_a_machine_that_tells_nothing_is_no_failure(

@@ -1227,10 +1227,7 @@ ENTRIES: list[Entry] = [
     ),
     # -- the process
     Entry(
-        (
-            *("runtime.set_num_threads", "runtime.num_threads"),
-            "runtime.chosen_num_threads",
-        ),
+        ("runtime.set_num_threads", "runtime.num_threads"),
         set_threads,
         lambda rng: {"count": 2},
         {"count": "int"},

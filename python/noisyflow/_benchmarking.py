@@ -16,6 +16,8 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyflow import _machine, _reference
+
 Array = NDArray[Any]
 
 _CLUSTERS = 32
@@ -25,14 +27,6 @@ PEERS = ("numpy", "scipy", "torch", "jax", "pykeops", "scikit-learn", "numba")
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith(("model name", "cpu family", "model\t", "stepping")):
-                model += f" {line.split(':')[1].strip()}"
-            if not line:
-                break
     versions = {}
     for package in ("noisyflow", *PEERS):
         try:
@@ -40,7 +34,7 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "cpu": model.strip(),
+        "cpu": _machine.cpu_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         **versions,
@@ -58,8 +52,7 @@ def use_cpus(threads: int) -> None:
     if threads == 1:
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
     if hasattr(os, "sched_setaffinity"):
-        allowed = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, allowed[-threads:])
+        os.sched_setaffinity(0, _machine.cpus()[-threads:])
 
 
 def data(kind: str, n: int, d: int, seed: int) -> Array:
@@ -77,21 +70,11 @@ def data(kind: str, n: int, d: int, seed: int) -> Array:
 
 
 def log_density(points: Array, centers: Array, noise_std: float) -> NDArray[np.float64]:
-    """The formula in float64 by direct differences, one dimension at a time."""
-    points, centers = points.astype(np.float64), centers.astype(np.float64)
-    (n, d) = centers.shape
-    result = np.empty(len(points))
-    columns = np.ascontiguousarray(centers.T)
-    for i, point in enumerate(points):
-        squares = np.zeros(n)
-        for k in range(d):
-            difference = columns[k] - point[k]
-            difference *= difference
-            squares += difference
-        squares *= -0.5 / noise_std**2
-        top = squares.max()
-        result[i] = top + math.log(np.exp(squares - top).sum())
-    return result + constant(n, d, noise_std)
+    """The specification, point by point: differences of all pairs need much memory."""
+    rows = [points[i : i + 1] for i in range(len(points))]
+    return np.concatenate(
+        [_reference.mixture_log_density(row, centers, noise_std) for row in rows]
+    )
 
 
 def constant(n: int, d: int, noise_std: float) -> float:

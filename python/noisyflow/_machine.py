@@ -54,15 +54,21 @@ def processor() -> str:
     physical = _physical_cores()
     if physical:
         cores += f" of {physical} physical"
-    parts = [_cpu_name(), f"cores: {cores}"]
-    if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-        if allowed != os.cpu_count():
-            parts.append(f"{allowed} allowed to this process")
+    parts = [cpu_name(), f"cores: {cores}"]
+    allowed = len(cpus())
+    if allowed != (os.cpu_count() or allowed):
+        parts.append(f"{allowed} allowed to this process")
     quota = cpu_quota()
     if quota is not None:
         parts.append(f"quota of {quota:.3g} by a control group")
     return ", ".join(parts)
+
+
+def cpus() -> list[int]:
+    """Where this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def memory() -> str:
@@ -148,7 +154,7 @@ def _groups(controller: str) -> Iterator[Path]:
             here = here.parent
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """As the CPU calls itself."""
     found = re.search(
         r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", _text(_CPUINFO), re.MULTILINE

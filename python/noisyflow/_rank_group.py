@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from noisyflow import runtime
+from noisyflow import _machine, runtime
 from noisyflow._heartbeat import (
     End,
     Heart,
@@ -258,24 +258,18 @@ class Group:
 
     def _share_threads(self, torch: Any) -> None:
         """No more threads than this rank's share of the CPUs that it may run on."""
-        here = {"host": socket.gethostname(), "cpus": _cpus()}
+        cpus = _machine.cpus()
+        here = {"host": socket.gethostname(), "cpus": cpus}
         everyone = map(json.loads, self._wait_for_all("host", json.dumps(here)))
         num_sharing = sum(
-            other["host"] == here["host"] and bool({*other["cpus"]} & {*_cpus()})
+            other["host"] == here["host"] and bool({*other["cpus"]} & {*cpus})
             for other in everyone
         )
-        share = max(1, len(_cpus()) // num_sharing)
+        share = max(1, len(cpus) // num_sharing)
         if not os.environ.get("NOISYFLOW_NUM_THREADS"):
             runtime.set_num_threads(share)
         if not os.environ.get("OMP_NUM_THREADS"):
             torch.set_num_threads(share)
-
-
-def _cpus() -> list[int]:
-    """Where this process may run."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def _close_connections(error: BaseException) -> None:

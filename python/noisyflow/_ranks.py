@@ -126,7 +126,7 @@ def joined(
     if _current.size > 1:
         raise ValueError("ranks are joined already")
     group = Group(device, PULSE if pulse is None else pulse, tell)
-    threads = runtime.chosen_num_threads()
+    threads = runtime._chosen_num_threads()
     try:
         try:
             _current = Ranks(group.rank, group.size, group.join())

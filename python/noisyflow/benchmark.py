@@ -27,7 +27,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyflow import _benchmarking, _peers, entropy, mixture_log_density, runtime
+from noisyflow import (
+    _benchmarking,
+    _machine,
+    _peers,
+    entropy,
+    mixture_log_density,
+    runtime,
+)
 from noisyflow._peers import Contestant
 
 Array = NDArray[Any]
@@ -451,9 +458,7 @@ def checked_threads(threads: int | None, clock: str = "wall") -> int:
     ValueError
         If this process has not so many CPUs, or the clock cannot time so many.
     """
-    cpus = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cpus = len(os.sched_getaffinity(0))
+    cpus = len(_machine.cpus())
     if threads is None:
         threads = min(runtime.num_threads(), cpus)
     if clock == "cpu" and threads > 1:
@@ -654,7 +659,7 @@ def _confined(threads: int) -> Iterator[None]:
     environment = dict(os.environ)
     has_affinity = hasattr(os, "sched_getaffinity")
     affinity = os.sched_getaffinity(0) if has_affinity else None
-    before = runtime._num_threads
+    before = runtime._chosen_num_threads()
     torch: Any = None
     if importlib.util.find_spec("torch") is not None:
         with contextlib.suppress(Exception):  # a broken one is a row of the table

@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-from noisyflow import _core, _device
+from noisyflow import _core, _device, _machine
 
 _num_threads: int | None = None
 
@@ -36,9 +36,7 @@ def num_threads() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "get_num_threads"):
         return int(torch.get_num_threads())
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(_machine.cpus())
 
 
 def set_num_threads(count: int | None) -> None:
@@ -66,7 +64,7 @@ def set_num_threads(count: int | None) -> None:
     _num_threads = count
 
 
-def chosen_num_threads() -> int | None:
+def _chosen_num_threads() -> int | None:
     """What `set_num_threads` was given last; None for the automatic choice."""
     return _num_threads
 
