@@ -6,8 +6,10 @@
 Alone it starts its ranks itself, one thread each, on gloo. Under torchrun it takes the
 ranks and the backend that are there (NCCL with --device cuda). Results are checked
 against one process before anything is timed. A merge brings one number for each row and
-rank together on all ranks; its rivals are all_reduce of maxima and then of sums, and
-one all_gather. Bytes are those that a rank hands to collectives for others, counted.
+rank together on all ranks; its rivals are all_reduce of maxima and then of sums, one
+all_gather, and one exchange of all rows: what a merge is beyond 2^15 rows times ranks,
+2^20 rows at a time. Times are the best of --repeats, as other processes only add to
+them. Bytes are those that a rank hands to collectives for others, counted.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 import harness
 
-ROWS = [1000, 10_000, 100_000, 1_000_000]
+ROWS = [1000, 10_000, 100_000, 1_000_000, 4_000_000]
 NOISE_STD = 0.2
 
 
@@ -59,7 +62,9 @@ def join(device: str) -> None:
     dist.init_process_group("nccl" if device == "cuda" else "gloo", **where)
 
 
-def seconds(call: Callable[[], Any], repeats: int) -> float:
+def seconds(
+    call: Callable[[], Any], repeats: int, of: Callable[[Any], Any] = np.median
+) -> float:
     """Median over repeats of the slowest rank's seconds, after one to warm up."""
     import torch
     import torch.distributed as dist
@@ -73,13 +78,15 @@ def seconds(call: Callable[[], Any], repeats: int) -> float:
             spent = spent.cuda()
         dist.all_reduce(spent, op=dist.ReduceOp.MAX)
         found.append(float(spent))
-    return float(np.median(found))
+    return float(of(found))
 
 
 def merges(peers: Any, device: str, repeats: int) -> list[dict[str, Any]]:
     """Seconds of a merge and of its rivals, and bytes that a rank sends."""
     import torch
     import torch.distributed as dist
+
+    from noisyflow import _collectives
 
     rows = []
     for count in ROWS:
@@ -103,15 +110,20 @@ def merges(peers: Any, device: str, repeats: int) -> list[dict[str, Any]]:
                 torch.cuda.synchronize()
             return found
 
+        def exchanged(values: Any = values) -> Any:
+            with mock.patch.object(_collectives, "_MOST_GATHERED", 0):
+                return peers._merge(values, _collectives._log_sum_exp)
+
         error = float((merged() - reduced()).abs().max())
         assert error < 1e-13, error
         sent = counted_bytes(peers, merged)
         rows.append(
             {
                 "rows": count,
-                "seconds": seconds(merged, repeats),
-                "all_reduce_seconds": seconds(reduced, repeats),
-                "all_gather_seconds": seconds(gathered, repeats),
+                "seconds": seconds(merged, repeats, min),
+                "exchange_seconds": seconds(exchanged, repeats, min),
+                "all_reduce_seconds": seconds(reduced, repeats, min),
+                "all_gather_seconds": seconds(gathered, repeats, min),
                 "sent_bytes": sent,
                 "bytes_per_row": sent / count,
             }
@@ -245,6 +257,7 @@ def main() -> None:
         [
             ("rows of a merge", 15),
             ("ms", 8),
+            ("exchange", 8),
             ("all_reduce", 10),
             ("all_gather", 10),
             ("bytes sent", 10),
@@ -253,7 +266,9 @@ def main() -> None:
         markdown=args.markdown,
     )
     for row in of_merges:
-        times = [row[f"{k}seconds"] for k in ("", "all_reduce_", "all_gather_")]
+        times = [
+            row[f"{k}seconds"] for k in ("", "exchange_", "all_reduce_", "all_gather_")
+        ]
         table.row(
             [
                 str(row["rows"]),

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 
 Tensor = torch.Tensor
 
-# One merge: 8 MiB to and from each rank. Larger ones are not faster (bench/README.md).
+# One merge: 8 MiB to and from all ranks together, which bounds the memory for it.
 _ROWS_PER_MERGE = 2**20
 # Below, one collective that brings everything everywhere beats two that do not: 2 ranks
-# of gloo, 10,000 rows: 0.7 ms against 1.7; a million rows: 50 ms against 26.
+# of gloo, 10,000 rows: 0.4 ms against 0.6; a million rows: 26 ms against 16
+# (bench/README.md, bench_distributed.py).
 _MOST_GATHERED = 2**15
 _KINDS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError)
 _MESSAGE_BYTES = 2048
