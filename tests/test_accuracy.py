@@ -22,9 +22,10 @@ mpmath = pytest.importorskip("mpmath")
 
 RECORD = Path(__file__).with_name("accuracy.json")
 # The same build gives the same bits. Another compiler or CPU target contracts and
-# orders operations in another way: as many roundings, of other signs, whose largest sum
-# over some hundred results is a matter of luck up to about this.
-GROWTH = 2.0
+# orders operations in another way: as many roundings, of other signs. Of 252 entries
+# recorded with GCC 12.2, none is larger with GCC 11.3; with Clang 16.0 251 are at most
+# 1.2 times as large, and one 2.8 times (float64, avx2, skipping, subnormal: 3.7e-15).
+GROWTH = 3.0
 # Below half a unit in the last place of 1, luck is all there is.
 FLOOR = {"float32": 2.0**-24, "float64": 2.0**-53}
 
@@ -67,9 +68,9 @@ def test_every_entry_is_within_its_bar(report: accuracy.Report) -> None:
 def test_a_kernel_that_is_slightly_off_is_seen(
     dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By 16 units in the last place of the sum: far below any bar."""
+    """By 32 units in the last place of the sum: below any bar."""
     true = _core.log_density
-    off = 16 * float(np.finfo(dtype).eps)
+    off = 32 * float(np.finfo(dtype).eps)
 
     def perturbed(*args: Any) -> Any:
         value = true(*args)
@@ -82,6 +83,14 @@ def test_a_kernel_that_is_slightly_off_is_seen(
     found = accuracy.measure(targets=[runtime.cpu_target()])
     assert any("direct/log-density/usual" in line for line in grown(found.errors))
     assert found.broken == []
+
+
+def test_isolated_queries_have_a_bar_in_float32_of_their_size() -> None:
+    entry = accuracy.Entry("avx2", "float32", "direct", "log-density", "inside")
+    assert entry.bar == 40 * np.finfo(np.float32).eps / 2
+    assert accuracy.Report({entry: 3e-6}, 1, 1.0).broken == [entry]
+    assert "3e-06 instead of 2.4e-06" in str(accuracy.Report({entry: 3e-6}, 1, 1.0))
+    assert entry._replace(quantity="gradient").bar is None
 
 
 def test_a_bar_that_is_broken_is_named(

@@ -49,10 +49,11 @@ class Entry(NamedTuple):
         if self.dtype == "float64":  # far exponents are larger than their rounding
             is_far_gradient = (self.quantity, self.family) == ("gradient", "far")
             return None if is_far_gradient else _FLOAT64_BAR
-        bar = FAMILIES[self.family].most_error
-        return (
-            bar if self.quantity == "log-density" or not bar else _FLOAT32_GRADIENT_BAR
-        )
+        family = FAMILIES[self.family]
+        if self.quantity == "log-density":
+            return family.most_error
+        has_bar = family.most_error is not None and not family.is_relative
+        return _FLOAT32_GRADIENT_BAR if has_bar else None
 
 
 @dataclasses.dataclass
@@ -74,7 +75,7 @@ class Report:
 
     def _complaint(self, entry: Entry) -> str:
         where = f"{entry.quantity} {entry.dtype} {entry.target} {entry.path}"
-        error = f"{self.errors[entry]:.2g} instead of {entry.bar:.0e}"
+        error = f"{self.errors[entry]:.2g} instead of {entry.bar:.2g}"
         return f"{where}, {FAMILIES[entry.family].title}: {error}"
 
     @property
@@ -115,7 +116,7 @@ class Report:
                 "log-density",
             )
             title = family.title + (" (relative)" if is_relative else "")
-            bar = f"{row[0].bar:.0e}" if row[0].bar else ""
+            bar = f"{row[0].bar:.2g}" if row[0].bar else ""
             lines.append(f"| {title} | " + " | ".join([*cells, bar]) + " |")
         return "\n".join(lines)
 
