@@ -249,3 +249,11 @@ def test_a_damaged_state_is_refused_and_changes_nothing(
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
         trainer.load_state({**before, name: bad})
     assert_equal_states(trainer.state(), before)
+
+
+def test_labels_that_no_signed_number_holds_are_refused() -> None:
+    labels = np.array([0, 1, 2**63 + 5], np.uint64)
+    inputs = np.zeros((3, 2), np.float32)
+    with pytest.raises(ValueError, match=r"labels must be below 2\^63, got 92.*813"):
+        Trainer(NoisyMLP((2, 2, 2), noise_std=0.1), inputs, labels)
+    Trainer(NoisyMLP((2, 2, 2), noise_std=0.1), inputs, labels % 2)

@@ -393,10 +393,17 @@ def _as_tensor(
         raise TypeError(f"{name} must be real, got {values.dtype}")
     try:
         tensor = torch.as_tensor(values, dtype=dtype, device=device).detach()
-        return tensor.long() if tensor.dtype == torch.uint64 else tensor
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise TypeError(f"{name} must be an array of numbers: {reason}") from error
+    if tensor.dtype != torch.uint64:  # torch can do next to nothing with it
+        return tensor
+    signed = tensor.long()
+    wrapped = signed[signed < 0]
+    if wrapped.numel():
+        number = int(wrapped[0]) + 2**64
+        raise ValueError(f"{name} must be below 2^63, got {number}")
+    return signed
 
 
 def _as_device(device: Any) -> torch.device:
