@@ -103,7 +103,8 @@ def test_a_bar_that_is_broken_is_named(
     true = _core.log_density
     monkeypatch.setattr(_core, "log_density", lambda *args: true(*args) * np.nan)
     assert cli.main(["check", "--accuracy"]) == 1
-    out = capsys.readouterr().out
+    (out, told) = capsys.readouterr()
+    assert told == f"noisyflow: float64: {accuracy.FAMILIES[some[0].family].title}\n"
     assert "inf !" in out
     assert "NOT accurate: log-density float64" in out
     assert "inf instead of 1e-12" in out

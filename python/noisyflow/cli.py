@@ -216,7 +216,7 @@ def _check_accuracy(is_full: bool) -> int:
     from noisyflow import accuracy
 
     try:
-        report = accuracy.measure(is_full=is_full)
+        report = accuracy.measure(is_full=is_full, progress=_complain)
     except ImportError as error:
         return _fail(str(error), 2)
     print(report)
