@@ -54,7 +54,6 @@ pygments_dark_style = "monokai"
 # Pages that list others, by hand or by a program: here their lists also make the menu.
 _LISTS = ("gallery/README", "decisions/README")
 _LISTED = re.compile(r"\]\(([\w-]+)\.md\)")
-_OPTIONAL = ("install", "cluster", "benchmarks")  # pages that not every checkout has
 _PAGE_LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+[^)\s#]+\.md)(#[^)\s]*)?\)")
 
 
@@ -74,10 +73,6 @@ def _link_pages_of_the_repository(app: Any, page: str, source: list[str]) -> Non
 
 
 def _add_contents(app: Any, page: str, source: list[str]) -> None:
-    if page == root_doc:
-        for name in _OPTIONAL:
-            if not (Path(app.srcdir) / f"{name}.md").exists():
-                source[0] = source[0].replace(f"\n{name}\n", "\n")
     if page in _LISTS:
         names = "\n".join(dict.fromkeys(_LISTED.findall(source[0])))
         source[0] += f"\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
