@@ -225,6 +225,8 @@ def test_targets_agree_within_twice_the_bound(
 ) -> None:
     """Each is within (3.1) and section 4 of the truth (docs/numerics.md)."""
     targets = runtime.available_cpu_targets()
+    if len(targets) < 2:
+        pytest.skip(f"{targets[0]} is the only CPU target here")
     u = float(np.finfo(dtype).eps) / 2
     for d, noise_std in ((1, 0.005), (3, 0.1), (10, 1.0)):
         x, y, _ = make(rng, 300, 900, d, noise_std, dtype)
