@@ -198,7 +198,10 @@ def test_warnings_are_lines_and_part_of_the_record(save, rng, capsys):
     assert cli.main(list(arguments)) == 0
     (out, err) = capsys.readouterr()
     (warning,) = json.loads(out)["warnings"]
-    assert "too few for d = 8" in warning
+    assert "too few for d = 8 at --noise-std 0.02" in warning
+    assert "a larger --noise-std or fewer dimensions help" in warning
+    assert "if the samples are all the values that S can take, pass --popul" in warning
+    assert "log(2 pi e noise_std^2)" in warning
     assert err == f"noisyflow: warning: {warning}\n"
 
 
@@ -209,6 +212,7 @@ def test_a_target_out_of_reach_ends_with_what_was_reached(save, rng, capsys):
     (out, err) = capsys.readouterr()
     assert "the limit of pairs is reached" in out
     assert "and not the 1e-06 asked for" in err
+    assert "a larger --max-pairs would get there" in err
     assert err.count("\n") == 1
 
 
@@ -326,7 +330,12 @@ def test_the_command_streams_a_large_file(save, rng, small_blocks, capsys, monke
         (np.zeros((3, 0, 2)), "must not be empty, got shape (3, 0, 2)"),
         (np.array([[0.0, 1.0], [np.nan, 2.0]]), "must be finite, got nan at [1, 0]"),
         (np.full((2, 2, 2), np.inf), "must be finite, got inf at [0, 0, 0]"),
-        (np.zeros((1, 2)), "centers must hold at least 2 samples"),
+        (
+            np.zeros((1, 2)),
+            "samples.npy must hold at least 2 samples, got shape (1, 2)",
+        ),
+        (np.zeros((1, 2)), "is a distribution only with --population"),
+        (np.full((2, 2), 1e30), "--noise-std must be at least 7.11e+15 for samples as"),
     ],
 )
 def test_an_array_that_will_not_do_is_named_with_a_remedy(array, words, save, capsys):
@@ -392,9 +401,9 @@ def test_what_cannot_be_read_is_named(tmp_path, save, capsys):
     ("options", "words"),
     [
         ("", "arguments are required: --noise-std"),
-        ("--noise-std 0", "noise_std must be positive and finite, got 0.0"),
-        ("--noise-std -1", "noise_std must be positive and finite, got -1.0"),
-        ("--noise-std nan", "noise_std must be positive and finite, got nan"),
+        ("--noise-std 0", "--noise-std must be positive and finite, got 0.0"),
+        ("--noise-std -1", "--noise-std must be positive and finite, got -1.0"),
+        ("--noise-std nan", "--noise-std must be positive and finite, got nan"),
         ("--noise-std much", "invalid float value: 'much'"),
         ("--noise-std 1 --error 0", "--error must be positive, got 0.0"),
         ("--noise-std 1 --error nan", "--error must be finite, got nan"),
@@ -402,8 +411,8 @@ def test_what_cannot_be_read_is_named(tmp_path, save, capsys):
         ("--noise-std 1 --max-pairs 0", "--max-pairs must be at least 1, got 0"),
         ("--noise-std 1 --max-pairs 1.5", "must be a whole number, got '1.5'"),
         ("--noise-std 1 --max-pairs inf", "must be a whole number, got 'inf'"),
-        ("--noise-std 1 --max-pairs 1", "max_pairs must allow"),
-        ("--noise-std 1 --seed -1", "seed must be at least 0, got -1"),
+        ("--noise-std 1 --max-pairs 1", ": --max-pairs must allow"),
+        ("--noise-std 1 --seed -1", ": --seed must be at least 0, got -1"),
         ("--noise-std 1 --inputs fixed", "--inputs needs an array (inputs, draws, d)"),
         ("--noise-std 1 --conditional", "--conditional needs an array (inputs, draws"),
         ("--noise-std 1 --labels x.npy", "--labels needs an array (inputs, draws, d)"),
@@ -426,10 +435,10 @@ def test_options_of_samples_are_refused_for_inputs(save, capsys):
     [
         (
             np.zeros(4, int),
-            "labels must have shape (3,), one label per input, got (4,)",
+            "--labels must have shape (3,), one label per input, got (4,)",
         ),
         (np.zeros((3, 1), int), "must hold one label per input, shape (inputs,), got"),
-        (np.zeros(3), "labels must be integers, booleans or strings, got float64"),
+        (np.zeros(3), "--labels must be integers, booleans or strings, got float64"),
     ],
 )
 def test_labels_that_do_not_fit_are_named(labels, words, save, capsys):

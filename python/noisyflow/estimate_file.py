@@ -8,11 +8,13 @@ unpickled; a large one of shape (n, d) is read in blocks. Of several ranks
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -186,7 +188,8 @@ def estimate_file(
     standard_error, max_seconds, max_pairs = _checked_budgets(
         standard_error, max_seconds, max_pairs
     )
-    seed = _checks.as_seed(seed)
+    with _in_words_of_the_command(path):
+        seed = _checks.as_seed(seed)
     if device != "cpu":
         runtime.checked_device(device)
     if samples.ndim not in (2, 3):
@@ -196,6 +199,11 @@ def estimate_file(
         )
     if samples.size == 0:
         raise FileError(f"{path} must not be empty, got shape {samples.shape}")
+    if samples.ndim == 2 and len(samples) == 1 and not population:
+        raise FileError(
+            f"{path} must hold at least 2 samples, got shape {samples.shape}; a single "
+            "sample is a distribution only with --population"
+        )
     (shape, dtype) = (samples.shape, samples.dtype)
     ranks = _ranks.current()
     if ranks.is_first and _logger.isEnabledFor(logging.INFO) and device == "cpu":
@@ -214,7 +222,10 @@ def estimate_file(
         "max_pairs": max_pairs,
         "seed": seed,
     }
-    with warnings.catch_warnings(record=True) as caught:
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        _in_words_of_the_command(path),
+    ):
         warnings.simplefilter("always")
         if samples.ndim == 2:
             _refuse_options_of_inputs(inputs, labels_path, conditional)
@@ -247,7 +258,7 @@ def estimate_file(
     }
     if ranks.size > 1:
         settings["num_ranks"] = ranks.size
-    said = dict.fromkeys(str(warning.message) for warning in caught)
+    said = dict.fromkeys(_as_options(str(warning.message)) for warning in caught)
     return Report(settings, quantities, list(said))
 
 
@@ -483,6 +494,39 @@ def _refuse_options_of_inputs(
                 f"{name} needs an array (inputs, draws, d), got one of (n, d); n "
                 "inputs with one draw each have shape (n, 1, d)"
             )
+
+
+# What the arguments of the estimators are called on the command line. A formula keeps
+# its noise_std^2.
+_OPTIONS = {
+    r"\bcenters(?= are all| as large)": "samples",
+    r"\bpass population=True": "pass --population",
+    r"\bpopulation=True": "--population",
+    r'\binputs="sampled"': "--inputs sampled",
+    r"\bnoise_std = ": "--noise-std ",
+    r"\bnoise_std\b(?!\^)": "--noise-std",
+    r"\bmax_pairs\b": "--max-pairs",
+    r"\bmax_seconds\b": "--max-seconds",
+    r"^(labels|seed)\b": r"--\1",
+}
+
+
+def _as_options(message: str) -> str:
+    """What an estimator says, with the names that its arguments have here."""
+    for name, option in _OPTIONS.items():
+        message = re.sub(name, option, message)
+    return message
+
+
+@contextlib.contextmanager
+def _in_words_of_the_command(path: Path) -> Iterator[None]:
+    """What an estimator says of its samples and arguments, of the file and options."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        words = _as_options(str(error))
+        words = re.sub(r"^(centers|samples)\b", lambda _: str(path), words)
+        raise type(error)(words) from error
 
 
 # -- what is printed ----------------------------------------------------------
