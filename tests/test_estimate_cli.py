@@ -205,6 +205,23 @@ def test_warnings_are_lines_and_part_of_the_record(save, rng, capsys):
     assert err == f"noisyflow: warning: {warning}\n"
 
 
+def test_one_input_is_told_of_and_no_work_is_done(save, rng, capsys):
+    """Perhaps an axis too many: what is known already cannot be told."""
+    path = save(rng.standard_normal((1, 400, 2)))
+    arguments = ("estimate", path, "--noise-std", "0.5", "--json")
+    assert cli.main([*arguments, "--max-pairs", "1"]) == 0
+    (out, err) = capsys.readouterr()
+    record = json.loads(out)
+    (warning,) = record["warnings"]
+    assert warning.startswith(f"{path} holds one input, shape (1, 400, 2), so that I(X")
+    assert "save shape (400, 2): array[0]" in warning
+    assert err == f"noisyflow: warning: {warning}\n"
+    found = record["estimates"]["I(X;T)"]
+    assert (found["value"], found["num_pairs"], found["stopped_by"]) == (0, 0, "exact")
+    complaint = complaint_of(capsys, *arguments[1:], "--inputs", "sampled")
+    assert "must hold at least 2 inputs with --inputs sampled, got shape" in complaint
+
+
 def test_a_target_out_of_reach_ends_with_what_was_reached(save, rng, capsys):
     path = save(rng.uniform(-1, 1, (300, 3)))
     arguments = ("estimate", path, "--noise-std", "0.2", "--error", "1e-6")

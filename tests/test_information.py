@@ -307,6 +307,20 @@ def test_information_and_its_bracket_agree_with_quadrature(
     assert_agrees_with_quadrature(estimate, exact, sum(map(len, blocks)))
 
 
+@pytest.mark.parametrize("num_draws", [1, 20])
+@pytest.mark.parametrize("labels", [None, ["a"]])
+def test_one_input_carries_no_information_and_takes_no_work(num_draws, labels):
+    """H(X) = 0. So few draws of 8 dimensions would not do for anything else."""
+    samples = np.random.default_rng(0).standard_normal((1, num_draws, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = mutual_information(samples, 0.05, labels=labels)
+    assert (found.value, found.lower, found.upper) == (0, 0, 0)
+    assert (found.standard_error, found.num_pairs) == (0, 0)
+    with pytest.raises(ValueError, match="at least 2 inputs"):
+        mutual_information(samples, 0.05, inputs="sampled")
+
+
 def test_one_label_for_all_inputs_carries_no_information():
     estimate = mutual_information(BLOCKS, 0.8, labels=[1, 1, 1, 1])
     assert (estimate.lower, estimate.value, estimate.upper) == (0, 0, 0)

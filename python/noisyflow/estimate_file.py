@@ -199,6 +199,12 @@ def estimate_file(
         )
     if samples.size == 0:
         raise FileError(f"{path} must not be empty, got shape {samples.shape}")
+    if samples.ndim == 3 and len(samples) == 1 and inputs == "sampled":
+        raise FileError(
+            f"{path} must hold at least 2 inputs with --inputs sampled, got shape "
+            f"{samples.shape}; for h(T) and I(S;T) of these samples save shape "
+            f"{samples.shape[1:]}: array[0]"
+        )
     if samples.ndim == 2 and len(samples) == 1 and not population:
         raise FileError(
             f"{path} must hold at least 2 samples, got shape {samples.shape}; a single "
@@ -258,8 +264,15 @@ def estimate_file(
     }
     if ranks.size > 1:
         settings["num_ranks"] = ranks.size
-    said = dict.fromkeys(_as_options(str(warning.message)) for warning in caught)
-    return Report(settings, quantities, list(said))
+    said = [_as_options(str(warning.message)) for warning in caught]
+    if samples.ndim == 3 and shape[0] == 1:
+        said.insert(
+            0,
+            f"{path} holds one input, shape {shape}, so that I(X;T) = 0 whatever its "
+            f"draws are; for h(T) and I(S;T) of these samples save shape {shape[1:]}: "
+            "array[0]",
+        )
+    return Report(settings, quantities, list(dict.fromkeys(said)))
 
 
 def _share_of(num_rows: int, ranks: _ranks.Ranks) -> slice:
@@ -502,7 +515,6 @@ _OPTIONS = {
     r"\bcenters(?= are all| as large)": "samples",
     r"\bpass population=True": "pass --population",
     r"\bpopulation=True": "--population",
-    r'\binputs="sampled"': "--inputs sampled",
     r"\bnoise_std = ": "--noise-std ",
     r"\bnoise_std\b(?!\^)": "--noise-std",
     r"\bmax_pairs\b": "--max-pairs",

@@ -535,7 +535,8 @@ def mutual_information(
         bracket lie within [0, log inputs], or [0, H(Y)] with labels. Sampled inputs:
         within [0, inf), or [0, log(number of labels)]; the information of a larger
         population may exceed the log of the number of inputs drawn from it. Fixed
-        inputs with one draw each are a known mixture: no bias, the bracket closes.
+        inputs with one draw each are a known mixture: no bias, the bracket closes. One
+        fixed input: exactly 0, without error or work.
         `standard_error`, fixed inputs: of the draws and the noise, as in
         `conditional_entropy`; sampled inputs: of the inputs as well.
         `isolated` counts the queries whose conditional mixture (for sampled inputs also
@@ -617,6 +618,7 @@ def mutual_information(
     noise_std = _arrays.check_noise_std(noise_std, centers.dtype)
     _arrays.check_resolution("samples", centers, noise_std)
     budget = Budget.checked(standard_error, max_seconds, max_pairs)
+    seed = _checks.as_seed(seed)
     if not isinstance(inputs, str) or inputs not in ("fixed", "sampled"):
         raise ValueError(f'inputs must be "fixed" or "sampled", got {inputs!r}')
     if inputs == "sampled" and len(sizes) < 2:
@@ -631,6 +633,10 @@ def mutual_information(
         rows = np.concatenate([draws_of_input[i] for i in order])
         centers = take_rows(centers, rows)
         sizes = sizes[order]
+    if len(sizes) == 1:  # T cannot tell of what is known
+        return Estimate(
+            0.0, 0.0, 0.0, 0.0, 0.0, 0, bounded_difference=0.0, stopped_by="exact"
+        )
     pool = Pool(centers, noise_std, sizes, group_sizes, inputs)
     (n, d) = centers.shape
     # One draw per input: inputs and draws are the same samples.
@@ -652,7 +658,7 @@ def mutual_information(
     elif pool.is_deterministic and labels is None:  # the entropy, less the noise's
         bounded_difference = _bounded_difference(n, None)
     estimate = _estimate(
-        average_over_noise(problem, budget, _checks.as_seed(seed)),
+        average_over_noise(problem, budget, seed),
         budget,
         bounded_difference=bounded_difference,
         within=(0.0, pool.information_ceiling()),
