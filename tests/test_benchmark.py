@@ -188,7 +188,8 @@ def test_plain_draws_have_the_error_of_normal_samples() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--peers", "torche"], "unknown peer 'torche'; known: noisyflow, "),
+        (["--peers", "torche"], "unknown peer 'torche'; known, to be separated by sp"),
+        (["--peers", "torch,jax"], "by spaces: noisyflow 'noisyflow, every pair' "),
         (["--threads", "0"], "threads must be from 1 to "),
         (["--threads", "100000"], "the CPUs of this process, got 100000"),
         (["--threads", "1", "--clock", "sun"], "invalid choice: 'sun'"),

@@ -16,6 +16,7 @@ import io
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -483,7 +484,10 @@ def chosen(names: Sequence[str]) -> list[Peer]:
     known = {peer.name: peer for peer in PEERS}
     for name in names:
         if name not in known:
-            raise ValueError(f"unknown peer {name!r}; known: {', '.join(known)}")
+            raise ValueError(
+                f"unknown peer {name!r}; known, to be separated by spaces: "
+                f"{' '.join(map(shlex.quote, known))}"
+            )
         if not known[name].is_installed():
             raise ValueError(
                 f"{name} is not installed; run: pip install {known[name].packages}"

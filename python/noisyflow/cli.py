@@ -706,7 +706,8 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
         nargs="+",
         default=[],
         metavar="PEER",
-        help="only these beside noisyflow, such as torch.compile (default: all)",
+        help="only these beside noisyflow, separated by spaces, such as torch.compile "
+        "scikit-learn (default: all)",
     )
     bench.add_argument(
         "--out",
