@@ -95,6 +95,24 @@ def test_a_population_has_no_bias_and_needs_no_confidence_bound(save, capsys):
     assert record["population"] is True
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (2, 1, 1)])
+def test_no_information_is_said_to_be_at_least_less_than_nothing(shape, save, capsys):
+    """Two samples bound h(T) by far less than the noise's own entropy."""
+    path = save(np.array([-1.0, 1.0]).reshape(shape))
+    arguments = ["estimate", path, "--noise-std", "0.5"]
+    if len(shape) == 3:
+        arguments += ["--inputs", "sampled"]
+    assert cli.main(arguments) == 0
+    (_, _, information) = capsys.readouterr().out.rpartition("I(")
+    assert "at least              0.0000 nats, with 95 % confidence" in information
+    estimates = record_of(capsys, *arguments[1:])["estimates"]
+    name = "I(S;T)" if len(shape) == 2 else "I(X;T)"
+    assert estimates[name]["lower_confidence_bound_95"] == 0
+    if len(shape) == 2:
+        noise = oracles.noise_entropy(1, 0.5)
+        assert estimates["h(T)"]["lower_confidence_bound_95"] < noise
+
+
 def test_inputs_give_their_information_and_that_of_labels(save, rng, capsys):
     samples = rng.uniform(-1, 1, (60, 1, 1)) + 0.1 * rng.standard_normal((60, 30, 1))
     labels = np.arange(60) % 3

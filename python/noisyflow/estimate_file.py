@@ -68,6 +68,7 @@ class Quantity(NamedTuple):
     is_biased: bool = True  # by the number of samples: a bound for it is known
     bounds: EntropyBounds | None = None  # of the entropy of the samples' mixture
     follows: str = ""  # from which other one: same queries, same pairs
+    floor: float = -math.inf  # what it cannot be below, whatever the samples
 
 
 @dataclass(frozen=True)
@@ -333,7 +334,9 @@ def _of_samples(
     own = noise_entropy(d, _arrays.check_noise_std(noise_std))
     return {
         "h(T)": Quantity(whole, not population, bounds),
-        "I(S;T)": Quantity(_less(whole, own), not population, follows="h(T)"),
+        "I(S;T)": Quantity(
+            _less(whole, own), not population, follows="h(T)", floor=0.0
+        ),
     }
 
 
@@ -363,7 +366,10 @@ def _of_inputs(
             samples, noise_std, **options
         )
     found = {name: call() for name, call in asked.items()}
-    quantities = {name: Quantity(estimate) for name, estimate in found.items()}
+    quantities = {
+        name: Quantity(estimate, floor=0.0 if name.startswith("I(") else -math.inf)
+        for name, estimate in found.items()
+    }
     if conditional:
         whole = _sum(found["I(X;T)"], found["h(T|X)"])
         quantities["h(T)"] = Quantity(whole, follows="I(X;T) + h(T|X)")
@@ -572,7 +578,9 @@ def _lines(name: str, quantity: Quantity) -> list[str]:
 def _confidence_bound(quantity: Quantity) -> float | None:
     """None where no such bound is known, or none is needed."""
     bound = quantity.estimate.lower_confidence_bound(_CONFIDENCE)
-    return bound if quantity.is_biased and math.isfinite(bound) else None
+    if not quantity.is_biased or not math.isfinite(bound):
+        return None
+    return max(bound, quantity.floor)
 
 
 def _record_of(quantity: Quantity) -> dict[str, Any]:
