@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ def test_a_page_says_what_the_report_says(
     page, index = ((pages / name).read_text() for name in ("szt.md", "README.md"))
     assert page.startswith(
         "# A title\n\n**2 of 4 statements hold, 1 does not, 1 is undecided; 1 of 2 "
-        "checks of the measurement pass.** A quick run"
+        "checks of the measurement pass.** **1 fails: distrust this run before the "
+        "papers.** Failed: T_1 \\< T_2 Measured: it \\*is\\* not. A quick run"
     )
     assert "A quick run" in page
     assert "\n\nWe find \\<this>.\n\n![szt](szt.png)\n\nSeen.\n\n" in page
@@ -99,6 +100,13 @@ def test_a_page_says_what_the_report_says(
     assert "## [A title](szt.md)" in index
     assert page.split("\n\n")[1] in index
     assert '<img src="szt.png"' in index
+
+
+def test_nothing_is_distrusted_where_no_check_failed() -> None:
+    report = gallery.Report("szt", "A title", [], [], [], {CHECKS: CLAIMS[::2]}, 1, 1)
+    assert "distrust" not in gallery.page(report)
+    report = replace(report, claims={CHECKS: CLAIMS[1:2] * 2})
+    assert "**2 fail: distrust this run before the papers.**" in gallery.page(report)
 
 
 def test_every_link_leads_somewhere_and_the_same_reports_give_the_same_pages(

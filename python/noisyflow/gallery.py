@@ -415,8 +415,9 @@ _SCORE = re.compile(r"\*\*(\d+ of \d+ statements hold|Nothing is claimed)")
 
 
 def _score(report: Report, quick: bool) -> str:
-    """How many claims hold, in words."""
-    checks = [c.holds for c in report.claims.get(CHECKS, ())]
+    """How many claims hold, in words, and which checks of the measurement do not."""
+    measurement = report.claims.get(CHECKS, ())
+    checks = [c.holds for c in measurement]
     verdicts = [
         c.holds
         for title, claims in report.claims.items()
@@ -436,9 +437,19 @@ def _score(report: Report, quick: bool) -> str:
         score += (
             f"; {checks.count(True)} of {len(checks)} checks of the measurement pass"
         )
+    score += ".**"
+    failed = [c for c in measurement if c.holds is False]
+    if failed:
+        score += (
+            f" **{len(failed)} {'fails' if len(failed) == 1 else 'fail'}: distrust "
+            "this run before the papers.** "
+        ) + " ".join(
+            f"Failed: {_escaped(c.statement)} Measured: {_escaped(c.measured)}."
+            for c in failed
+        )
     what = "A quick run, smaller than what the papers did" if quick else "The run"
     return (
-        f"{score}.** {what}: {duration(report.seconds)}, {report.peak_mib:.0f} MiB of "
+        f"{score} {what}: {duration(report.seconds)}, {report.peak_mib:.0f} MiB of "
         "memory."
     )
 
