@@ -222,6 +222,23 @@ def test_a_folder_that_cannot_be_made_is_told_at_once(
     assert f"cannot write to {out}: Not a directory" in capsys.readouterr().err
 
 
+def test_an_interrupted_benchmark_leaves_no_folder(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "run", interrupted)
+    assert cli.main(["bench", "--out", str(tmp_path / "new" / "bench")]) == 130
+    assert "nothing is written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "old").mkdir()
+    assert cli.main(["bench", "--out", str(tmp_path / "old")]) == 130
+    assert (tmp_path / "old").is_dir()
+
+
 def test_the_command_prints_and_writes(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

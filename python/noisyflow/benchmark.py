@@ -497,8 +497,8 @@ def chosen(names: Sequence[str]) -> list[Peer]:
     return [peer for peer in PEERS if peer.name in (OURS, *names)]
 
 
-def claim(out: Path) -> None:
-    """Makes the folder that `save` will write to.
+def check_out(out: Path) -> None:
+    """Tries the folder that `save` will write to; one that is new is removed again.
 
     Raises
     ------
@@ -511,12 +511,18 @@ def claim(out: Path) -> None:
 
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError("no module named 'matplotlib'", name="matplotlib")
+    new: list[Path] = []
     try:
+        new = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror}") from error
+    finally:
+        for folder in new:  # the innermost first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def heading(record: Mapping[str, Any]) -> str:
@@ -598,7 +604,7 @@ def save(record: Mapping[str, Any], out: Path) -> list[Path]:
     """
     from noisyflow.runs import write_atomically
 
-    claim(out)
+    out.mkdir(parents=True, exist_ok=True)
     files = {
         "benchmark.png": figure(record),
         "benchmark.json": (json.dumps(record, indent=2) + "\n").encode(),

@@ -344,7 +344,7 @@ def _bench(
             from noisyflow.runs import Progress, RunError
         peers = benchmark.chosen(names)
         benchmark.checked_threads(threads, clock)
-        benchmark.claim(out)  # what cannot work is missed now, not at the end
+        benchmark.check_out(out)  # what cannot work is missed now, not at the end
     except (ValueError, RunError) as error:
         return _fail(str(error), 2)
     except ModuleNotFoundError as error:
