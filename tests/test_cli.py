@@ -658,6 +658,21 @@ def test_a_run_stopped_before_its_first_measurement_is_taken_up(
         RunFolder(out).results()
 
 
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_wish_to_stop_is_answered_at_once(
+    is_told: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with runs.Interruption(is_told=is_told) as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.is_wanted
+        said = capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    line = "noisyflow: stopping once the work at hand is saved; Ctrl-C again stops at"
+    assert said == (f"{line} once\n" if is_told else "")
+    assert capfd.readouterr().err == ""
+
+
 def test_an_interrupt_while_figures_are_made_is_not_swallowed(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,7 +115,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     _check_out(out)
     num_failed = 0
-    with Interruption() as interruption:
+    with Interruption(is_told=False) as interruption:
         for number, name in enumerate(wanted, 1):
             folder = runs / (f"{name}-quick" if quick else name)
             print(f"[{number} of {len(wanted)}] {name}", flush=True)

@@ -565,6 +565,11 @@ class Progress:
             self._stream.flush()
 
 
+_STOPPING = (
+    b"noisyflow: stopping once the work at hand is saved; Ctrl-C again stops at once\n"
+)
+
+
 class Interruption:
     """Turns the first Ctrl-C into a wish to stop, kept until the work at hand is done.
 
@@ -572,14 +577,20 @@ class Interruption:
     second Ctrl-C stops at once. Of several ranks the first alone is stopped so, and
     stops the others; these ignore Ctrl-C.
 
+    Parameters
+    ----------
+    is_told : bool
+        Whether the first Ctrl-C is answered with a line on standard error.
+
     Attributes
     ----------
     is_wanted : bool
         Whether Ctrl-C was pressed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_told: bool = True) -> None:
         self.is_wanted = False
+        self._is_told = is_told
 
     def __enter__(self) -> Interruption:
         is_ours = _ranks.current().is_first
@@ -595,6 +606,9 @@ class Interruption:
         if self.is_wanted:
             raise KeyboardInterrupt
         self.is_wanted = True
+        if self._is_told:  # not by way of a stream, which may be at work
+            with contextlib.suppress(OSError):
+                os.write(2, b"\n" * os.isatty(2) + _STOPPING)
 
 
 def duration(seconds: float) -> str:
