@@ -201,7 +201,9 @@ def test_estimates_are_those_of_one_process(name: str, size: int, ranks: Ranks) 
     wanted = case.run(noisyflow, case.samples, {**case.options, **case.per_input})
     # In float32 sums are rounded, of one process before and of ranks after merging.
     tolerance = 1e-5 if name == "entropy-float32" else TOLERANCE
-    for found in ranks(size):
+    for rank, found in enumerate(ranks(size)):
+        if rank > 0:  # rank 0 warns for all
+            wanted = {**wanted, "warnings": []}
         for key, value in wanted.items():
             mine = found[f"estimate.{name}.{key}"]
             if isinstance(value, float) and np.isfinite(value):

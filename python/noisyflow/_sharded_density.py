@@ -216,7 +216,8 @@ def require_same(
     if len(set(values.tolist())) > 1:
         other = int((values != values[0]).argmax())
         (first, second) = (
-            names[int(v)] if names else f"{v:.17g}" for v in values[[0, other]]
+            names[int(v)] if names else repr(float(v)).removesuffix(".0")
+            for v in values[[0, other]]
         )
         raise ValueError(
             f"{name} must be the same on every rank, got {first} on rank 0 and {second}"

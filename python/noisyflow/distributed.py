@@ -207,7 +207,8 @@ def entropy(
     Warns
     -----
     UndersampledWarning, TargetWarning
-        As `noisyflow.entropy`, on every rank.
+        As `noisyflow.entropy`, on rank 0 of the group alone. Where warnings are errors,
+        it alone raises them, and the others go on.
 
     Notes
     -----
@@ -496,7 +497,7 @@ def _estimate(
     options: dict[str, Any],
     estimate: Callable[[ShardedRows, _OfAll], Estimate],
 ) -> Estimate:
-    """Rank 0's estimate, and its warnings, on every rank."""
+    """Rank 0's estimate on every rank; what was warned of on rank 0."""
 
     def checked() -> _Samples:
         options["noise_std"] = _as_number(options["noise_std"])
@@ -529,12 +530,12 @@ def _estimate(
     collected = _collected(peers, mine, has_weights, bool(kinds))
     team = Team(peers, mine.rows)
     if peers.rank > 0:
-        return _from_words(team.follow())
+        return _from_words(team.follow(), warns=False)
     shape = (num_rows, int(told.dimension[0]))
     rows = ShardedRows(team, 0, shape, mine.rows.dtype, float(told.largest.max()))
     words = _in_words(team, lambda: estimate(rows, collected()))
     team.dismiss(words)
-    return _from_words(words)
+    return _from_words(words, warns=True)
 
 
 def _collected(
@@ -590,10 +591,10 @@ def _in_words(team: Team, estimate: Callable[[], Estimate]) -> str:
     return json.dumps(fields | {"warnings": said})
 
 
-def _from_words(words: str) -> Estimate:
-    """The estimate; raises what the words say, and warns of it."""
+def _from_words(words: str, *, warns: bool) -> Estimate:
+    """The estimate; raises what the words say, and warns of it where that is wanted."""
     fields = json.loads(words)
-    for name, text in fields["warnings"]:
+    for name, text in fields["warnings"] if warns else ():
         warnings.warn(text, _WARNINGS.get(name, UserWarning), stacklevel=4)
     if "error" in fields:
         (name, text) = fields["error"]
