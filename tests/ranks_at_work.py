@@ -5,6 +5,7 @@ torch takes seconds.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -283,6 +284,48 @@ def _broken(writer: int) -> Iterator[TextIO]:
             file.close()
 
 
+def disagreeing(folder: Path) -> None:
+    """Commands that differ between two ranks; what each prints, and its exit code."""
+    from torch.distributed import TCPStore
+
+    from noisyflow import _same_command, cli
+
+    # Kept for all commands: a rank may else come to the store of the one before.
+    place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), 2)
+    is_keeper = os.environ["RANK"] == "0"
+    store = TCPStore(*place, is_keeper, wait_for_workers=False, multi_tenant=True)
+    is_last = os.environ["RANK"] == "1"
+    (one, other) = (str(folder / name) for name in ("one.npy", "other.npy"))
+    run = ["run", "single-neuron", "--quick"]
+    estimate = ["estimate", one, "--noise-std", "0.3"]
+    cases = {
+        "setting": (run, [*run, "--noise-std", "0.2"]),
+        "experiment": (run, ["run", "spiral", "--quick"]),
+        "command": (run, estimate),
+        "option": (estimate, [*estimate, "--seed", "1"]),
+        "file": (estimate, ["estimate", other, *estimate[2:]]),
+        "version": (run, run),
+        "target": (run, run),
+    }
+    changes = {
+        "version": mock.patch.object(_same_command, "__version__", "0.0"),
+        "target": mock.patch.object(runtime, "cpu_target", return_value="other"),
+    }
+    for name, arguments in cases.items():
+        out = ["--out", str(folder / f"{name}-{is_last:d}")]
+        mine = arguments[is_last]
+        change = changes.get(name) if is_last else None
+        with (
+            contextlib.redirect_stderr(io.StringIO()) as said,
+            change or contextlib.nullcontext(),
+        ):
+            code = cli.main(mine + (out if mine[0] == "run" else []))
+        print(json.dumps([name, code, said.getvalue()]), flush=True)
+    store.add("done", 1)
+    while is_keeper and store.add("done", 0) < 2:
+        time.sleep(0.01)
+
+
 def commands(new: Path, begun: Path, stopped: Path, file: Path) -> None:
     """A study from its beginning, one that is taken up, one to be taken up; estimates.
 
@@ -303,6 +346,9 @@ def commands(new: Path, begun: Path, stopped: Path, file: Path) -> None:
 
 def main(names: list[str]) -> None:
     _ranks.PULSE = PULSE
+    if names[0] == "disagreeing":
+        disagreeing(Path(names[1]))
+        return
     if names[0] == "commands":
         commands(*map(Path, names[1:]))
         return

@@ -18,8 +18,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
+import noisyflow
 import ranks_at_work
-from noisyflow import _machine, _ranks, cli
+from noisyflow import _machine, _ranks, cli, runtime
 from noisyflow._heartbeat import Heart, Interrupted
 from noisyflow._messages import decode, encode
 
@@ -175,11 +176,8 @@ def test_launched_is_what_torchrun_sets(monkeypatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     assert not _ranks.is_launched()
-    for name, value in (
-        *(("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")),
-        ("MASTER_PORT", "1"),
-    ):
-        assert not _ranks.is_launched()
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", **place}.items():
         monkeypatch.setenv(name, value)
     assert _ranks.is_launched()
     monkeypatch.setenv("RANK", "2")
@@ -188,6 +186,83 @@ def test_launched_is_what_torchrun_sets(monkeypatch) -> None:
     monkeypatch.setenv("RANK", "-1")
     with pytest.raises(ValueError, match="RANK must be a whole number from 0"):
         _ranks.is_launched()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("RANK WORLD_SIZE MASTER_ADDR", "WORLD_SIZE = 2 is set but MASTER_PORT is not"),
+        ("RANK WORLD_SIZE MASTER_PORT", "WORLD_SIZE = 2 is set but MASTER_ADDR is not"),
+        ("RANK WORLD_SIZE", "= 2 is set but MASTER_ADDR and MASTER_PORT are not"),
+        ("WORLD_SIZE MASTER_ADDR MASTER_PORT", "WORLD_SIZE = 2 is set but RANK is not"),
+        ("RANK MASTER_ADDR MASTER_PORT", "are set but WORLD_SIZE is not"),
+    ],
+)
+def test_what_is_missing_for_several_ranks_is_named(
+    given: str, message: str, monkeypatch, capsys
+) -> None:
+    values = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value if name in given.split() else "")
+    assert cli.main(["estimate", "missing.npy", "--noise-std", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    if "WORLD_SIZE" in given:
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        assert not _ranks.is_launched()
+
+
+@pytest.mark.parametrize(
+    "given", ["RANK", "WORLD_SIZE", "WORLD_SIZE MASTER_ADDR", "MASTER_ADDR MASTER_PORT"]
+)
+def test_some_variables_alone_mean_no_ranks(given: str, monkeypatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "4" if name in given.split() else "")
+    assert not _ranks.is_launched()
+
+
+@pytest.fixture(scope="module")
+def disagreeing(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, list[dict[str, tuple[int, str]]]]:
+    """What two ranks with different commands say, and how they end."""
+    folder = tmp_path_factory.mktemp("disagreeing")
+    samples = np.random.default_rng(0).standard_normal((200, 4))
+    np.save(folder / "one.npy", samples)
+    np.save(folder / "other.npy", samples + 1)
+    done = launch([str(HERE / "ranks_at_work.py"), "disagreeing", str(folder)], 2)
+    assert [process.returncode for process in done] == [0, 0], done
+    return folder, [
+        {
+            name: (code, said)
+            for name, code, said in map(json.loads, process.stdout.splitlines())
+        }
+        for process in done
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("setting", "noise_std = 0.05 on rank 0 and 0.2 on rank 1; all ranks must be"),
+        ("experiment", "command = run single-neuron on rank 0 and run spiral on rank"),
+        ("command", "command = run single-neuron on rank 0 and estimate on rank 1; "),
+        ("option", "seed = None on rank 0 and 1 on rank 1; all ranks must be given"),
+        ("file", "checksum of 64 values of the samples = "),
+        ("version", f"noisyflow = {noisyflow.__version__} on rank 0 and 0.0 on rank 1"),
+        ("target", f"CPU target = {runtime.cpu_target()} on rank 0 and other on rank"),
+    ],
+)
+def test_ranks_that_are_not_given_the_same_end_and_do_nothing(
+    name: str, message: str, disagreeing
+) -> None:
+    (folder, found) = disagreeing
+    for rank, (code, said) in enumerate(ended[name] for ended in found):
+        assert code == 2
+        (line,) = said.splitlines()
+        start = f"rank {rank} ends with the others: " if rank else ""
+        assert line.startswith(f"noisyflow: {start}{message}")
+    assert not list(folder.glob(f"{name}-*"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -24,6 +24,7 @@ from noisyflow._heartbeat import (
     Store,
     first_line,
 )
+from noisyflow._same_command import Fact, difference
 
 # Collectives wait this long; it is the heartbeat that tells who is gone.
 _COLLECTIVE_SECONDS = 7 * 24 * 3600
@@ -53,11 +54,15 @@ class RankError(RuntimeError):
 
 
 class Failure(Exception):
-    """A failure that all ranks share: what to tell, and the exit code."""
+    """A failure that all ranks share: what to tell, and the exit code.
 
-    def __init__(self, message: str, code: int) -> None:
+    is_of_all: found by all ranks alike, so that it is not told as the one's or other's.
+    """
+
+    def __init__(self, message: str, code: int, *, is_of_all: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.is_of_all = is_of_all
 
 
 class Group:
@@ -73,8 +78,8 @@ class Group:
         self._store: Store | None = None
         self._heart: Heart | None = None
 
-    def join(self) -> Store:
-        """Waits for all ranks and makes the group."""
+    def join(self, same: Sequence[Fact] = ()) -> Store:
+        """Waits for all ranks and makes the group, if `same` is the same on all."""
         # Lost connections are told in one line here, not with a trace by torch.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         try:
@@ -121,6 +126,8 @@ class Group:
         self._wait_for_all("beat", "0")
         self._heart = Heart(self.rank, self.size, store.clone(), self._pulse)
         self._heart.start()
+        everyone = self._wait_for_all("same", json.dumps(same))
+        check_same([[Fact(*fact) for fact in json.loads(facts)] for facts in everyone])
         self._share_threads(torch)
         dist.init_process_group(
             backend,
@@ -179,7 +186,8 @@ class Group:
     def _told(self, error: BaseException) -> tuple[str, int]:
         """What the others are told of this rank's error, and with what code to exit."""
         if isinstance(error, Failure):
-            where = f"rank {self.rank}: " if self.rank else ""
+            is_own = self.rank and not error.is_of_all
+            where = f"rank {self.rank}: " if is_own else ""
             return where + str(error), error.code
         if isinstance(error, KeyboardInterrupt):
             return f"rank {self.rank} was stopped by Ctrl-C", 130
@@ -270,6 +278,13 @@ class Group:
             runtime.set_num_threads(share)
         if not os.environ.get("OMP_NUM_THREADS"):
             torch.set_num_threads(share)
+
+
+def check_same(everyone: Sequence[Sequence[Fact]]) -> None:
+    """Raises Failure, on every rank, where one differs from rank 0."""
+    message = difference(everyone)
+    if message is not None:
+        raise Failure(message, 2, is_of_all=True)
 
 
 def _close_connections(error: BaseException) -> None:

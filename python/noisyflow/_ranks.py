@@ -21,7 +21,14 @@ from typing import Any, Literal, TypeVar
 from noisyflow import estimate, runtime
 from noisyflow._heartbeat import PULSE, Interrupted, Pulse, Store
 from noisyflow._messages import decode, encode
-from noisyflow._rank_group import Failure, Group, RankError, whole_number
+from noisyflow._rank_group import (
+    Failure,
+    Group,
+    RankError,
+    check_same,
+    whole_number,
+)
+from noisyflow._same_command import Fact
 
 __all__ = [
     "PULSE",
@@ -44,6 +51,7 @@ Result = TypeVar("Result")
 _PART_BYTES = 2**22
 _LONGEST_SLEEP = 0.05
 _EXIT = "exit"
+_MEETING_PLACE = ["MASTER_ADDR", "MASTER_PORT"]
 
 
 def is_launched() -> bool:
@@ -55,15 +63,38 @@ def is_launched() -> bool:
     Raises
     ------
     ValueError
-        If RANK or WORLD_SIZE is not what it must be.
+        If RANK or WORLD_SIZE is not what it must be; or if some are set so that several
+        ranks are meant, and one is missing: each rank would work alone. They are meant
+        where WORLD_SIZE is more than 1 and RANK, or both others, are set; and where
+        only WORLD_SIZE is missing.
     """
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if not all(os.environ.get(name) for name in names):
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        _check_alone(missing)
         return False
     (rank, size) = (whole_number(name) for name in ("RANK", "WORLD_SIZE"))
     if not rank < size:
         raise ValueError(f"RANK must be below WORLD_SIZE = {size}, got {rank}")
     return size > 1
+
+
+def _check_alone(missing: Sequence[str]) -> None:
+    """Raises ValueError where several ranks are meant, but for what is missing."""
+    if missing == ["WORLD_SIZE"]:
+        given = "RANK, MASTER_ADDR and MASTER_PORT are set"
+    elif missing in (["RANK"], ["MASTER_ADDR"], ["MASTER_PORT"], _MEETING_PLACE):
+        size = whole_number("WORLD_SIZE")
+        if size <= 1:
+            return
+        given = f"WORLD_SIZE = {size} is set"
+    else:
+        return
+    verb = "is" if len(missing) == 1 else "are"
+    raise ValueError(
+        f"{given} but {' and '.join(missing)} {verb} not; several ranks need RANK, "
+        "WORLD_SIZE, MASTER_ADDR and MASTER_PORT, one process alone needs none"
+    )
 
 
 def current() -> Ranks:
@@ -77,6 +108,7 @@ def joined(
     *,
     tell: Callable[[str], None] | None = None,
     pulse: Pulse | None = None,
+    same: Sequence[Fact] = (),
 ) -> Iterator[Ranks]:
     """Joins the other ranks, and torch's default process group, until the block ends.
 
@@ -91,6 +123,8 @@ def joined(
         is raised because ranks end.
     pulse : Pulse, optional
         `PULSE` by default.
+    same : sequence of Fact, optional
+        What must be the same on all ranks; else all end, with exit code 2.
 
     Yields
     ------
@@ -129,7 +163,7 @@ def joined(
     threads = runtime._chosen_num_threads()
     try:
         try:
-            _current = Ranks(group.rank, group.size, group.join())
+            _current = Ranks(group.rank, group.size, group.join(same))
             with contextlib.suppress(Released):
                 yield _current
             group.leave()
@@ -252,6 +286,21 @@ class Ranks:
             return int(decode(self.fetch(_EXIT)))
         self.post(_EXIT, encode(code))
         return code
+
+    def check_same(self, facts: Sequence[Fact]) -> None:
+        """Compares what must be the same on all ranks.
+
+        Raises
+        ------
+        Failure
+            On every rank, where one differs from the first.
+        """
+        if self._store is None:
+            return
+        key = self._key("same")
+        self.post(f"{key}/{self.rank}", encode([list(fact) for fact in facts]))
+        everyone = [decode(self.fetch(f"{key}/{rank}")) for rank in range(self.size)]
+        check_same([[Fact(*fact) for fact in of_rank] for of_rank in everyone])
 
     def barrier(self) -> None:
         """Waits until all ranks are here."""

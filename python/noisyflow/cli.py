@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from noisyflow import __version__, _ranks, runtime
+from noisyflow import __version__, _ranks, _same_command, runtime
 from noisyflow.experiments import EXPERIMENTS, load
 
 
@@ -99,7 +99,7 @@ def _command(arguments: Sequence[str] | None) -> int:
     if command == "plan":
         return _plan(**options)
     if command == "estimate":
-        return _over_ranks(lambda: _estimate(**options), options["device"])
+        return _over_ranks(lambda: _estimate(**options), options["device"], command)
     if command == "check":
         return _check(**options)
     if command == "bench":
@@ -109,14 +109,17 @@ def _command(arguments: Sequence[str] | None) -> int:
     if command == "gallery":
         return _gallery(**options)
     device = options["device"] or dict(options["more"]).get("device")
-    return _over_ranks(lambda: _run(**options), device)
+    name = f"{command} {options['experiment']}"
+    return _over_ranks(lambda: _run(**options), device, name)
 
 
-def _over_ranks(work: Callable[[], int], device: object) -> int:
+def _over_ranks(work: Callable[[], int], device: object, name: str) -> int:
     """Does work on all ranks, where torchrun started several; else by itself.
 
     On every rank the exit code is that of the first, or that of the failure that ended
-    all; the first says what went wrong.
+    all; the first says what went wrong. Others repeat it where they may have logs of
+    their own: torchrun shows all in one place. No rank works unless all are given the
+    same command, `name`, and have the same packages.
     """
     try:
         is_alone = not _ranks.is_launched()
@@ -125,11 +128,21 @@ def _over_ranks(work: Callable[[], int], device: object) -> int:
     if is_alone:
         return work()
     code = 0
+    told: list[str] = []
+
+    def tell(message: str) -> None:
+        told.append(message)
+        _complain(message)
+
+    same = [
+        *_same_command.of_command({"command": name, "device": device}),
+        *_same_command.of_packages(),
+    ]
     try:
         with contextlib.ExitStack() as leaving:
             with _ends_at_once_on_interrupt():
                 ranks = leaving.enter_context(
-                    _ranks.joined(str(device or "cpu"), tell=_complain)
+                    _ranks.joined(str(device or "cpu"), tell=tell, same=same)
                 )
             if not ranks.is_first:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -139,6 +152,8 @@ def _over_ranks(work: Callable[[], int], device: object) -> int:
     except _ranks.RankError as error:
         if not error.is_told:
             _complain(str(error))
+        elif not told and "TORCHELASTIC_RUN_ID" not in os.environ:
+            _complain(f"rank {os.environ['RANK']} ends with the others: {error}")
         return error.code
     return code
 
@@ -229,9 +244,13 @@ def _estimate(
     """Estimates from a file of samples with those settings that were given."""
     given = {name: value for name, value in settings.items() if value is not None}
     try:
-        _check_environment()
         with _ends_at_once_on_interrupt():
             from noisyflow.estimate_file import FileError, estimate_file
+        _check_environment()
+        compared = {"noise_std": noise_std, **settings}
+        # Files may have other names on other machines; what is in them is compared.
+        compared["labels"] = "given" if compared.pop("labels_path") else "not given"
+        _ranks.current().check_same(_same_command.of_command(compared))
         with _logs_to_stderr(verbose):
             report = estimate_file(path, noise_std, **given)
     except (FileError, ValueError, TypeError) as error:
@@ -319,6 +338,12 @@ def _run(
         config = module.configure(quick=quick, **given)
     except (ValueError, TypeError) as error:
         return _fail(str(error), 2)
+    options = {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(config)
+    }
+    _ranks.current().check_same(
+        [*_same_command.of_command(options), _same_command.of_cpu()]
+    )
     try:
         finished = module.run(config, out)
     except RunError as error:

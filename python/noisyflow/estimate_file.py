@@ -30,6 +30,7 @@ from noisyflow import (
     _checks,
     _core,
     _ranks,
+    _same_command,
     information,
     runtime,
 )
@@ -164,7 +165,8 @@ def estimate_file(
     -----
     Memory: (n, d) below 1 GiB, whatever the file; (inputs, draws, d) a few times the
     file. Of several ranks each holds a few times its rows, and the report is the same
-    on all; `noisyflow.distributed` says what else there is.
+    on all but for warnings, which the first has; `noisyflow.distributed` says what else
+    there is.
 
     Examples
     --------
@@ -213,6 +215,8 @@ def estimate_file(
         )
     (shape, dtype) = (samples.shape, samples.dtype)
     ranks = _ranks.current()
+    if ranks.size > 1:
+        ranks.check_same(_same_command.of_array("the samples", samples))
     if ranks.is_first and _logger.isEnabledFor(logging.INFO) and device == "cpu":
         _log_cost(path, samples)
     whole_file = samples
@@ -247,6 +251,8 @@ def estimate_file(
             labels = None
             if labels_path is not None:
                 labels = _labels(labels_path)
+                if ranks.size > 1:
+                    ranks.check_same(_same_command.of_array("the labels", labels))
                 _arrays.group_by_label(labels, shape[0])  # which checks them
                 labels = labels[own]
             quantities = _of_inputs(
