@@ -252,7 +252,8 @@ MESSAGES = {
     "dtype": "ValueError: the dtype must be the same on every rank, got float64 on rank"
     " 0 and float32 on rank {last}",
     "not-floats": "TypeError: on rank {last} of {size}: points and centers must have",
-    "noise-std": "ValueError: noise_std must be the same on every rank, got",
+    "noise-std": "ValueError: noise_std must be the same on every rank, got 0.1 on"
+    " rank 0 and 0.2 on rank {last}",
     "negative-noise-std": "ValueError: on rank {last} of {size}: noise_std must be",
     "lost-mass": "ValueError: max_lost_mass must be the same on every rank, got",
     "other-points": "ValueError: points must be the same on every rank; points_are=",
