@@ -113,7 +113,7 @@ def _command(arguments: Sequence[str] | None) -> int:
     return _over_ranks(lambda: _run(**options), device, name)
 
 
-def _over_ranks(work: Callable[[], int], device: object, name: str) -> int:
+def _over_ranks(work: Callable[[], int], device: object, name: str = "") -> int:
     """Does work on all ranks, where torchrun started several; else by itself.
 
     On every rank the exit code is that of the first, or that of the failure that ended
