@@ -196,6 +196,12 @@ def study(ranks: _ranks.Ranks, out: Path, *, stop_after: float = math.inf) -> No
                 assert is_finished == (stop_after == math.inf)
 
 
+def tell(found: object) -> None:
+    """Prints a line of JSON in one piece: ranks share the output, unbuffered."""
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
+
+
 def estimates(file: Path) -> None:
     """What `noisyflow estimate` says of a file, of none, and of a mistake in one."""
     from noisyflow import cli
@@ -203,7 +209,7 @@ def estimates(file: Path) -> None:
     for name in (file.name, "missing.npy", "nan.npy"):
         options = ["--noise-std", "0.3", "--error", "0.02", "--json"]
         code = cli.main(["estimate", str(file.with_name(name)), *options])
-        print(json.dumps({"code": code}), flush=True)
+        tell({"code": code})
 
 
 def early_ends(out: Path, file: Path) -> None:
@@ -270,7 +276,7 @@ def early_ends(out: Path, file: Path) -> None:
                 code = cli.main([])
             except (MemoryError, RuntimeError) as error:
                 code = repr(error)
-        print(json.dumps({"early": name, "rank": rank, "code": code}), flush=True)
+        tell({"early": name, "rank": rank, "code": code})
 
 
 @contextlib.contextmanager
@@ -320,7 +326,7 @@ def disagreeing(folder: Path) -> None:
             change or contextlib.nullcontext(),
         ):
             code = cli.main(mine + (out if mine[0] == "run" else []))
-        print(json.dumps([name, code, said.getvalue()]), flush=True)
+        tell([name, code, said.getvalue()])
     store.add("done", 1)
     while is_keeper and store.add("done", 0) < 2:
         time.sleep(0.01)
@@ -366,7 +372,7 @@ def main(names: list[str]) -> None:
         except OSError as error:
             found["own error"] = str(error)
         found |= {"told": told, "seconds": time.monotonic() - started}
-        print(json.dumps({"name": name, **found}), flush=True)
+        tell({"name": name, **found})
 
 
 if __name__ == "__main__":

@@ -1492,7 +1492,8 @@ def check_message(entry: Entry, arguments: Arguments, error: Exception) -> None:
     """Raises AssertionError unless the error is the package's own and names one."""
     words = str(error)
     # What overflows in the middle is the matter of all arguments alike.
-    named = (*arguments, *entry.also_named, "rescale the data")
+    options = (f"--{name.replace('_', '-')}" for name in arguments)  # of the command
+    named = (*arguments, *options, *entry.also_named, "rescale the data")
     if isinstance(error, image_files.ImageFileError | estimate_file.FileError):
         assert words
         return

@@ -398,11 +398,11 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
             *("--nproc-per-node", "2", str(HERE / "ranks_at_work.py"), "commands"),
             *(*of_two, str(out / "samples.npy")),
         ],
-        check=True,
         capture_output=True,
         text=True,
         timeout=SECONDS,
     )
+    assert launched.returncode == 0, launched.stderr
     with contextlib.redirect_stdout(io.StringIO()):
         ranks_at_work.study(alone, folders["two-one"])
     return Both(folders, printed.getvalue(), launched.stdout, launched.stderr)

@@ -249,7 +249,9 @@ def _estimate(
         _check_environment()
         compared = {"noise_std": noise_std, **settings}
         # Files may have other names on other machines; what is in them is compared.
-        compared["labels"] = "given" if compared.pop("labels_path") else "not given"
+        compared["labels"] = (
+            "given" if compared.pop("labels_path", None) else "not given"
+        )
         _ranks.current().check_same(_same_command.of_command(compared))
         with _logs_to_stderr(verbose):
             report = estimate_file(path, noise_std, **given)
