@@ -375,13 +375,18 @@ class Harness:
         self.told = ""  # of the fault at hand, for who has to find out
         self.reference = undisturbed(study, work)
 
-    def moment(self, *, least: int = 0) -> Moment:
-        """A random time or a random file operation; the latter from `least` on."""
+    def moment(self, *, least: int = 0, is_end: bool = True) -> Moment:
+        """A random time or a random file operation; the latter from `least` on.
+
+        Nothing is torn unless the moment is the run's end: one that goes on would put a
+        file in place that it knows nothing wrong of.
+        """
         if self._random.random() < 0.5:
             seconds = self._random.uniform(0, self.reference.seconds)
             return Moment(seconds=seconds)
         operation = self._random.randrange(least, len(self.reference.operations))
-        return Moment(operation=operation, is_torn=self._random.random() < 0.5)
+        is_torn = self._random.random() < 0.5
+        return Moment(operation=operation, is_torn=is_torn and is_end)
 
     def kill(self) -> int:
         """SIGKILL, also while the run is taken up in every third case."""
@@ -496,7 +501,7 @@ class Harness:
     def interrupt(self) -> int:
         """SIGINT, in every other case twice."""
         with self._folder() as folder:
-            moment = self.moment(least=1)
+            moment = self.moment(least=1, is_end=False)
             wait = self._random.choice([None, None, 0.0, self._random.uniform(0, 1)])
             self.told = f"SIGINT {moment}" + (
                 "" if wait is None else f" and {wait:.3f} s later"
