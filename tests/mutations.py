@@ -371,7 +371,7 @@ def forge_gzip(data: bytes, rng: Rng) -> bytes:
 
 # -- arrays -----------------------------------------------------------------------
 
-_OPTIONS: dict[str, Any] = {"standard_error": 0.5, "max_pairs": 2000}
+_OPTIONS: dict[str, Any] = {"standard_error": 0.5, "max_pairs": 20_000}
 
 
 def make_array(path: Path) -> None:
@@ -645,7 +645,7 @@ FORMATS: dict[str, Format] = {
         _NPY,
         forge_npy,
         is_array,
-        "noise_std must be",
+        "--noise-std must be",
     ),
     "npy of labels": Format(
         "labels.npy",
