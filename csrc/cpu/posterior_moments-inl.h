@@ -221,8 +221,8 @@ class PosteriorSums {
     if (filled_ == 0) return;
     // From a point far away, the nearest center is found to within the rounding of its distance;
     // from that center, the others' distances are better known, and one may be far nearer still.
-    // A move leaves some u of the distance it began with, so that two or three come to the digits of
-    // the coordinates themselves; 4 bounds the time where roundings send it back and forth.
+    // A move leaves some u of the distance it began with, so that two or three come to the digits
+    // of the coordinates themselves; 4 bounds the time where roundings send it back and forth.
     constexpr int kMostMoves = 4;
     Vec<T> least = load<T>(least_);
     for (int k = 0; k < kMostMoves && any<T>(least < load<T>(nearest_)); ++k) least = move(least);
