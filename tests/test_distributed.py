@@ -232,10 +232,10 @@ MESSAGES = {
     "estimate-gradients": "ValueError: on rank {last} of {size}: centers requires grad",
     "estimate-labels": "TypeError: labels must be of one type on all ranks, got text",
     "estimate-one-draw-here": "ValueError: samples must hold at least 2 draws of every",
-    "estimate-noise-tensor": "RuntimeError: on rank {last} of {size}: RuntimeError: ",
-    "estimate-alone-0": "RuntimeError: MemoryError: no memory is left",
+    "estimate-noise-tensor": "AgreedError: on rank {last} of {size}: RuntimeError: ",
+    "estimate-alone-0": "AgreedError: MemoryError: no memory is left",
     **{
-        f"estimate-{name}": f"RuntimeError: on rank {who} of {{size}}: MemoryError: no"
+        f"estimate-{name}": f"AgreedError: on rank {who} of {{size}}: MemoryError: no"
         for who, names in (
             ("0", "prepare-0 rows-0 keys-0 take-0 moments-0 collect-0"),
             ("{last}", "within prepare rows keys take moments places labels"),
@@ -273,10 +273,10 @@ MESSAGES = {
     "noise-std-of-one": "ValueError: whether noise_std requires gradients must be the",
     "own-points-any": "ValueError: whether any argument requires gradients, with",
     "twice": "RuntimeError: log-densities over ranks can be differentiated once",
-    "backward-replicated": "RuntimeError: on rank {last} of {size}: MemoryError: no",
-    "backward-sharded": "RuntimeError: on rank {last} of {size}: MemoryError: no",
+    "backward-replicated": "AgreedError: on rank {last} of {size}: MemoryError: no",
+    "backward-sharded": "AgreedError: on rank {last} of {size}: MemoryError: no",
     **{
-        f"{name}{points}": "RuntimeError: on rank {last} of {size}: MemoryError: no"
+        f"{name}{points}": "AgreedError: on rank {last} of {size}: MemoryError: no"
         for name in ("within", "prepare", "facts")
         for points in ("", "-own-points")
     },

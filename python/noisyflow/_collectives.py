@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from noisyflow._messages import AgreedError
+
 Tensor = torch.Tensor
 
 # One merge: 8 MiB to and from all ranks together, which bounds the memory for it.
@@ -30,7 +32,7 @@ _ROWS_PER_MERGE = 2**20
 # of gloo, 10,000 rows: 0.4 ms against 0.6; a million rows: 26 ms against 16
 # (bench/README.md, bench_distributed.py).
 _MOST_GATHERED = 2**15
-_KINDS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError)
+_KINDS: tuple[type[Exception], ...] = (AgreedError, TypeError, ValueError)
 _MESSAGE_BYTES = 2048
 
 
@@ -243,7 +245,7 @@ class Peers:
                 text = found[1:].decode(errors="replace")
                 message = f"on rank {rank} of {self.size}: {text}"
                 raise _KINDS[found[0]](message) from error
-        raise RuntimeError("a rank failed, and none says why")
+        raise AgreedError("a rank failed, and none says why")
 
 
 # Numbers in an agreement: the 2 of its header, and 14 of `distributed.entropy`, which

@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 
 
+class AgreedError(RuntimeError):
+    """What failed on one rank, in its words, raised on all: none waits for another."""
+
+
 def encode(value: Any) -> bytes:
     """Numbers, words, arrays, and lists, tuples and dicts of these, as bytes.
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from noisyflow import estimate, runtime
 from noisyflow._heartbeat import PULSE, Interrupted, Pulse, Store
-from noisyflow._messages import decode, encode
+from noisyflow._messages import AgreedError, decode, encode
 from noisyflow._rank_group import (
     Failure,
     Group,
@@ -32,6 +32,7 @@ from noisyflow._same_command import Fact
 
 __all__ = [
     "PULSE",
+    "AgreedError",
     "Failure",
     "Helpers",
     "Pulse",

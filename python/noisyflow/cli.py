@@ -261,12 +261,12 @@ def _estimate(
         return _fail(f"cannot read {error.filename or path}: {error.strerror}", 2)
     except MemoryError:
         return _fail(f"{path} needs more memory than there is", 1)
+    except _ranks.AgreedError as error:
+        return _fail(str(error), 1)
     except RuntimeError as error:
-        is_told = str(error).startswith(("on rank ", "MemoryError: "))  # by all ranks
         if _ranks.current().size > 1:
-            if not is_told:
-                raise  # a lost connection, whose rank is still to be found
-        elif given.get("device", "cpu") == "cpu":
+            raise  # a lost connection, whose rank is still to be found
+        if given.get("device", "cpu") == "cpu":
             raise
         return _fail(str(error), 1)  # out of memory, a launch that failed
     except KeyboardInterrupt:

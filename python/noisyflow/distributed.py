@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from noisyflow import _arrays, information
 from noisyflow._collectives import Peers
+from noisyflow._messages import AgreedError
 from noisyflow._rows import SampledRows
 from noisyflow._sharded_density import (
     Agreement,
@@ -568,7 +569,10 @@ def _collected(
 
 
 _WARNINGS = {kind.__name__: kind for kind in (TargetWarning, UndersampledWarning)}
-_ERRORS = {kind.__name__: kind for kind in (RuntimeError, TypeError, ValueError)}
+_ERRORS = {
+    **{kind.__name__: kind for kind in (TypeError, ValueError)},
+    **{kind.__name__: AgreedError for kind in (RuntimeError, AgreedError)},
+}
 
 
 def _in_words(team: Team, estimate: Callable[[], Estimate]) -> str:
@@ -598,5 +602,5 @@ def _from_words(words: str, *, warns: bool) -> Estimate:
         warnings.warn(text, _WARNINGS.get(name, UserWarning), stacklevel=4)
     if "error" in fields:
         (name, text) = fields["error"]
-        raise _ERRORS.get(name, RuntimeError)(text)
+        raise _ERRORS.get(name, AgreedError)(text)
     return Estimate(**fields["estimate"])
