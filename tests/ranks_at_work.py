@@ -24,6 +24,7 @@ from noisyflow import _ranks, runtime
 
 # Lost after six seconds: on a busy machine a process may wait for one or two.
 PULSE = _ranks.Pulse(0.25, 24, 5.0, 60.0)
+NUM_CELLS = 7
 
 
 def compute(item: int) -> dict[str, Any]:
@@ -144,7 +145,9 @@ def cells(ranks: _ranks.Ranks, out: Path) -> Any:
                 [{"v": value}], [{"s": 0.0}], {f"value.{cell.number}": array}
             )
 
-        return table.complete("cells", list(map(Cell, range(7))), compute, "sums")
+        return table.complete(
+            "cells", list(map(Cell, range(NUM_CELLS))), compute, "sums"
+        )
 
 
 def trainings(ranks: _ranks.Ranks, out: Path) -> Any:
@@ -186,9 +189,24 @@ def study(ranks: _ranks.Ranks, out: Path, *, stop_after: float = math.inf) -> No
         looks += 1
         return looks > stop_after
 
-    with mock.patch.object(
-        Interruption, "is_wanted", property(is_wanted, lambda *_: None), create=True
-    ):
+    take = _ranks.Spread._take
+    taken: list[int | None] = []
+
+    def take_few(work: _ranks.Spread) -> int | None:
+        """The others wait for Ctrl-C after two: one that is faster would take all."""
+        if not ranks.is_first and len(taken) == 2:
+            while ranks.count(f"{work._key}/taken", 0) < NUM_CELLS:
+                time.sleep(0.01)
+        taken.append(take(work))
+        return taken[-1]
+
+    with contextlib.ExitStack() as patches:
+        wanted = property(is_wanted, lambda *_: None)
+        patches.enter_context(
+            mock.patch.object(Interruption, "is_wanted", wanted, create=True)
+        )
+        if stop_after < math.inf:
+            patches.enter_context(mock.patch.object(_ranks.Spread, "_take", take_few))
         for work in (cells, trainings):
             looks = 0
             with contextlib.suppress(_ranks.Released):
