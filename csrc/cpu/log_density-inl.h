@@ -7,10 +7,10 @@
 // Precision policy. Differences and squares in T, of the coordinates as given: near pairs
 // lose nothing (the subtraction is exact there). Each lane keeps an offset, a squared distance
 // close to the smallest met so far, from which accumulation starts: the terms that matter are then
-// computed near zero. Where there are many dimensions, every kChunk of them have an offset of their
-// own, so that partial sums stay near zero, too. Terms are summed in T within a tile and in double
-// across tiles; offsets are added up in double. No running maximum is needed: an offset moves only
-// when some lane meets a term 2^kSlack above it.
+// computed near zero. Where there are many dimensions, every few of them (chunk_dims) have an
+// offset of their own, so that partial sums stay near zero, too. Terms are summed in T within a
+// tile and in double across tiles; offsets are added up in double. No running maximum is needed: an
+// offset moves only when some lane meets a term 2^kSlack above it.
 //
 // Three loops share the work. add_centers() is the fastest and does a block of centers again when
 // an offset must move; add_panels() looks for the nearest before any exponential, for the time in
@@ -33,13 +33,36 @@ namespace noisyflow {
 inline namespace NOISYFLOW_TARGET {
 
 constexpr double kSlack = 20;  // log2; a larger one would let distances far from zero matter
-constexpr int kChunk = 16;     // dimensions whose sum starts near zero
+constexpr int kChunk = 16;     // dimensions whose sum starts near zero, at most
+constexpr int kFirstLook = 8;  // dimensions: at little noise they say enough about most centers
 constexpr int64_t kTileBytes =
     32768;                         // centers of one tile: they stay in L1 for all points of a task
 constexpr int64_t kMaxTile = 512;  // float sums of more terms would lose digits
 
+// The same where offsets are kept by chunk: in float32 a center with twice the weight of all that
+// an offset stands for is to be its reference, whose own term is exact in the end.
+template <class T>
+constexpr double kChunkedSlack = sizeof(T) == 4 ? 1 : kSlack;
+
+// Dimensions whose sum starts near zero, a divisor of kChunk. Exponents are rounded by this times
+// sqrt(d), so that float32, which has no digits to spare, has shorter ones where there are many.
+template <class T>
+constexpr int chunk_dims(int64_t d) {
+  return sizeof(T) == 8 || d <= 256 ? kChunk : d <= 1024 ? 8 : d <= 2048 ? 4 : 2;
+}
+
+// Dimensions after which the sum is put aside, a multiple of kChunk: distances that are alike in
+// the end may differ on the way, by some nats, and every addition to those is rounded.
+template <class T>
+constexpr int part_dims(int64_t d) {
+  return chunk_dims<T>(d) == kChunk ? 1 << 30 : 32;
+}
+
 // Chunks whose offsets are kept apart; 0: so few dimensions that one offset does.
-inline int64_t num_chunks(int64_t d) { return d > kChunk ? (d + kChunk - 1) / kChunk : 0; }
+template <class T>
+inline int64_t num_chunks(int64_t d) {
+  return d > kChunk ? (d + chunk_dims<T>(d) - 1) / chunk_dims<T>(d) : 0;
+}
 
 // The running sums of Q vectors of points: per lane an offset (squared distance) and a double.
 template <class T, int Q>
@@ -49,7 +72,8 @@ struct LaneSums {
   // num_chunks() x Q vectors, whose sum the offset is: squared distances to one and the same
   // center, the lane's nearest when the offset last moved. Null: the offset serves as a whole.
   T* chunks;
-  bool is_moving;  // offsets moved lately, and may again
+  int64_t reference[Q * kLanes<T>];  // where there are chunks: that center
+  bool is_moving;                    // offsets moved lately, and may again
 
   void clear(T* chunk_memory = nullptr, int64_t d = 0) {
     chunks = chunk_memory;
@@ -59,7 +83,7 @@ struct LaneSums {
       sum[l] = 0;
     }
     if (!chunks) return;
-    for (int64_t i = 0; i < num_chunks(d) * Q * kLanes<T>; ++i)
+    for (int64_t i = 0; i < num_chunks<T>(d) * Q * kLanes<T>; ++i)
       chunks[i] = i < Q * kLanes<T> ? T(INFINITY) : T(0);
   }
 
@@ -350,19 +374,97 @@ __attribute__((noinline)) void add_panels(const Block<T, Q>& all, int64_t count,
 // -- many dimensions -----------------------------------------------------------------------------
 //
 // A running sum of d squares passes values as large as d / 2 exponents, and each addition is
-// rounded accordingly. With an offset for every kChunk dimensions it stays near zero for every
+// rounded accordingly. With an offset for every chunk of dimensions it stays near zero for every
 // center about as near, dimension by dimension, as the lane's reference.
 
-// The chunked twin of settle(). s: the block's distances minus the offsets.
+// Squared distances of a block minus the offsets. Limited: false as soon as the dimensions so far
+// say that every center is farther from every lane than its limit.
+template <class T, int Q, int C, bool Weighted, bool Limited>
+inline __attribute__((always_inline)) bool relative_distances(const Block<T, Q>& block,
+                                                              const T* chunk, const Vec<T>* limit,
+                                                              Vec<T>* s) {
+  constexpr int kGroup = Q * kLanes<T>;
+  const int d = block.d, length = chunk_dims<T>(d), part = part_dims<T>(d);
+  Vec<T> offset[Q], left[Q], done[C * Q];
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) {
+    offset[q] = load<T>(chunk + q * kLanes<T>);
+    if constexpr (Limited) left[q] = limit[q] - offset[q];
+  }
+  start<T, Q, C, Weighted>(block.shift, offset, s);
+  auto is_beyond = [&](bool is_first_part) __attribute__((always_inline)) {
+    Vec<T> within[Q];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      Vec<T> least = is_first_part ? s[q] : done[q] + s[q];
+#pragma GCC unroll 16
+      for (int c = 1; c < C; ++c)
+        least = vmin(is_first_part ? s[c * Q + q] : done[c * Q + q] + s[c * Q + q], least);
+      within[q] = left[q] - least;
+    }
+    return all_below<T, Q>(within, Vec<T>{});
+  };
+
+  int k = 0, look = kFirstLook, part_end = part;
+  if constexpr (Limited)
+    if (length > look) {
+      add_squares<T, Q, C>(block.points, block.centers, block.stride, 0, look, s);
+      if (is_beyond(true)) return false;
+      k = look;
+      look = kChunk;
+    }
+  for (int end = length; end < d; end += length) {
+    add_squares<T, Q, C, kChunk>(block.points, block.centers, block.stride, k, end, s);
+    k = end;
+    if constexpr (Limited)
+      if (end >= look) {
+        if (is_beyond(part_end == part)) return false;
+        look = end + kChunk;
+      }
+    chunk += kGroup;
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      offset[q] = load<T>(chunk + q * kLanes<T>);
+      if constexpr (Limited) left[q] -= offset[q];
+    }
+    if (end < part_end) {
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) s[c * Q + q] -= offset[q];
+      continue;
+    }
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        const int i = c * Q + q;
+        done[i] = part_end == part ? s[i] : done[i] + s[i];
+        s[i] = -offset[q];
+      }
+    part_end += part;
+  }
+  add_squares<T, Q, C>(block.points, block.centers, block.stride, k, d, s);
+  if (part_end > part)
+#pragma GCC unroll 16
+    for (int i = 0; i < C * Q; ++i) s[i] += done[i];
+  if constexpr (Limited) return !is_beyond(true);
+  return true;
+}
+
+// The chunked twin of settle(). s: the block's distances minus the offsets. Returns whether an
+// offset moved.
 template <class T, int Q, int C>
-__attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, Vec<T>* s,
+__attribute__((noinline)) bool settle_chunks(const Block<T, Q>& block, T scale, Vec<T>* s,
                                              LaneSums<T, Q>& sums, Vec<T>* acc) {
   constexpr int kGroup = Q * kLanes<T>;
-  const T step = -T(4) / scale, too_far_off = -T(1 << 18) / scale;
-  const int d = block.d;
+  const T step = -T(kChunkedSlack<T> < 4 ? kChunkedSlack<T> : 4) / scale;
+  const T too_far_off = -T(1 << 18) / scale;
+  const int d = block.d, length = chunk_dims<T>(d);
   Vec<T> whole[C * Q], least[Q];
   const Int<T> none = Int<T>{} - 1;
   Int<T> reference[Q], met[Q], is_rounded[Q], some_rounded = Int<T>{};
+  bool is_moved = false;
   for (int q = 0; q < Q; ++q) {
     met[q] = sums.base(q) < T(INFINITY);
     least[q] = s[q];
@@ -395,19 +497,26 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
     // Calls visit(chunk, sums of its squares) for every chunk of the center.
     auto for_chunks = [&](auto visit) {
       T* chunk = sums.chunks;
-      for (int k = 0; k < d; k += kChunk, chunk += kGroup) {
+      for (int k = 0; k < d; k += length, chunk += kGroup) {
         Vec<T> sum[Q];
         for (int q = 0; q < Q; ++q)
           sum[q] = broadcast<T>(k == 0 && block.shift ? block.shift[c] : T(0));
         add_squares<T, Q, 1>(block.points, block.centers + c * block.stride, 0, k,
-                             k + kChunk < d ? k + kChunk : d, sum);
+                             k + length < d ? k + length : d, sum);
         visit(chunk, sum);
       }
     };
-    double offset[kGroup] = {};
+    constexpr int kWide = kLanes<double>;
+    typedef T Narrow __attribute__((vector_size(kWide * sizeof(T))));
+    Vec<double> total[kGroup / kWide] = {};
     for_chunks([&](T*, const Vec<T>* sum) {
-      for (int l = 0; l < kGroup; ++l) offset[l] += double(sum[l / kLanes<T>][l % kLanes<T>]);
+      Narrow part[kGroup / kWide];
+      memcpy(part, sum, sizeof part);
+      for (int i = 0; i < kGroup / kWide; ++i)
+        total[i] += __builtin_convertvector(part[i], Vec<double>);
     });
+    double offset[kGroup];
+    memcpy(offset, total, sizeof offset);
     for (int l = 0; l < kGroup; ++l) {
       const int q = l / kLanes<T>, at = l % kLanes<T>;
       // Where distances are so large that their rounding is many exponents, it may seem nearer
@@ -418,6 +527,8 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
       moved.rebase(double(scale) * offset[l]);
       sums.sum[l] = moved.sum;
       sums.offset[l] = offset[l];
+      sums.reference[l] = block.first + c;
+      is_moved = true;
     }
     for_chunks([&](T* chunk, const Vec<T>* sum) {
       for (int q = 0; q < Q; ++q) {
@@ -430,18 +541,16 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
   }
 
   // -- the block's terms at the new offsets ------------------------------------------------------
-  for (int i = 0; i < C * Q; ++i) s[i] = broadcast<T>(block.shift ? block.shift[i / Q] : T(0));
-  const T* chunk = sums.chunks;
-  for (int k = 0; k < d; k += kChunk, chunk += kGroup) {
-    for (int i = 0; i < C * Q; ++i) s[i] -= load<T>(chunk + i % Q * kLanes<T>);
-    add_squares<T, Q, C>(block.points, block.centers, block.stride, k,
-                         k + kChunk < d ? k + kChunk : d, s);
-  }
+  if (block.shift)
+    relative_distances<T, Q, C, true, false>(block, sums.chunks, nullptr, s);
+  else
+    relative_distances<T, Q, C, false, false>(block, sums.chunks, nullptr, s);
   if (block.ranges) hide<T, Q, C>(*block.ranges, block.first, s);
   // A lane's reference is at its offset, whatever rounding says: no sum is ever zero.
   for (int c = 0; c < C; ++c)
     for (int q = 0; q < Q; ++q) s[c * Q + q] = reference[q] == c ? Vec<T>{} : s[c * Q + q];
   add_exp2_safely<T, Q, C>(s, scale, acc);
+  return is_moved;
 }
 
 // The chunked twin of add_centers(). Limited: a block of which every center is farther from every
@@ -449,16 +558,15 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
 template <class T, int Q, int C, bool Weighted, bool Ranged, bool Limited>
 __attribute__((noinline)) void add_centers_chunked(const Block<T, Q>& all, int64_t count, T scale,
                                                    const T* limits, LaneSums<T, Q>& sums) {
-  constexpr int kGroup = Q * kLanes<T>;
-  const Vec<T> too_far_off = broadcast<T>(T(kSlack) / scale);
-  const int d = all.d;
+  Vec<T> too_far_off = broadcast<T>(T(kChunkedSlack<T>) / scale);
+  const int64_t d = all.d;
   Vec<T> acc[Q], limit[Q];
   for (int q = 0; q < Q; ++q) acc[q] = Vec<T>{};
   auto set_limits = [&] {
     // The running sum s of the dimensions so far less their offsets, and the limit less these,
-    // have 2 roundings for every dimension and 2 more for every chunk, none of more than
-    // limit + offset, unless s is beyond the limit by more than that.
-    const T rounding = T(d + 2 * num_chunks(d) + 8) * kEpsilon<T>;
+    // have 2 roundings for every dimension, 2 more for every chunk and 1 for every part, none of
+    // more than limit + offset, unless s is beyond the limit by more than that.
+    const T rounding = T(d + 2 * num_chunks<T>(d) + d / part_dims<T>(d) + 8) * kEpsilon<T>;
     for (int q = 0; q < Q; ++q) {
       const Vec<T> given = load<T>(limits + q * kLanes<T>);
       limit[q] = given + rounding * (given + sums.base(q));
@@ -467,74 +575,28 @@ __attribute__((noinline)) void add_centers_chunked(const Block<T, Q>& all, int64
   if constexpr (Limited) set_limits();
 
   for (int64_t j = 0; j < count; j += C) {
-    const T* centers = all.centers + j * all.stride;
-    Vec<T> s[C * Q], next[Q], left[Q], nearness[Q];
+    Block<T, Q> block = all;
+    block.centers += j * all.stride;
+    block.first += j;
+    if constexpr (Weighted) block.shift += j;
+    Vec<T> s[C * Q], nearness[Q];
+    if (!relative_distances<T, Q, C, Weighted, Limited>(block, sums.chunks, limit, s)) continue;
+    if constexpr (Ranged) hide<T, Q, C>(*all.ranges, block.first, s);
 #pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) {
-      next[q] = load<T>(sums.chunks + q * kLanes<T>);
-      if constexpr (Limited) left[q] = limit[q] - next[q];
-    }
-    start<T, Q, C, Weighted>(all.shift + (Weighted ? j : 0), next, s);
-    auto find_nearest = [&]() __attribute__((always_inline)) {
-#pragma GCC unroll 4
-      for (int q = 0; q < Q; ++q) {
-        Vec<T> least = s[q];
+      Vec<T> least = s[q];
 #pragma GCC unroll 16
-        for (int c = 1; c < C; ++c) least = vmin(s[c * Q + q], least);
-        nearness[q] = -least;
-      }
-    };
-    auto is_beyond = [&]() __attribute__((always_inline)) {
-      Vec<T> within[Q];
-#pragma GCC unroll 4
-      for (int q = 0; q < Q; ++q) within[q] = nearness[q] + left[q];
-      return all_below<T, Q>(within, Vec<T>{});
-    };
-
-    // -- chunk by chunk ------------------------------------------------------------------------
-    const T* chunk = sums.chunks;
-    int k = 0;
-    bool is_left_out = false;
-    if constexpr (Limited) {  // at little noise half a chunk says enough about most blocks
-      add_squares<T, Q, C>(all.points, centers, all.stride, 0, kChunk / 2, s);
-      find_nearest();
-      if (is_beyond()) continue;
-      k = kChunk / 2;
+      for (int c = 1; c < C; ++c) least = vmin(s[c * Q + q], least);
+      nearness[q] = -least;
     }
-    for (int end = kChunk; end < d; end += kChunk) {
-      add_squares<T, Q, C, kChunk>(all.points, centers, all.stride, k, end, s);
-      k = end;
-      if constexpr (Limited) {
-        find_nearest();
-        if ((is_left_out = is_beyond())) break;
-      }
-      chunk += kGroup;
-#pragma GCC unroll 4
-      for (int q = 0; q < Q; ++q) {
-        const Vec<T> offset = load<T>(chunk + q * kLanes<T>);
-        if constexpr (Limited) left[q] -= offset;
-#pragma GCC unroll 16
-        for (int c = 0; c < C; ++c) s[c * Q + q] -= offset;
-      }
-    }
-    if (is_left_out) continue;
-    add_squares<T, Q, C>(all.points, centers, all.stride, k, d, s);
-    if constexpr (Ranged) hide<T, Q, C>(*all.ranges, all.first + j, s);
-    find_nearest();
-    if constexpr (Limited)
-      if (is_beyond()) continue;
-
     if (__builtin_expect(all_below<T, Q>(nearness, too_far_off), 1)) {
       add_exp2<T, C * Q, Q>(s, scale, acc);
     } else {
-      Block<T, Q> block = all;
-      block.centers = centers;
-      block.first += j;
-      if constexpr (Weighted) block.shift += j;
       Vec<T> distances[C * Q], added[Q];
       for (int i = 0; i < C * Q; ++i) distances[i] = s[i];
       for (int q = 0; q < Q; ++q) added[q] = acc[q];
-      settle_chunks<T, Q, C>(block, scale, distances, sums, added);
+      if (!settle_chunks<T, Q, C>(block, scale, distances, sums, added))  // rounding that large
+        too_far_off = vmin(too_far_off + too_far_off, broadcast<T>(T(kSlack) / scale));
       for (int q = 0; q < Q; ++q) acc[q] = added[q];
       if constexpr (Limited) set_limits();
     }
@@ -658,20 +720,21 @@ void expand_points(const T* points, const ExpandedCenters<T>& form, int64_t d,
   group.room = is_number ? form.most - sqrt(largest) : -1;
 }
 
-// The constants for the offsets as they are. An offset of kChunk dimensions is shared by the steps
-// in it, or added to the others of a step.
+// The constants for the offsets as they are. An offset is shared by the steps in its chunk, or
+// added to the others of a step.
 template <class T, int Q>
 void set_constants(const LaneSums<T, Q>& sums, int64_t d, int64_t step,
                    ExpandedGroup<T, Q>& group) {
   constexpr int kGroup = Q * kLanes<T>;
+  const int64_t length = chunk_dims<T>(d);
   const double* norms = group.norms;
   T* constants = group.constants;
   for (int64_t k = 0; k < d; k += step, norms += kGroup, constants += kGroup) {
     double offset[kGroup] = {};
     const int64_t end = k + step < d ? k + step : d;
-    for (int64_t i = k / kChunk; i * kChunk < end; ++i) {
-      const int64_t rest = d - i * kChunk < kChunk ? d - i * kChunk : kChunk;
-      const double share = step < kChunk ? 1 / double(num_steps(rest, step)) : 1;
+    for (int64_t i = k / length; i * length < end; ++i) {
+      const int64_t rest = d - i * length < length ? d - i * length : length;
+      const double share = step < length ? 1 / double(num_steps(rest, step)) : 1;
       for (int l = 0; l < kGroup; ++l) offset[l] += share * double(sums.chunks[i * kGroup + l]);
     }
     for (int l = 0; l < kGroup; ++l) constants[l] = T(norms[l] - offset[l]);
@@ -979,24 +1042,56 @@ void add_segment(const T* points, const Task<T>& task, Members<T, Q>& members, i
   }
 }
 
-// The squared distance of two rows, rounded to T, summed in T over every lane and then in double.
+// The squared distance of two rows, in double.
 template <class T>
 inline double squared_distance(const T* x, const T* y, int64_t d) {
-  double total = 0;
+  constexpr int kWide = kLanes<double>;
+  typedef T Narrow __attribute__((vector_size(kWide * sizeof(T))));
+  Vec<double> sums = Vec<double>{};
   int64_t k = 0;
-  if (d >= kLanes<T>) {
-    Vec<T> sum = Vec<T>{};
-    for (; k + kLanes<T> <= d; k += kLanes<T>) {
-      const Vec<T> diff = load<T>(x + k) - load<T>(y + k);
-      sum += diff * diff;
-    }
-    for (int l = 0; l < kLanes<T>; ++l) total += double(sum[l]);
+  for (; k + kWide <= d; k += kWide) {
+    Narrow a, b;
+    memcpy(&a, x + k, sizeof a);
+    memcpy(&b, y + k, sizeof b);
+    const Vec<double> diff =
+        __builtin_convertvector(a, Vec<double>) - __builtin_convertvector(b, Vec<double>);
+    sums += diff * diff;
   }
+  double total = 0;
   for (; k < d; ++k) {
-    const double diff = double(x[k] - y[k]);
+    const double diff = double(x[k]) - double(y[k]);
     total += diff * diff;
   }
+  for (int l = 0; l < kWide; ++l) total += sums[l];
   return total;
+}
+
+// What is missing from the term of a reference, for which the kernel has taken 2^0: its distance and
+// its offset differ by rounding, which makes no more than a factor of 2.
+template <class T>
+inline double missing_term(double scale, double distance, double offset) {
+  const Vec<T> nothing = Vec<T>{};
+  Vec<T> taken = Vec<T>{};
+  add_exp2<T, 1, 1>(&nothing, T(scale), &taken);
+  const double exponent = scale * (distance - offset);
+  return exp2(exponent < -1 ? 1 : exponent > 1 ? -1 : -exponent) - double(taken[0]);
+}
+
+// In float32 a lane's offset, and so the term of its reference, has the rounding of d squares. Most
+// of the sum is mostly this term: here it becomes exact. rows: the lanes' points.
+template <class T, int Q>
+void correct_references(const MixtureView<T>& mixture, const T* rows, int64_t stride, int count,
+                        LaneSums<T, Q>& sums) {
+  if (sizeof(T) == 8 || !sums.chunks) return;
+  const double scale = M_LOG2E / (2 * mixture.noise_std * mixture.noise_std);
+  for (int l = 0; l < count; ++l) {
+    if (!(sums.offset[l] < double(kNever<T>))) continue;  // nothing met, or no weight
+    const int64_t j = sums.reference[l];
+    const double distance =
+        squared_distance(rows + l * stride, mixture.centers + j * mixture.stride, mixture.d) +
+        (mixture.weight_shift ? double(mixture.weight_shift[j]) : 0);
+    sums.sum[l] += missing_term<T>(scale, distance, sums.offset[l]);
+  }
 }
 
 // Points of a group as Q vectors per coordinate; the last lanes repeat the last point.
@@ -1049,7 +1144,7 @@ void log_values(const LaneSums<T, Q>& sums, double exponent, double constant, do
 template <class T, int Q>
 int64_t expanded_size(int64_t d) {
   constexpr int kGroup = Q * kLanes<T>;
-  if (num_chunks(d) == 0) return 0;
+  if (num_chunks<T>(d) == 0) return 0;
   return kGroup * (d + num_steps(d, kLeastStep) * int64_t(1 + sizeof(double) / sizeof(T)));
 }
 
@@ -1061,7 +1156,7 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
   const MixtureView<T>& mixture = task.mixture;
   const int num_parts = task.own && task.include_rest ? kOwn : 1;
   const int num_groups = int(last - first);
-  const int64_t chunk_size = num_chunks(mixture.d) * kGroup;
+  const int64_t chunk_size = num_chunks<T>(mixture.d) * kGroup;
   const double exponent = 1 / (2 * mixture.noise_std * mixture.noise_std);
   const T scale = T(exponent * M_LOG2E);
 
@@ -1140,6 +1235,9 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
   for (int g = 0; g < num_groups; ++g)
     for (int part = 0; part < num_parts; ++part) {
       double values[kGroup];
+      correct_references<T, Q>(mixture, task.points.points + groups[g].begin * task.points.stride,
+                               task.points.stride, int(groups[g].end - groups[g].begin),
+                               sums[g * num_parts + part]);
       log_values<T, Q>(sums[g * num_parts + part], exponent, constant, never, values);
       T* out = task.out[part] + groups[g].begin;
       for (int l = 0; l < int(groups[g].end - groups[g].begin); ++l) out[l] = T(values[l]);
@@ -1159,7 +1257,7 @@ int64_t scratch_bytes(int64_t d) {
   constexpr int kGroup = Q * kLanes<T>;
   return kGroupsPerTask * (kOwn * int64_t(sizeof(LaneSums<T, Q>)) + int64_t(sizeof(Members<T, Q>)) +
                            kMaxSegments * int64_t(sizeof(Segment)) +
-                           kGroup * (d + kOwn * num_chunks(d)) * int64_t(sizeof(T)) +
+                           kGroup * (d + kOwn * num_chunks<T>(d)) * int64_t(sizeof(T)) +
                            expanded_size<T, Q>(d) * int64_t(sizeof(T)));
 }
 

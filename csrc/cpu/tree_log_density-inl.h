@@ -135,13 +135,16 @@ struct TreeStack {
 // -- one point -----------------------------------------------------------------------------------
 
 // The running sum of one point over leaves by dimension, kLanes centers in a vector. As in
-// LaneSums, distances are taken relative to a near center's, every kChunk dimensions apart.
+// LaneSums, distances are taken relative to a near center's, each chunk of dimensions apart.
 template <class T>
 struct PointSum {
-  static int64_t num_parts(int64_t d) { return d > kChunk ? num_chunks(d) : 1; }
+  static int64_t num_parts(int64_t d) { return d > kChunk ? num_chunks<T>(d) : 1; }
 
   double offset, sum;
-  T* parts;                 // num_parts(), of the offset
+  T* parts;  // num_parts(), of the offset
+  // The center that the offset is the distance to, every kFanout numbers, and its shift.
+  const T* reference = nullptr;
+  T reference_shift = T(0);
   Vec<T> terms = Vec<T>{};  // not yet in the sum
 
   void fold() {
@@ -154,35 +157,42 @@ struct PointSum {
   bool relative_squares(const T* x, int64_t stride, const T* y, int64_t d, T limit, Vec<T> start,
                         Vec<T>& s, int64_t& k) const {
     const T safety = box_safety<T>(d);
-    T before = T(0);  // what the parts took off so far
+    const int64_t length = chunk_dims<T>(d), part = part_dims<T>(d);
+    T before = T(0);  // what the offset's parts took off so far
+    Vec<T> done = Vec<T>{};
     s = start;
+    // Leaves mostly lie beyond the limit in few dimensions.
+    int64_t look = d > kFirstLook + 2 ? kFirstLook : d;
     for (k = 0; k < d;) {
-      s -= parts[k / kChunk];
-      before += parts[k / kChunk];
-      const int64_t stop = k + kChunk < d ? k + kChunk : d;
-      // Leaves mostly lie beyond the limit in few dimensions: look in the middle of the first part.
-      const int64_t middle = k == 0 && d > kChunk / 2 + 2 ? kChunk / 2 : stop;
-      for (; k < middle; ++k) {
+      if (k % length == 0) {
+        if (k > 0 && k % part == 0) {
+          done += s;
+          s = Vec<T>{};
+        }
+        s -= parts[k / length];
+        before += parts[k / length];
+      }
+      const int64_t part_end = k - k % length + length;
+      const int64_t stop = part_end < look ? part_end : look;
+      for (; k < stop; ++k) {
         const Vec<T> diff = x[k * stride] - load<T>(y + k * kFanout);
         s += diff * diff;
       }
-      if (middle < stop) {
-        if (!any<T>((s + before) * safety < limit)) return false;
-        for (; k < stop; ++k) {
-          const Vec<T> diff = x[k * stride] - load<T>(y + k * kFanout);
-          s += diff * diff;
-        }
-      }
-      if (!any<T>((s + before) * safety < limit)) return false;
+      if (k < look) continue;
+      if (!any<T>((done + s + before) * safety < limit)) return false;
+      look = look - look % kChunk + kChunk;
+      look = look < d ? look : d;
     }
+    s += done;
     return true;
   }
 
   // The offset becomes the squared distance to the center in lane l, with its shift; false if that
   // is no nearer after all: so far away that distances are rounded by more than their differences.
   bool move(const T* x, int64_t stride, const T* y, int64_t d, int l, T shift, T scale) {
+    const int64_t length = chunk_dims<T>(d);
     auto part_at = [&](int64_t k) {
-      const int64_t stop = k + kChunk < d ? k + kChunk : d;
+      const int64_t stop = k + length < d ? k + length : d;
       T part = k == 0 ? shift : T(0);
       for (; k < stop; ++k) {
         const T diff = x[k * stride] - y[k * kFanout + l];
@@ -191,14 +201,27 @@ struct PointSum {
       return part;
     };
     double moved = 0;
-    for (int64_t k = 0; k < d; k += kChunk) moved += double(part_at(k));
+    for (int64_t k = 0; k < d; k += length) moved += double(part_at(k));
     if (!(moved < offset)) return false;
-    for (int64_t k = 0; k < d; k += kChunk) parts[k / kChunk] = part_at(k);
+    for (int64_t k = 0; k < d; k += length) parts[k / length] = part_at(k);
     fold();
     const double factor = exp2(double(scale) * (moved - offset));
     sum = factor > 0 ? sum * factor : 0;
     offset = moved;
+    reference = y + l;
+    reference_shift = shift;
     return true;
+  }
+
+  // The twin of correct_references().
+  void correct_reference(const T* x, int64_t d, double scale) {
+    if (sizeof(T) == 8 || d <= kChunk || !reference) return;
+    double distance = double(reference_shift);
+    for (int64_t k = 0; k < d; ++k) {
+      const double diff = double(x[k]) - double(reference[k * kFanout]);
+      distance += diff * diff;
+    }
+    sum += missing_term<T>(scale, distance, offset);
   }
 
   // The centers of a leaf within the limit but the own one, if any; returns whether there are any.
@@ -208,6 +231,7 @@ struct PointSum {
     const int64_t d = tree.d, begin = tree.begins[leaf], count = tree.begins[leaf + 1] - begin;
     const T* column = tree.columns + tree.column_begins[leaf] * kFanout * d;
     const T slack = T(kSlack) / scale;
+    const T nearer = T(d > kChunk ? kChunkedSlack<T> : kSlack) / scale;
     Int<T> lane;
     for (int l = 0; l < kLanes<T>; ++l) lane[l] = typename Simd<T>::Scalar(l);
     bool any_near = false;
@@ -233,7 +257,7 @@ struct PointSum {
         for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l];
       // A nearer center becomes the reference. Distances from zero are rounded: seen from there,
       // another one may be nearer still.
-      for (int tries = 0; tries < 4 && (offset == INFINITY || any<T>(s < -slack)); ++tries) {
+      for (int tries = 0; tries < 4 && (offset == INFINITY || any<T>(s < -nearer)); ++tries) {
         int nearest = 0;
         for (int l = 1; l < num_lanes; ++l) nearest = s[l] < s[nearest] ? l : nearest;
         if (s[nearest] >= kNever<T> / 2) break;  // none of any weight
@@ -539,7 +563,8 @@ int64_t tree_scratch_bytes(const TreeView<T>& tree) {
   return int64_t(2 * sizeof(LaneSums<T, Q>)) +
          int64_t(sizeof(Entry)) * ((kFanout - 1) * tree.depth + 1) +
          (tree.cells ? int64_t(sizeof(int32_t)) * (tree.num_leaves + 1) : 0) +
-         int64_t(sizeof(T)) * (kGroup + 4 * tree.d + 1 + kGroup * (tree.d + num_chunks(tree.d))) +
+         int64_t(sizeof(T)) *
+             (kGroup + 4 * tree.d + 1 + kGroup * (tree.d + num_chunks<T>(tree.d))) +
          64;
 }
 
@@ -566,7 +591,7 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
   T* parts = point + d;
   T* chunks = parts + PointSum<T>::num_parts(d);
   TreeStack<T> stack{
-      reinterpret_cast<typename TreeStack<T>::Entry*>(chunks + num_chunks(d) * kGroup), 0};
+      reinterpret_cast<typename TreeStack<T>::Entry*>(chunks + num_chunks<T>(d) * kGroup), 0};
   auto* candidates = reinterpret_cast<int32_t*>(stack.entries + (kFanout - 1) * tree.depth + 1);
 
   for (int64_t g = first; g < last; ++g) {
@@ -582,7 +607,7 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
       box[k] = low;
       box[d + k] = high;
     }
-    const bool is_whole = tree.cells || num_chunks(d) == 0;  // cells know no parts of an offset
+    const bool is_whole = tree.cells || num_chunks<T>(d) == 0;  // cells know no parts of an offset
     sums->clear(is_whole ? nullptr : chunks, d);
     bounds->clear();
     int32_t own[kGroup];
@@ -636,6 +661,7 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
       }
     }
     double values[kGroup];
+    correct_references<T, Q>(mixture, task.points.rows + begin * d, d, int(end - begin), *sums);
     log_values<T, Q>(*sums, scale.exponent, scale.constant, never, values);
     for (int l = 0; l < int(end - begin); ++l)
       task.out[task.points.order[begin + l]] = T(values[l]);
@@ -676,6 +702,7 @@ void evaluate_points(const TreeTask<T>& task, int64_t first, int64_t last, void*
       }
     }
     sum.fold();
+    sum.correct_reference(x, tree.d, scale.exponent * M_LOG2E);
     const bool is_empty = sum.offset == INFINITY;  // nothing but the own center, or no weight
     task.out[task.points.order[i]] =
         is_empty ? -T(INFINITY) : T(log(sum.sum) - scale.exponent * sum.offset + scale.constant);

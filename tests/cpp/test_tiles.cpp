@@ -32,7 +32,7 @@ static void test_limits(int d, bool is_weighted) {
   T* centers = new T[n * d];
   T* points = new T[kGroup * d];
   T* packed = new T[kGroup * d];
-  T* chunks = new T[kGroup * num_chunks(d)];
+  T* chunks = new T[kGroup * num_chunks<T>(d)];
   T shift[n], limits[kGroup];
   for (int i = 0; i < n * d; ++i) centers[i] = T(uniform());
   for (int j = 0; j < n; ++j) shift[j] = T(is_weighted ? 1 + uniform() : 0);
@@ -77,37 +77,58 @@ static void test_limits(int d, bool is_weighted) {
   delete[] chunks;
 }
 
-// The offset is the exact sum of what the kernel subtracts, chunk by chunk.
+// The offset is the exact sum of what the kernel subtracts, chunk by chunk, and the distance to the
+// center that is named; the term of a lane's only near center is exact in the end.
 template <class T>
 static void test_offsets(int d) {
   constexpr int Q = 2, C = kVectorBytes == 64 ? 6 : 3, kGroup = Q * kLanes<T>, n = 40;
-  const T scale = T(1000);
+  const double noise_std = 0.05, scale = M_LOG2E / (2 * noise_std * noise_std);
   T* centers = new T[n * d];
   T* packed = new T[kGroup * d];
-  T* chunks = new T[kGroup * num_chunks(d)];
+  T* rows = new T[kGroup * d];
+  T* chunks = new T[kGroup * num_chunks<T>(d)];
   for (int i = 0; i < n * d; ++i) centers[i] = T(uniform());
   for (int i = 0; i < kGroup * d; ++i) packed[i] = T(uniform());
   LaneSums<T, Q> sums;
   sums.clear(chunks, d);
-  add_tile<T, Q, C>(packed, {centers, d, n, d, 1.0, nullptr}, 0, n, scale, sums);
+  const MixtureView<T> mixture{centers, d, n, d, noise_std, nullptr};
+  for (int i = 0; i < kGroup * d; ++i) rows[i % kGroup * d + i / kGroup] = packed[i];
+  add_tile<T, Q, C>(packed, mixture, 0, n, T(scale), sums);
+  double offsets[kGroup];
+  memcpy(offsets, sums.offset, sizeof offsets);
+  correct_references<T, Q>(mixture, rows, d, kGroup, sums);
+  int exact_terms = 0;
   for (int l = 0; l < kGroup; ++l) {
-    double total = 0, nearest = INFINITY;
-    for (int i = 0; i < int(num_chunks(d)); ++i) total += double(chunks[i * kGroup + l]);
+    double total = 0, nearest = INFINITY, second = INFINITY, named = 0;
+    for (int i = 0; i < int(num_chunks<T>(d)); ++i) total += double(chunks[i * kGroup + l]);
     for (int j = 0; j < n; ++j) {
       double distance = 0;
       for (int k = 0; k < d; ++k) {
         const double diff = double(packed[k * kGroup + l]) - double(centers[j * d + k]);
         distance += diff * diff;
       }
+      second = fmin(second, fmax(nearest, distance));
       nearest = fmin(nearest, distance);
+      if (j == sums.reference[l]) named = distance;
     }
     check(total == sums.offset[l], "chunks add up to the offset", d, total - sums.offset[l]);
-    const double slack = (kSlack + 1) / double(scale);
+    check(offsets[l] == sums.offset[l], "corrections leave offsets alone", d, sums.offset[l]);
+    const double slack = (kChunkedSlack<T> + 1) / scale;
     check(sums.offset[l] >= nearest * (1 - 1e-6) && sums.offset[l] <= nearest + slack,
           "the offset is near the smallest distance", d, sums.offset[l] - nearest);
+    check(fabs(sums.offset[l] / named - 1) < 1e-5, "the offset is that of the center that is named",
+          d, sums.offset[l] - named);
+    if (sizeof(T) == 8 || scale * (second - nearest) < 60) continue;
+    const double error = log2(sums.sum[l]) - scale * (sums.offset[l] - nearest);
+    // d additions in double, here.
+    check(fabs(error) < d * 1.2e-16 * scale * nearest, "the only term is exact", d, error);
+    ++exact_terms;
   }
+  if (sizeof(T) == 4)
+    check(exact_terms > kGroup / 4, "some lanes have one near center", d, exact_terms);
   delete[] centers;
   delete[] packed;
+  delete[] rows;
   delete[] chunks;
 }
 
@@ -118,6 +139,12 @@ int main() {
     test_limits<float>(d, true);
     test_limits<double>(d, false);
     test_limits<double>(d, true);
+    test_offsets<float>(d);
+    test_offsets<double>(d);
+  }
+  // Chunks of 8, 4 and 2 dimensions in float32, and a rest.
+  for (int d : {257, 1000, 1027, 2051}) {
+    test_limits<float>(d, true);
     test_offsets<float>(d);
     test_offsets<double>(d);
   }
