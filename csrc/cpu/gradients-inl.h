@@ -79,14 +79,29 @@ enum GradientFlags {
   kExpanded = 32
 };
 
+// What start() has rounded off. The base of a point is some d / 2 exponents large: beside a weight's
+// shift it is rounded otherwise for every weight. Where there are few dimensions that is nothing.
+template <class T, int Q, int C>
+inline __attribute__((always_inline)) void lost_at_start(const T* shift, const Vec<T>* base, int d,
+                                                         const Vec<T>* s, Vec<T>* lost) {
+#pragma GCC unroll 16
+  for (int i = 0; i < C * Q; ++i) lost[i] = Vec<T>{};
+  if (d < 256) return;
+#pragma GCC unroll 16
+  for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      const Vec<T> sum = s[c * Q + q], added = sum - shift[c];
+      lost[c * Q + q] = (shift[c] - (sum - added)) - (base[q] + added);
+    }
+}
+
 // Squared distances in many dimensions, added to s. What an addition to s loses is kept; where the
 // part is larger than s, it is right but for the rounding of a part.
 template <class T, int Q, int C>
 inline __attribute__((always_inline)) void add_squares_chunked(const T* rows, const T* columns,
-                                                               int64_t stride, int d, Vec<T>* s) {
-  Vec<T> lost[C * Q];
-#pragma GCC unroll 16
-  for (int i = 0; i < C * Q; ++i) lost[i] = Vec<T>{};
+                                                               int64_t stride, int d, Vec<T>* s,
+                                                               Vec<T>* lost) {
 #pragma GCC unroll 1
   for (int k = 0; k < d; k += kChunk) {
     Vec<T> part[C * Q];
@@ -109,13 +124,11 @@ template <class T, int Q, int C>
 inline __attribute__((always_inline)) void add_squares_expanded(const RowSums<T, Q>& sums,
                                                                 const ColumnRange<T>& range,
                                                                 const T* columns, const T* norms,
-                                                                int d, Vec<T>* s) {
+                                                                int d, Vec<T>* s, Vec<T>* lost) {
   const int step = int(range.step);
   const T* x = sums.rows;
   const T* row_norms = sums.norms;
-  Vec<T> lost[C * Q], part[C * Q];
-#pragma GCC unroll 16
-  for (int i = 0; i < C * Q; ++i) lost[i] = Vec<T>{};
+  Vec<T> part[C * Q];
   for (int k = 0; k < d; row_norms += Q * kLanes<T>, ++norms) {
 #pragma GCC unroll 16
     for (int c = 0; c < C; ++c)
@@ -174,12 +187,15 @@ __attribute__((noinline)) void add_columns(const ColumnRange<T>& range, int64_t 
   }
   for (int64_t j = 0; j < range.count; j += C) {
     const T* columns = range.columns + j * range.stride;
-    Vec<T> s[C * Q], t[C * Q];
+    Vec<T> s[C * Q], t[C * Q], lost[C * Q];
     start<T, Q, C, true>(range.shift + j, base, s);
+    if constexpr (Flags & (kExpanded | kManyDims))
+      lost_at_start<T, Q, C>(range.shift + j, base, d, s, lost);
     if constexpr (Flags & kExpanded)
-      add_squares_expanded<T, Q, C>(sums, range, columns, range.norms + j * range.steps, d, s);
+      add_squares_expanded<T, Q, C>(sums, range, columns, range.norms + j * range.steps, d, s,
+                                    lost);
     else if constexpr (Flags & kManyDims)
-      add_squares_chunked<T, Q, C>(sums.rows, columns, range.stride, d, s);
+      add_squares_chunked<T, Q, C>(sums.rows, columns, range.stride, d, s, lost);
     else
       add_squares<T, Q, C>(sums.rows, columns, range.stride, 0, d, s);
     if constexpr (Flags & kLight)

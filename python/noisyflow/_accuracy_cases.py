@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -30,8 +31,9 @@ class Family(NamedTuple):
     is_relative: bool = False
 
 
-# What 1e-5 nats at d = 784 are at 4096: errors grow like sqrt(d), see docs/numerics.md.
-_WIDEST = 1e-5 * (4096 / 784) ** 0.5
+# At this noise |L| of points drawn from the mixture is small, whatever d is: the
+# rounding of a float32 result, which is not counted, hides nothing.
+_NOISE_OF_SMALL_VALUES = (2 * math.pi * math.e) ** -0.5
 # Of an exponent's size: 34 roundings of it by (3.2), 5 of exponentials, 1 at last.
 _OF_FLOAT32_EXPONENTS = 40 * 2.0**-24
 
@@ -39,8 +41,8 @@ FAMILIES = {
     "usual": Family("[-1, 1]^d, d = 1 to 10, noise 0.005 to 1", 1e-5),
     "clusters": Family("the same, clusters and ties", 1e-5),
     "weights": Family("the same, weights down to 1e-30 and 0", 1e-5),
-    "wide": Family("the same, d = 16 to 784", 1e-5),
-    "widest": Family("the same, d = 1024 to 4096", _WIDEST),
+    "wide": Family("all of these, d = 16 to 784", 1e-5),
+    "widest": Family("all of these, d = 1024 to 4096", 1e-5),
     "million": Family("the same, a million centers", 1e-5),
     "inside": Family(
         "isolated queries inside [-1, 1]^d", _OF_FLOAT32_EXPONENTS, is_relative=True
@@ -137,10 +139,11 @@ def _usual(dtype: str, is_full: bool) -> Iterator[Case]:
 def _wide(dtype: str, is_full: bool) -> Iterator[Case]:
     m = 16 if is_full else 4
     for d in (16, 17, 20, 33, 64, 100, 256, 784) if is_full else (17, 64, 784):
-        for noise_std in (0.005, 0.05, 0.3, 1.0):
+        for noise_std in (0.005, 0.05, _NOISE_OF_SMALL_VALUES, 1.0):
             rng = _generator("wide", d, noise_std)
             centers = rng.uniform(-1, 1, (200 if d < 256 else 40, d))
             yield _drawn("wide", dtype, centers, noise_std, m)
+        yield from _wide_clusters("wide", dtype, d, 48 if is_full else 8)
     # Calls large enough for the expanded form.
     for d, noise_std in itertools.product((20, 64, 256), (0.3, 1.0, 2.0)):
         if d != 64 and not is_full:
@@ -149,11 +152,26 @@ def _wide(dtype: str, is_full: bool) -> Iterator[Case]:
         centers = rng.uniform(-1, 1, (1024, d))
         drawn = _drawn("wide", dtype, centers, noise_std, 256)
         yield dataclasses.replace(drawn, rows=slice(0, 6), has_gradients=False)
-    for d in (1024, 4096) if is_full else (4096,):
-        for noise_std in (0.005, 0.3, 1.0):
+    for d in (1024, 2048, 4096) if is_full else (4096,):
+        for noise_std in (0.005, _NOISE_OF_SMALL_VALUES, 1.0):
             rng = _generator("widest", d, noise_std)
             centers = rng.uniform(-1, 1, (12, d))
             yield _drawn("widest", dtype, centers, noise_std, 6 if is_full else 3)
+        yield from _wide_clusters("widest", dtype, d, 48 if is_full else 6)
+
+
+def _wide_clusters(family: str, dtype: str, d: int, m: int) -> Iterator[Case]:
+    """Points near several centers, each of which has roundings of its own."""
+    noise_std = _NOISE_OF_SMALL_VALUES
+    rng = _generator("wide clusters", d)
+    means = rng.uniform(-0.9, 0.9, (3, d))[rng.integers(0, 3, 24)]
+    spread = rng.uniform(-1, 1, means.shape)
+    for widths in (0.0, 1.0, 4.0):  # equal; less than a nat apart; some nats
+        centers = means + widths * noise_std / d**0.5 * spread
+        drawn = _drawn(family, dtype, centers, noise_std, m)
+        yield dataclasses.replace(drawn, has_gradients=False)
+    weights = np.where(np.arange(24) % 4 > 0, 1.0, 1e-3)
+    yield _drawn(family, dtype, means, noise_std, 4, weights=weights)
 
 
 def _beyond(dtype: str, is_full: bool) -> Iterator[Case]:
