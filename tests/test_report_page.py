@@ -11,6 +11,8 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -104,9 +106,7 @@ def test_verdicts_are_coloured_and_texts_may_wrap(report: Path) -> None:
 def test_a_browser_that_does_not_start_is_ended(tmp_path: Path, script: str) -> None:
     """One that says nothing, one that says half a message, one that ends."""
     program = tmp_path / "chromium"
-    program.write_text(
-        f'#!/bin/sh\necho $$ > "{tmp_path}/pid"\nexec sh -c "{script}"\n'
-    )
+    program.write_text(f'#!/bin/sh\nexec sh -c "{script}"\n')
     program.chmod(0o755)
     specification = importlib.util.spec_from_file_location("check_browser", CHECK)
     assert specification is not None
@@ -114,10 +114,21 @@ def test_a_browser_that_does_not_start_is_ended(tmp_path: Path, script: str) -> 
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     module.SECONDS_TO_LOAD = module.SECONDS_TO_CLOSE = 0.5
-    with pytest.raises((TimeoutError, RuntimeError, OSError)):
+    started: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def kept(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    with (
+        mock.patch.object(module.subprocess, "Popen", kept),
+        pytest.raises((TimeoutError, RuntimeError, OSError)),
+    ):
         module.Browser(str(program), str(tmp_path))
+    (process,) = started
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+        os.kill(process.pid, 0)
 
 
 # What is wrong, and what is to be said of it.
