@@ -22,8 +22,11 @@ import numpy as np
 
 from noisyflow import _ranks, runtime
 
-# Lost after six seconds: on a busy machine a process may wait for one or two.
-PULSE = _ranks.Pulse(0.25, 24, 5.0, 60.0)
+# On a busy machine a process may wait for seconds: nobody is lost for that, and nobody
+# waits in vain for who is to tell why all end.
+PULSE = _ranks.Pulse(0.25, 240, 60.0, 60.0)
+# Where a rank is killed: silent for six seconds.
+PULSE_OF_KILLED = _ranks.Pulse(0.25, 24, 60.0, 60.0)
 NUM_CELLS = 7
 
 
@@ -59,12 +62,18 @@ def spread(ranks: _ranks.Ranks) -> Any:
 
 
 def stopped(ranks: _ranks.Ranks) -> Any:
-    """Items that were begun until the first rank had done two."""
+    """Items that were begun until the first rank had done two.
+
+    The others wait for these before a third: one that is faster might take all.
+    """
     done: list[int] = []
 
     def one(item: int) -> int:
+        while len(done) == 2 and ranks.count("done by the first", 0) < 2:
+            time.sleep(0.01)
         time.sleep(0.02)
         done.append(item)
+        ranks.count("done by the first", int(ranks.is_first))
         return item
 
     results = ranks.spread(range(1000), one, is_stopped=lambda: len(done) >= 2)
@@ -382,7 +391,8 @@ def main(names: list[str]) -> None:
         started = time.monotonic()
         found: dict[str, Any] = {}
         try:
-            with _ranks.joined(tell=told.append) as ranks:
+            pulse = PULSE_OF_KILLED if name == "killed" else PULSE
+            with _ranks.joined(tell=told.append, pulse=pulse) as ranks:
                 started = time.monotonic()
                 found["found"] = work(ranks)
         except _ranks.RankError as error:
