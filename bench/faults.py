@@ -4,8 +4,9 @@
     python bench/faults.py --studies single-neuron --kills 4 --others 1   # a minute
 
 Every run is the command `noisyflow run` in a process of its own, forked from this one,
-which has imported everything and computed nothing. A fault meets it at a random time,
-or exactly before a random one of its file operations (open for writing, fsync, rename,
+which has imported everything and computed nothing. A fault meets it at a random time
+after its second file operation, as a busy machine may be long in starting it, or
+exactly before a random one of its file operations (open for writing, fsync, rename,
 mkdir, remove), where it stops itself; at an fsync, half of what was written is taken
 away first now and then. Then the same command runs to the end, and what is in the
 folder is compared with an undisturbed run: every byte but the times that the work took.
@@ -71,8 +72,9 @@ class FaultError(Exception):
 
 @dataclass(frozen=True)
 class Moment:
-    """When a fault meets a run: after `seconds`, or before its file operation number
-    `operation`, counted from 0; `is_torn` halves the file if that is an fsync."""
+    """When a fault meets a run: `seconds` after its second file operation, or before
+    the one of number `operation`, counted from 0; `is_torn` halves the file if that is
+    an fsync."""
 
     seconds: float | None = None
     operation: int | None = None
@@ -118,9 +120,11 @@ class Run:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self.code: int | None = None
         sys.stdout.flush()
+        (self._begins, begins) = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            self._become(folder, moment, trace, is_bound, largest)
+            self._become(folder, moment, trace, is_bound, largest, begins)
+        os.close(begins)
 
     def wait(self) -> int:
         """The exit code, negative for a signal."""
@@ -141,8 +145,12 @@ class Run:
         """Waits for the moment; False if the run has ended before it."""
         if moment.operation is not None:
             return self.wait_for_stop()
+        os.read(self._begins, 1)  # or nothing, where it ends before
         time.sleep(moment.seconds or 0)
         return not self.has_ended()
+
+    def __del__(self) -> None:
+        os.close(self._begins)
 
     def has_ended(self) -> bool:
         """Whether the process is gone, without waiting for it."""
@@ -188,6 +196,7 @@ class Run:
         trace: Path | None,
         is_bound: bool,
         largest: int | None,
+        begins: int,
     ) -> None:
         """In the child: runs the command and never returns."""
         code = 70
@@ -199,13 +208,14 @@ class Run:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if largest is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-            operations = _watch(folder, moment)
+            operations = _watch(folder, moment, begins)
             if is_bound:
                 _drop_capabilities()
             sys.argv = ["noisyflow", *command(self.study, folder)]
             from noisyflow import cli
 
             code = cli.main()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # which comes too late
             if trace is not None:
                 trace.write_text("\n".join(operations))
         except BaseException:
@@ -230,11 +240,11 @@ def _drop_capabilities() -> None:
         raise OSError(ctypes.get_errno(), "cannot drop capabilities")
 
 
-def _watch(folder: Path, moment: Moment | None) -> list[str]:
+def _watch(folder: Path, moment: Moment | None, begins: int) -> list[str]:
     """Counts this process's file operations in a folder and stops before one of them.
 
-    The list grows. SIGKILL while a process is stopped ends it there and then: nothing
-    of the operation has happened.
+    Writes a byte to `begins` at the second. The list grows. SIGKILL while a process is
+    stopped ends it there and then: nothing of the operation has happened.
     """
     operations: list[str] = []
     within = str(folder)
@@ -245,6 +255,8 @@ def _watch(folder: Path, moment: Moment | None) -> list[str]:
         if not name.startswith(within):
             return
         operations.append(f"{what} {name[len(within) :]}")
+        if len(operations) == 2:
+            os.write(begins, b".")
         if len(operations) - 1 == wanted:
             if descriptor is not None and moment is not None and moment.is_torn:
                 with contextlib.suppress(OSError):  # a folder cannot be cut
