@@ -192,6 +192,43 @@ def test_one_process_stops_between_items() -> None:
     assert found == done == [0, 1, 2]
 
 
+class Quick(_ranks.Ranks):
+    """The first of two, where the other has done all that is left at every look."""
+
+    def __init__(self, num_items: int) -> None:
+        super().__init__(0, 2)
+        self.num_items = num_items
+        self.num_taken = 0
+
+    def count(self, key: str, amount: int) -> int:
+        self.num_taken += amount
+        return self.num_taken
+
+    def is_posted(self, key: str) -> bool:
+        index = int(key.rpartition("/")[2])
+        if index == self.num_taken < self.num_items:
+            self.num_taken += 1
+        return index < self.num_taken <= self.num_items
+
+    def fetch(self, key: str) -> bytes:
+        return _ranks._message(int(key.rpartition("/")[2]))
+
+    def post(self, key: str, data: bytes) -> None: ...
+    def wait_for(self, key: str) -> None: ...
+    def drop(self, key: str) -> None: ...
+
+
+def test_a_wish_to_stop_is_heard_while_others_bring_results() -> None:
+    received: list[int] = []
+    found = Quick(1000).spread(
+        range(1000),
+        lambda item: item,
+        received=lambda index, result: received.append(index),
+        is_stopped=lambda: len(received) >= 3,
+    )
+    assert found == received == [0, 1, 2]
+
+
 def test_launched_is_what_torchrun_sets(monkeypatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

@@ -431,14 +431,20 @@ class Spread:
         is_first = self._ranks.is_first
         found: list[Any] = []
 
+        def shall_stop() -> bool:
+            return is_first and is_stopped is not None and is_stopped()
+
         def collect(*, waits: bool) -> None:
             while len(found) < self._num_begun and (waits or self._has(len(found))):
                 found.append(self.result(len(found)))
                 if is_first and received is not None:
                     received(len(found) - 1, found[-1])
+                # Others may bring results faster than they are received here.
+                if not waits and shall_stop():
+                    return
 
         while True:
-            if is_first and is_stopped is not None and is_stopped():
+            if shall_stop():
                 self._stop()
             index = self._take()
             if index is None:
