@@ -27,7 +27,7 @@ from noisyflow._messages import decode, encode
 
 HERE = Path(__file__).parent
 SIZE = 3
-SECONDS = 120  # for all that a launch does, on a busy machine
+SECONDS = 300  # for all that a launch does, on a busy machine
 
 
 def launch(arguments: list[str], size: int) -> list[subprocess.CompletedProcess[str]]:
