@@ -508,12 +508,17 @@ __attribute__((noinline)) bool settle_chunks(const Block<T, Q>& block, T scale, 
     };
     constexpr int kWide = kLanes<double>;
     typedef T Narrow __attribute__((vector_size(kWide * sizeof(T))));
-    Vec<double> total[kGroup / kWide] = {};
+    // By Kahan's rule: of so many additions each would be off by as much as the result.
+    Vec<double> total[kGroup / kWide] = {}, lost[kGroup / kWide] = {};
     for_chunks([&](T*, const Vec<T>* sum) {
       Narrow part[kGroup / kWide];
       memcpy(part, sum, sizeof part);
-      for (int i = 0; i < kGroup / kWide; ++i)
-        total[i] += __builtin_convertvector(part[i], Vec<double>);
+      for (int i = 0; i < kGroup / kWide; ++i) {
+        const Vec<double> more = __builtin_convertvector(part[i], Vec<double>) - lost[i];
+        const Vec<double> next = total[i] + more;
+        lost[i] = (next - total[i]) - more;
+        total[i] = next;
+      }
     });
     double offset[kGroup];
     memcpy(offset, total, sizeof offset);
@@ -1066,8 +1071,8 @@ inline double squared_distance(const T* x, const T* y, int64_t d) {
   return total;
 }
 
-// What is missing from the term of a reference, for which the kernel has taken 2^0: its distance and
-// its offset differ by rounding, which makes no more than a factor of 2.
+// What is missing from the term of a reference, for which the kernel has taken 2^0: its distance
+// and its offset differ by rounding, which makes no more than a factor of 2.
 template <class T>
 inline double missing_term(double scale, double distance, double offset) {
   const Vec<T> nothing = Vec<T>{};

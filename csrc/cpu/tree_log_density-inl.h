@@ -200,8 +200,12 @@ struct PointSum {
       }
       return part;
     };
-    double moved = 0;
-    for (int64_t k = 0; k < d; k += length) moved += double(part_at(k));
+    double moved = 0, lost = 0;  // by Kahan's rule
+    for (int64_t k = 0; k < d; k += length) {
+      const double more = double(part_at(k)) - lost, next = moved + more;
+      lost = (next - moved) - more;
+      moved = next;
+    }
     if (!(moved < offset)) return false;
     for (int64_t k = 0; k < d; k += length) parts[k / length] = part_at(k);
     fold();
