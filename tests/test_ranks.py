@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -385,6 +386,28 @@ def test_a_farewell_takes_no_longer_than_the_grace(is_slow, grace, last) -> None
     heart.stop()  # comes back while the slow one has not answered
     assert [beat for beat in store.beats if beat == "left"] == last
     store.answers.set()
+
+
+def test_a_rank_that_an_end_meets_leaving_leaves_once(monkeypatch) -> None:
+    """The first waits for as many as there are: it must not go before the last."""
+    from noisyflow._rank_group import Group
+
+    class Counting:
+        def __init__(self) -> None:
+            self.counts: Counter[str] = Counter()
+
+        def add(self, key: str, amount: int) -> int:
+            self.counts[key] += amount
+            return self.counts[key]
+
+    for name, value in {"RANK": "1", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    group = Group("cpu", _ranks.PULSE, None)
+    store = Counting()
+    group._store = store  # type: ignore[assignment]
+    assert group._count_leaving() == 1  # Group.leave, before an end interrupts it
+    group._take_leave(False)  # and Group.end
+    assert store.counts == {"left": 1}
 
 
 def test_an_end_of_all_that_meets_an_error_on_its_way_is_dealt_with(

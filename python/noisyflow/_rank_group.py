@@ -77,6 +77,7 @@ class Group:
         self.rank, self.size = (whole_number(name) for name in ("RANK", "WORLD_SIZE"))
         self._store: Store | None = None
         self._heart: Heart | None = None
+        self._is_leaving = False
 
     def join(self, same: Sequence[Fact] = ()) -> Store:
         """Waits for all ranks and makes the group, if `same` is the same on all."""
@@ -144,7 +145,7 @@ class Group:
         assert self._heart is not None
         import torch.distributed as dist
 
-        num_left = self._store.add("left", 1)
+        num_left = self._count_leaving()
         while self.rank == 0 and num_left < self.size:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             num_left = self._store.add("left", 0)
@@ -229,7 +230,13 @@ class Group:
         assert self._store is not None
         if is_teller:
             self._store.set("told", "")
-        self._store.add("left", 1)
+        self._count_leaving()
+
+    def _count_leaving(self) -> int:
+        """How many leave, with this one: once, though an end may meet it leaving."""
+        assert self._store is not None
+        (amount, self._is_leaving) = (0 if self._is_leaving else 1, True)
+        return self._store.add("left", amount)
 
     def _waited_for(self, is_so: Callable[[Store], bool]) -> bool:
         """Whether something comes true in the store within half of the grace."""
