@@ -10,8 +10,10 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -263,16 +265,41 @@ def test_check_knows_a_package_without_metadata(
 
 
 @pytest.fixture
-def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A tree of control groups of its own; this process is in none yet."""
     monkeypatch.setattr(_machine, "_CGROUP", tmp_path)
     monkeypatch.setattr(_machine, "_OWN_CGROUP", tmp_path / "self")
-    return tmp_path
+    _machine.granted_cpus.cache_clear()
+    yield tmp_path
+    _machine.granted_cpus.cache_clear()
 
 
 def test_without_control_groups_nothing_is_limited(groups: Path) -> None:
     assert _machine.cpu_quota() is None
     assert _machine.memory_limit() is None
+    assert _machine.num_cpus() == len(_machine.cpus())
+
+
+@pytest.mark.parametrize(("quota", "granted"), [(150000, 2), (50000, 1), (900000, 4)])
+@pytest.mark.parametrize("has_torch", [False, True])
+def test_no_more_threads_than_a_control_group_grants(
+    quota: int,
+    granted: int,
+    has_torch: bool,
+    groups: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine of four CPUs, of which torch takes all."""
+    (groups / "self").write_text("0::/\n")
+    (groups / "cpu.max").write_text(f"{quota} 100000\n")
+    monkeypatch.setattr(_machine, "cpus", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(runtime, "_num_threads", None)
+    monkeypatch.delenv("NOISYFLOW_NUM_THREADS", raising=False)
+    torch = mock.Mock(get_num_threads=lambda: 4) if has_torch else None
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert runtime.num_threads() == granted
+    monkeypatch.setenv("NOISYFLOW_NUM_THREADS", "3")  # who asks for more has it
+    assert runtime.num_threads() == 3
 
 
 @pytest.mark.parametrize("version", [1, 2])

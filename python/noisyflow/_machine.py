@@ -7,6 +7,8 @@ to be shown to others: they name no user, no host and no folder.
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import platform
 import re
@@ -69,6 +71,18 @@ def cpus() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def num_cpus() -> int:
+    """CPUs that this process is granted: where it may run, or its quota if less."""
+    return min(len(cpus()), granted_cpus())
+
+
+@functools.cache
+def granted_cpus() -> int:
+    """The quota of its control groups, rounded up; as it was when first asked for."""
+    quota = cpu_quota()
+    return sys.maxsize if quota is None else max(1, math.ceil(quota))
 
 
 def memory() -> str:

@@ -280,7 +280,7 @@ class Group:
             other["host"] == here["host"] and bool({*other["cpus"]} & {*cpus})
             for other in everyone
         )
-        share = max(1, len(cpus) // num_sharing)
+        share = max(1, _machine.num_cpus() // num_sharing)
         if not os.environ.get("NOISYFLOW_NUM_THREADS"):
             runtime.set_num_threads(share)
         if not os.environ.get("OMP_NUM_THREADS"):

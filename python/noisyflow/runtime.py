@@ -16,7 +16,8 @@ def num_threads() -> int:
     """Largest number of threads a kernel may use.
 
     Set by `set_num_threads`, else the environment variable NOISYFLOW_NUM_THREADS, else
-    `torch.get_num_threads()` if torch is imported, else the CPUs of this process.
+    `torch.get_num_threads()` if torch is imported, else the CPUs of this process; in
+    the last two cases no more than the quota of its control group, as of a container.
     No result depends on it.
 
     Examples
@@ -35,8 +36,8 @@ def num_threads() -> int:
         return int(wanted)
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "get_num_threads"):
-        return int(torch.get_num_threads())
-    return len(_machine.cpus())
+        return min(int(torch.get_num_threads()), _machine.granted_cpus())
+    return _machine.num_cpus()
 
 
 def set_num_threads(count: int | None) -> None:
