@@ -103,6 +103,19 @@ def test_log_density_matches_the_reference(
         assert np.abs(ours - exact).max() <= allowed, (m, n, noise_std)
 
 
+@pytest.mark.parametrize(("d", "most"), [(256, 1e-5), (784, 2e-5), (4096, 4e-5)])
+def test_float32_in_many_dimensions_loses_no_more_than_numerics_says(
+    d: int, most: float, cuda: cuda_host.HostCuda, rng: np.random.Generator
+) -> None:
+    """At the noise where L is small whatever d is; docs/numerics.md, 12."""
+    noise_std = (2 * np.pi * np.e) ** -0.5
+    centers = np.tile(rng.uniform(-1, 1, (10, d)), (2, 1)).astype(np.float32)
+    noise = noise_std * rng.standard_normal((128, d))
+    points = (centers[rng.integers(0, 20, 128)] + noise).astype(np.float32)
+    exact = exact_log_density(points, centers, noise_std)
+    assert np.abs(cuda.log_density(points, centers, noise_std) - exact).max() <= most
+
+
 def test_few_points_and_many_centers_are_split_over_blocks(
     dtype: Any, cuda: cuda_host.HostCuda, rng: np.random.Generator
 ) -> None:
