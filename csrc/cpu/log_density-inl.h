@@ -39,11 +39,6 @@ constexpr int64_t kTileBytes =
     32768;                         // centers of one tile: they stay in L1 for all points of a task
 constexpr int64_t kMaxTile = 512;  // float sums of more terms would lose digits
 
-// The same where offsets are kept by chunk: in float32 a center with twice the weight of all that
-// an offset stands for is to be its reference, whose own term is exact in the end.
-template <class T>
-constexpr double kChunkedSlack = sizeof(T) == 4 ? 1 : kSlack;
-
 // Dimensions whose sum starts near zero, a divisor of kChunk. Exponents are rounded by this times
 // sqrt(d), so that float32, which has no digits to spare, has shorter ones where there are many.
 template <class T>
@@ -72,8 +67,12 @@ struct LaneSums {
   // num_chunks() x Q vectors, whose sum the offset is: squared distances to one and the same
   // center, the lane's nearest when the offset last moved. Null: the offset serves as a whole.
   T* chunks;
-  int64_t reference[Q * kLanes<T>];  // where there are chunks: that center
-  bool is_moving;                    // offsets moved lately, and may again
+  // In float32, where there are chunks: the nearest center of all, its squared distance less the
+  // offset, and its term in the sum. See correct_nearest().
+  int64_t nearest[Q * kLanes<T>];
+  T distance[Q * kLanes<T>];
+  double term[Q * kLanes<T>];
+  bool is_moving;  // offsets moved lately, and may again
 
   void clear(T* chunk_memory = nullptr, int64_t d = 0) {
     chunks = chunk_memory;
@@ -83,6 +82,10 @@ struct LaneSums {
       sum[l] = 0;
     }
     if (!chunks) return;
+    for (int l = 0; l < Q * kLanes<T>; ++l) {
+      distance[l] = T(INFINITY);
+      term[l] = 0;
+    }
     for (int64_t i = 0; i < num_chunks<T>(d) * Q * kLanes<T>; ++i)
       chunks[i] = i < Q * kLanes<T> ? T(INFINITY) : T(0);
   }
@@ -111,6 +114,15 @@ struct LaneSums {
       for (int l = 0; l < kLanes<T>; ++l) sum[q * kLanes<T> + l] *= double(lane[l]);
     }
     return after;
+  }
+
+  // Lowers the offset of a lane, where chunks are lowered alike.
+  void lower(int l, double to, T scale) {
+    const double factor = exp2(double(scale) * (to - offset[l]));
+    sum[l] *= factor;
+    term[l] *= factor;
+    distance[l] = T(double(distance[l]) + (offset[l] - to));
+    offset[l] = to;
   }
 
   // Empties the tile's accumulator into the sums.
@@ -452,19 +464,55 @@ inline __attribute__((always_inline)) bool relative_distances(const Block<T, Q>&
   return true;
 }
 
-// The chunked twin of settle(). s: the block's distances minus the offsets. Returns whether an
-// offset moved.
+// Remembers the nearest of C centers, `first` and on, where it is nearer than all before. s:
+// distances minus the offsets.
 template <class T, int Q, int C>
-__attribute__((noinline)) bool settle_chunks(const Block<T, Q>& block, T scale, Vec<T>* s,
+__attribute__((noinline)) void note_nearest(const Vec<T>* s, int64_t first, T scale,
+                                            LaneSums<T, Q>& sums) {
+  const Int<T> none = Int<T>{} - 1;
+  const Vec<T> bound = broadcast<T>(-T(kSlack) / scale);
+  for (int q = 0; q < Q; ++q) {
+    T* const kept = sums.distance + q * kLanes<T>;
+    Vec<T> least = load<T>(kept);
+    Int<T> which = none;
+    for (int c = 0; c < C; ++c) {
+      const Int<T> is_nearer = s[c * Q + q] < least;
+      least = is_nearer ? s[c * Q + q] : least;
+      which = is_nearer ? Int<T>{} + c : which;
+    }
+    if (!any<T>(which > none)) continue;
+    store<T>(kept, least);
+    const Vec<T> bounded = least < bound ? bound : least;
+    Vec<T> term = Vec<T>{};
+    add_exp2<T, 1, 1>(&bounded, scale, &term);
+    for (int l = 0; l < kLanes<T>; ++l) {
+      if (which[l] < 0) continue;
+      sums.nearest[q * kLanes<T> + l] = first + which[l];
+      sums.term[q * kLanes<T> + l] = double(term[l]);
+    }
+  }
+}
+
+// Whether some lane has a center nearer than all before.
+template <class T, int Q>
+inline __attribute__((always_inline)) bool has_nearer(const Vec<T>* nearness,
+                                                      const LaneSums<T, Q>& sums) {
+  Int<T> some = Int<T>{};
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) some |= -nearness[q] < load<T>(sums.distance + q * kLanes<T>);
+  return any<T>(some);
+}
+
+// The chunked twin of settle(). s: the block's distances minus the offsets.
+template <class T, int Q, int C>
+__attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, Vec<T>* s,
                                              LaneSums<T, Q>& sums, Vec<T>* acc) {
   constexpr int kGroup = Q * kLanes<T>;
-  const T step = -T(kChunkedSlack<T> < 4 ? kChunkedSlack<T> : 4) / scale;
-  const T too_far_off = -T(1 << 18) / scale;
+  const T step = -T(4) / scale, too_far_off = -T(1 << 18) / scale;
   const int d = block.d, length = chunk_dims<T>(d);
   Vec<T> whole[C * Q], least[Q];
   const Int<T> none = Int<T>{} - 1;
   Int<T> reference[Q], met[Q], is_rounded[Q], some_rounded = Int<T>{};
-  bool is_moved = false;
   for (int q = 0; q < Q; ++q) {
     met[q] = sums.base(q) < T(INFINITY);
     least[q] = s[q];
@@ -528,12 +576,7 @@ __attribute__((noinline)) bool settle_chunks(const Block<T, Q>& block, T scale, 
       // and not be.
       if (moves[q][at] && !(offset[l] < sums.offset[l])) moves[q][at] = 0;
       if (!moves[q][at]) continue;
-      LogSum moved{double(scale) * sums.offset[l], sums.sum[l]};
-      moved.rebase(double(scale) * offset[l]);
-      sums.sum[l] = moved.sum;
-      sums.offset[l] = offset[l];
-      sums.reference[l] = block.first + c;
-      is_moved = true;
+      sums.lower(l, offset[l], scale);
     }
     for_chunks([&](T* chunk, const Vec<T>* sum) {
       for (int q = 0; q < Q; ++q) {
@@ -554,8 +597,8 @@ __attribute__((noinline)) bool settle_chunks(const Block<T, Q>& block, T scale, 
   // A lane's reference is at its offset, whatever rounding says: no sum is ever zero.
   for (int c = 0; c < C; ++c)
     for (int q = 0; q < Q; ++q) s[c * Q + q] = reference[q] == c ? Vec<T>{} : s[c * Q + q];
+  if constexpr (sizeof(T) == 4) note_nearest<T, Q, C>(s, block.first, scale, sums);
   add_exp2_safely<T, Q, C>(s, scale, acc);
-  return is_moved;
 }
 
 // The chunked twin of add_centers(). Limited: a block of which every center is farther from every
@@ -563,7 +606,7 @@ __attribute__((noinline)) bool settle_chunks(const Block<T, Q>& block, T scale, 
 template <class T, int Q, int C, bool Weighted, bool Ranged, bool Limited>
 __attribute__((noinline)) void add_centers_chunked(const Block<T, Q>& all, int64_t count, T scale,
                                                    const T* limits, LaneSums<T, Q>& sums) {
-  Vec<T> too_far_off = broadcast<T>(T(kChunkedSlack<T>) / scale);
+  const Vec<T> too_far_off = broadcast<T>(T(kSlack) / scale);
   const int64_t d = all.d;
   Vec<T> acc[Q], limit[Q];
   for (int q = 0; q < Q; ++q) acc[q] = Vec<T>{};
@@ -595,13 +638,18 @@ __attribute__((noinline)) void add_centers_chunked(const Block<T, Q>& all, int64
       nearness[q] = -least;
     }
     if (__builtin_expect(all_below<T, Q>(nearness, too_far_off), 1)) {
+      if constexpr (sizeof(T) == 4)
+        if (__builtin_expect(has_nearer<T, Q>(nearness, sums), 0)) {
+          Vec<T> distances[C * Q];
+          for (int i = 0; i < C * Q; ++i) distances[i] = s[i];
+          note_nearest<T, Q, C>(distances, block.first, scale, sums);
+        }
       add_exp2<T, C * Q, Q>(s, scale, acc);
     } else {
       Vec<T> distances[C * Q], added[Q];
       for (int i = 0; i < C * Q; ++i) distances[i] = s[i];
       for (int q = 0; q < Q; ++q) added[q] = acc[q];
-      if (!settle_chunks<T, Q, C>(block, scale, distances, sums, added))  // rounding that large
-        too_far_off = vmin(too_far_off + too_far_off, broadcast<T>(T(kSlack) / scale));
+      settle_chunks<T, Q, C>(block, scale, distances, sums, added);
       for (int q = 0; q < Q; ++q) acc[q] = added[q];
       if constexpr (Limited) set_limits();
     }
@@ -802,7 +850,7 @@ __attribute__((noinline)) void add_centers_expanded(const Block<T, Q>& all, int6
         }
       } while (k < d);
 
-      if constexpr (kExp2Overflows) {
+      if constexpr (kExp2Overflows && sizeof(T) == 8) {
 #pragma GCC unroll 16
         for (int c = 0; c < E; c += C) add_exp2<T, C * Q, Q>(s + c * Q, scale, acc);
         is_settled = all_below<T, Q>(acc, too_large);
@@ -816,6 +864,12 @@ __attribute__((noinline)) void add_centers_expanded(const Block<T, Q>& all, int6
           nearness[q] = -least;
         }
         is_settled = all_below<T, Q>(nearness, too_far_off);
+        if constexpr (sizeof(T) == 4)
+          if (is_settled && __builtin_expect(has_nearer<T, Q>(nearness, sums), 0)) {
+            Vec<T> distances[E * Q];
+            for (int i = 0; i < E * Q; ++i) distances[i] = s[i];
+            note_nearest<T, Q, E>(distances, all.first + j, scale, sums);
+          }
         if (is_settled)
 #pragma GCC unroll 16
           for (int c = 0; c < E; c += C) add_exp2<T, C * Q, Q>(s + c * Q, scale, acc);
@@ -1071,31 +1125,27 @@ inline double squared_distance(const T* x, const T* y, int64_t d) {
   return total;
 }
 
-// What is missing from the term of a reference, for which the kernel has taken 2^0: its distance
-// and its offset differ by rounding, which makes no more than a factor of 2.
-template <class T>
-inline double missing_term(double scale, double distance, double offset) {
-  const Vec<T> nothing = Vec<T>{};
-  Vec<T> taken = Vec<T>{};
-  add_exp2<T, 1, 1>(&nothing, T(scale), &taken);
-  const double exponent = scale * (distance - offset);
-  return exp2(exponent < -1 ? 1 : exponent > 1 ? -1 : -exponent) - double(taken[0]);
+// A term as its exact distance makes it, given the kernel's, which has rounding in it: a factor of
+// 2 at most, for where a point is so far away that rounding is more, no digits are left.
+inline double exact_term(double term, double scale, double distance, double offset) {
+  const double wrong = -scale * (distance - offset) - log2(term);
+  return term * exp2(wrong < -1 ? -1 : wrong < 1 ? wrong : 1);
 }
 
-// In float32 a lane's offset, and so the term of its reference, has the rounding of d squares. Most
-// of the sum is mostly this term: here it becomes exact. rows: the lanes' points.
+// In float32 the exponent of a lane's nearest center has the rounding of d squares, and most of the
+// sum is mostly its term: here it becomes exact. rows: the lanes' points.
 template <class T, int Q>
-void correct_references(const MixtureView<T>& mixture, const T* rows, int64_t stride, int count,
-                        LaneSums<T, Q>& sums) {
+void correct_nearest(const MixtureView<T>& mixture, const T* rows, int64_t stride, int count,
+                     LaneSums<T, Q>& sums) {
   if (sizeof(T) == 8 || !sums.chunks) return;
   const double scale = M_LOG2E / (2 * mixture.noise_std * mixture.noise_std);
   for (int l = 0; l < count; ++l) {
-    if (!(sums.offset[l] < double(kNever<T>))) continue;  // nothing met, or no weight
-    const int64_t j = sums.reference[l];
+    if (!(sums.term[l] > 0)) continue;  // nothing met
+    const int64_t j = sums.nearest[l];
     const double distance =
         squared_distance(rows + l * stride, mixture.centers + j * mixture.stride, mixture.d) +
         (mixture.weight_shift ? double(mixture.weight_shift[j]) : 0);
-    sums.sum[l] += missing_term<T>(scale, distance, sums.offset[l]);
+    sums.sum[l] += exact_term(sums.term[l], scale, distance, sums.offset[l]) - sums.term[l];
   }
 }
 
@@ -1240,9 +1290,9 @@ void evaluate(const Task<T>& task, int64_t first, int64_t last, void* scratch) {
   for (int g = 0; g < num_groups; ++g)
     for (int part = 0; part < num_parts; ++part) {
       double values[kGroup];
-      correct_references<T, Q>(mixture, task.points.points + groups[g].begin * task.points.stride,
-                               task.points.stride, int(groups[g].end - groups[g].begin),
-                               sums[g * num_parts + part]);
+      correct_nearest<T, Q>(mixture, task.points.points + groups[g].begin * task.points.stride,
+                            task.points.stride, int(groups[g].end - groups[g].begin),
+                            sums[g * num_parts + part]);
       log_values<T, Q>(sums[g * num_parts + part], exponent, constant, never, values);
       T* out = task.out[part] + groups[g].begin;
       for (int l = 0; l < int(groups[g].end - groups[g].begin); ++l) out[l] = T(values[l]);

@@ -141,10 +141,12 @@ struct PointSum {
   static int64_t num_parts(int64_t d) { return d > kChunk ? num_chunks<T>(d) : 1; }
 
   double offset, sum;
-  T* parts;  // num_parts(), of the offset
-  // The center that the offset is the distance to, every kFanout numbers, and its shift.
-  const T* reference = nullptr;
-  T reference_shift = T(0);
+  T* parts;        // num_parts(), of the offset, but for its shift
+  T shift = T(0);  // of the center that the offset is the distance to
+  // As in LaneSums; the nearest center is every kFanout numbers.
+  const T* nearest = nullptr;
+  T nearest_shift = T(0), distance = T(INFINITY);
+  double term = 0;
   Vec<T> terms = Vec<T>{};  // not yet in the sum
 
   void fold() {
@@ -189,18 +191,18 @@ struct PointSum {
 
   // The offset becomes the squared distance to the center in lane l, with its shift; false if that
   // is no nearer after all: so far away that distances are rounded by more than their differences.
-  bool move(const T* x, int64_t stride, const T* y, int64_t d, int l, T shift, T scale) {
+  bool move(const T* x, int64_t stride, const T* y, int64_t d, int l, T its_shift, T scale) {
     const int64_t length = chunk_dims<T>(d);
     auto part_at = [&](int64_t k) {
       const int64_t stop = k + length < d ? k + length : d;
-      T part = k == 0 ? shift : T(0);
+      T part = T(0);
       for (; k < stop; ++k) {
         const T diff = x[k * stride] - y[k * kFanout + l];
         part += diff * diff;
       }
       return part;
     };
-    double moved = 0, lost = 0;  // by Kahan's rule
+    double moved = double(its_shift), lost = 0;  // by Kahan's rule
     for (int64_t k = 0; k < d; k += length) {
       const double more = double(part_at(k)) - lost, next = moved + more;
       lost = (next - moved) - more;
@@ -211,21 +213,35 @@ struct PointSum {
     fold();
     const double factor = exp2(double(scale) * (moved - offset));
     sum = factor > 0 ? sum * factor : 0;
+    term = factor > 0 ? term * factor : 0;
+    distance = T(double(distance) + (offset - moved));
     offset = moved;
-    reference = y + l;
-    reference_shift = shift;
+    shift = its_shift;
     return true;
   }
 
-  // The twin of correct_references().
-  void correct_reference(const T* x, int64_t d, double scale) {
-    if (sizeof(T) == 8 || d <= kChunk || !reference) return;
-    double distance = double(reference_shift);
+  // The twin of the function of this name. y: the centers of s.
+  void note_nearest(const Vec<T>& s, const T* y, const T* shifts, int num_lanes, T scale) {
+    int which = -1;
+    for (int l = 0; l < num_lanes; ++l)
+      if (s[l] < distance) distance = s[which = l];
+    if (which < 0) return;
+    Vec<T> power = Vec<T>{};
+    add_exp2<T, 1, 1>(&s, scale, &power);
+    term = double(power[which]);
+    nearest = y + which;
+    nearest_shift = shifts ? shifts[which] : T(0);
+  }
+
+  // The twin of the function of this name.
+  void correct_nearest(const T* x, int64_t d, double scale) {
+    if (sizeof(T) == 8 || d <= kChunk || !(term > 0)) return;
+    double exact = double(nearest_shift);
     for (int64_t k = 0; k < d; ++k) {
-      const double diff = double(x[k]) - double(reference[k * kFanout]);
-      distance += diff * diff;
+      const double diff = double(x[k]) - double(nearest[k * kFanout]);
+      exact += diff * diff;
     }
-    sum += missing_term<T>(scale, distance, offset);
+    sum += exact_term(term, scale, exact, offset) - term;
   }
 
   // The centers of a leaf within the limit but the own one, if any; returns whether there are any.
@@ -235,7 +251,6 @@ struct PointSum {
     const int64_t d = tree.d, begin = tree.begins[leaf], count = tree.begins[leaf + 1] - begin;
     const T* column = tree.columns + tree.column_begins[leaf] * kFanout * d;
     const T slack = T(kSlack) / scale;
-    const T nearer = T(d > kChunk ? kChunkedSlack<T> : kSlack) / scale;
     Int<T> lane;
     for (int l = 0; l < kLanes<T>; ++l) lane[l] = typename Simd<T>::Scalar(l);
     bool any_near = false;
@@ -258,21 +273,23 @@ struct PointSum {
       any_near = true;
       const T* shifts = tree.weight_shift ? tree.weight_shift + begin + j : nullptr;
       if (shifts)  // only now: the limit is for distances, whatever the weight
-        for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l];
+        for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l] - shift;
       // A nearer center becomes the reference. Distances from zero are rounded: seen from there,
       // another one may be nearer still.
-      for (int tries = 0; tries < 4 && (offset == INFINITY || any<T>(s < -nearer)); ++tries) {
-        int nearest = 0;
-        for (int l = 1; l < num_lanes; ++l) nearest = s[l] < s[nearest] ? l : nearest;
-        if (s[nearest] >= kNever<T> / 2) break;  // none of any weight
-        if (!move(x, stride, y, d, nearest, shifts ? shifts[nearest] : T(0), scale)) break;
+      for (int tries = 0; tries < 4 && (offset == INFINITY || any<T>(s < -slack)); ++tries) {
+        int next = 0;
+        for (int l = 1; l < num_lanes; ++l) next = s[l] < s[next] ? l : next;
+        if (s[next] >= kNever<T> / 2) break;  // none of any weight
+        if (!move(x, stride, y, d, next, shifts ? shifts[next] : T(0), scale)) break;
         relative_squares(x, stride, y, d, T(INFINITY), start, s, k);
         if (shifts)
-          for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l];
-        s[nearest] = T(0);  // whatever rounding says
+          for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l] - shift;
+        s[next] = T(0);  // whatever rounding says
       }
       if (offset == INFINITY) continue;
       s = s < -slack ? Vec<T>{} : s;  // rounding of distances beyond any exponent
+      if (sizeof(T) == 4 && d > kChunk && any<T>(s < distance))
+        note_nearest(s, y, shifts, num_lanes, scale);
       add_exp2<T, 1, 1>(&s, scale, &terms);
       if (j % (64 * kLanes<T>) == 0) fold();  // float sums of more terms would lose digits
     }
@@ -665,7 +682,7 @@ void evaluate_blocks(const TreeTask<T>& task, int64_t first, int64_t last, void*
       }
     }
     double values[kGroup];
-    correct_references<T, Q>(mixture, task.points.rows + begin * d, d, int(end - begin), *sums);
+    correct_nearest<T, Q>(mixture, task.points.rows + begin * d, d, int(end - begin), *sums);
     log_values<T, Q>(*sums, scale.exponent, scale.constant, never, values);
     for (int l = 0; l < int(end - begin); ++l)
       task.out[task.points.order[begin + l]] = T(values[l]);
@@ -706,7 +723,7 @@ void evaluate_points(const TreeTask<T>& task, int64_t first, int64_t last, void*
       }
     }
     sum.fold();
-    sum.correct_reference(x, tree.d, scale.exponent * M_LOG2E);
+    sum.correct_nearest(x, tree.d, scale.exponent * M_LOG2E);
     const bool is_empty = sum.offset == INFINITY;  // nothing but the own center, or no weight
     task.out[task.points.order[i]] =
         is_empty ? -T(INFINITY) : T(log(sum.sum) - scale.exponent * sum.offset + scale.constant);
