@@ -357,3 +357,27 @@ def test_bad_max_lost_mass_is_named(value: Any) -> None:
             function(np.zeros((1, 1)), np.zeros((1, 1)), 1.0, max_lost_mass=value)
     with pytest.raises((TypeError, ValueError), match="max_lost_mass must be"):
         prepare(np.zeros((1, 1)), 1.0, max_lost_mass=value)
+
+
+@pytest.mark.parametrize("d", [130, 300, 1100])
+@pytest.mark.parametrize("path", [_BLOCKS, _POINT_BY_POINT])
+def test_in_many_dimensions_the_nearest_center_is_exact(
+    d: int, path: int, cpu_target: str, rng: np.random.Generator
+) -> None:
+    """One near center, also many times, beside a heavy one elsewhere."""
+    noise_std = (2 * np.pi * np.e) ** -0.5  # L is small whatever d is
+    centers = rng.uniform(-1, 1, (50, d)).astype(np.float32)
+    centers[40:] = centers[:10]
+    weights = np.full(50, 1e-9)
+    weights[39] = 1
+    weights = (weights / weights.sum()).astype(np.float32)
+    noise = noise_std * rng.standard_normal((200, d))
+    points = (centers[rng.integers(0, 39, 200)] + noise).astype(np.float32)
+    for w in (None, weights):
+        exact = _reference.mixture_log_density(points, centers, noise_std, w)
+        ours = tree(centers, noise_std, w, 2.0**-24, True).log_density(points, path, 1)
+        half_a_unit = np.spacing(np.abs(exact).astype(np.float32)) / 2
+        error = np.abs(ours[0] - exact) - half_a_unit
+        # Roundings of the sum and the logarithm of a weight; of hundreds of squares
+        # there would be 5e-6.
+        assert error.max() < (4e-7 if w is None else 2e-6)

@@ -43,7 +43,7 @@ constexpr int64_t kMaxTile = 512;  // float sums of more terms would lose digits
 // sqrt(d), so that float32, which has no digits to spare, has shorter ones where there are many.
 template <class T>
 constexpr int chunk_dims(int64_t d) {
-  return sizeof(T) == 8 || d <= 256 ? kChunk : d <= 1024 ? 8 : d <= 2048 ? 4 : 2;
+  return sizeof(T) == 8 || d <= 64 ? kChunk : d <= 1024 ? 8 : 4;
 }
 
 // Dimensions after which the sum is put aside, a multiple of kChunk: distances that are alike in
@@ -51,6 +51,13 @@ constexpr int chunk_dims(int64_t d) {
 template <class T>
 constexpr int part_dims(int64_t d) {
   return chunk_dims<T>(d) == kChunk ? 1 << 30 : 32;
+}
+
+// Whether the nearest center's term is made exact in the end. In fewer dimensions, where it would
+// take up to half as much time again, rounding is small enough without.
+template <class T>
+constexpr bool is_nearest_exact(int64_t d) {
+  return sizeof(T) == 4 && d >= 128;
 }
 
 // Chunks whose offsets are kept apart; 0: so few dimensions that one offset does.
@@ -67,11 +74,11 @@ struct LaneSums {
   // num_chunks() x Q vectors, whose sum the offset is: squared distances to one and the same
   // center, the lane's nearest when the offset last moved. Null: the offset serves as a whole.
   T* chunks;
-  // In float32, where there are chunks: the nearest center of all, its squared distance less the
-  // offset, and its term in the sum. See correct_nearest().
+  // Where is_nearest_exact(): the nearest center of all, its squared distance less the
+  // offset, its term in the sum, and that of all that are as near. See correct_nearest().
   int64_t nearest[Q * kLanes<T>];
   T distance[Q * kLanes<T>];
-  double term[Q * kLanes<T>];
+  double term[Q * kLanes<T>], alike[Q * kLanes<T>];
   bool is_moving;  // offsets moved lately, and may again
 
   void clear(T* chunk_memory = nullptr, int64_t d = 0) {
@@ -84,7 +91,7 @@ struct LaneSums {
     if (!chunks) return;
     for (int l = 0; l < Q * kLanes<T>; ++l) {
       distance[l] = T(INFINITY);
-      term[l] = 0;
+      term[l] = alike[l] = 0;
     }
     for (int64_t i = 0; i < num_chunks<T>(d) * Q * kLanes<T>; ++i)
       chunks[i] = i < Q * kLanes<T> ? T(INFINITY) : T(0);
@@ -121,6 +128,7 @@ struct LaneSums {
     const double factor = exp2(double(scale) * (to - offset[l]));
     sum[l] *= factor;
     term[l] *= factor;
+    alike[l] *= factor;
     distance[l] = T(double(distance[l]) + (offset[l] - to));
     offset[l] = to;
   }
@@ -464,42 +472,46 @@ inline __attribute__((always_inline)) bool relative_distances(const Block<T, Q>&
   return true;
 }
 
-// Remembers the nearest of C centers, `first` and on, where it is nearer than all before. s:
-// distances minus the offsets.
+// Remembers the nearest of C centers, `first` and on, and the term of all that are as near: the
+// same center many times, mostly. s: distances minus the offsets.
 template <class T, int Q, int C>
 __attribute__((noinline)) void note_nearest(const Vec<T>* s, int64_t first, T scale,
                                             LaneSums<T, Q>& sums) {
-  const Int<T> none = Int<T>{} - 1;
   const Vec<T> bound = broadcast<T>(-T(kSlack) / scale);
   for (int q = 0; q < Q; ++q) {
     T* const kept = sums.distance + q * kLanes<T>;
     Vec<T> least = load<T>(kept);
-    Int<T> which = none;
+    Int<T> which = Int<T>{} - 1, count = Int<T>{};
     for (int c = 0; c < C; ++c) {
-      const Int<T> is_nearer = s[c * Q + q] < least;
-      least = is_nearer ? s[c * Q + q] : least;
+      const Vec<T> at = s[c * Q + q];
+      const Int<T> is_nearer = at < least, is_as_near = at == least;
+      count = is_nearer ? Int<T>{} + 1 : count - is_as_near;
       which = is_nearer ? Int<T>{} + c : which;
+      least = is_nearer ? at : least;
     }
-    if (!any<T>(which > none)) continue;
+    if (!any<T>(count > Int<T>{})) continue;
     store<T>(kept, least);
     const Vec<T> bounded = least < bound ? bound : least;
-    Vec<T> term = Vec<T>{};
-    add_exp2<T, 1, 1>(&bounded, scale, &term);
+    Vec<T> power = Vec<T>{};
+    add_exp2<T, 1, 1>(&bounded, scale, &power);
     for (int l = 0; l < kLanes<T>; ++l) {
+      const int at = q * kLanes<T> + l;
+      const double added = double(count[l]) * double(power[l]);
+      sums.alike[at] = which[l] < 0 ? sums.alike[at] + added : added;
       if (which[l] < 0) continue;
-      sums.nearest[q * kLanes<T> + l] = first + which[l];
-      sums.term[q * kLanes<T> + l] = double(term[l]);
+      sums.term[at] = double(power[l]);
+      sums.nearest[at] = first + which[l];
     }
   }
 }
 
-// Whether some lane has a center nearer than all before.
+// Whether some lane has a center as near as the nearest, or nearer.
 template <class T, int Q>
 inline __attribute__((always_inline)) bool has_nearer(const Vec<T>* nearness,
                                                       const LaneSums<T, Q>& sums) {
   Int<T> some = Int<T>{};
 #pragma GCC unroll 4
-  for (int q = 0; q < Q; ++q) some |= -nearness[q] < load<T>(sums.distance + q * kLanes<T>);
+  for (int q = 0; q < Q; ++q) some |= -nearness[q] <= load<T>(sums.distance + q * kLanes<T>);
   return any<T>(some);
 }
 
@@ -594,10 +606,14 @@ __attribute__((noinline)) void settle_chunks(const Block<T, Q>& block, T scale, 
   else
     relative_distances<T, Q, C, false, false>(block, sums.chunks, nullptr, s);
   if (block.ranges) hide<T, Q, C>(*block.ranges, block.first, s);
-  // A lane's reference is at its offset, whatever rounding says: no sum is ever zero.
+  // A lane's reference is near its offset, whatever rounding says: no sum is ever zero.
+  const T most = T(1) / scale;
   for (int c = 0; c < C; ++c)
-    for (int q = 0; q < Q; ++q) s[c * Q + q] = reference[q] == c ? Vec<T>{} : s[c * Q + q];
-  if constexpr (sizeof(T) == 4) note_nearest<T, Q, C>(s, block.first, scale, sums);
+    for (int q = 0; q < Q; ++q) {
+      const Vec<T> at = s[c * Q + q];
+      s[c * Q + q] = (reference[q] == c) & ~((at >= -most) & (at <= most)) ? Vec<T>{} : at;
+    }
+  if (is_nearest_exact<T>(d)) note_nearest<T, Q, C>(s, block.first, scale, sums);
   add_exp2_safely<T, Q, C>(s, scale, acc);
 }
 
@@ -639,7 +655,7 @@ __attribute__((noinline)) void add_centers_chunked(const Block<T, Q>& all, int64
     }
     if (__builtin_expect(all_below<T, Q>(nearness, too_far_off), 1)) {
       if constexpr (sizeof(T) == 4)
-        if (__builtin_expect(has_nearer<T, Q>(nearness, sums), 0)) {
+        if (is_nearest_exact<T>(d) && __builtin_expect(has_nearer<T, Q>(nearness, sums), 0)) {
           Vec<T> distances[C * Q];
           for (int i = 0; i < C * Q; ++i) distances[i] = s[i];
           note_nearest<T, Q, C>(distances, block.first, scale, sums);
@@ -850,7 +866,7 @@ __attribute__((noinline)) void add_centers_expanded(const Block<T, Q>& all, int6
         }
       } while (k < d);
 
-      if constexpr (kExp2Overflows && sizeof(T) == 8) {
+      if (kExp2Overflows && !is_nearest_exact<T>(d)) {
 #pragma GCC unroll 16
         for (int c = 0; c < E; c += C) add_exp2<T, C * Q, Q>(s + c * Q, scale, acc);
         is_settled = all_below<T, Q>(acc, too_large);
@@ -865,7 +881,8 @@ __attribute__((noinline)) void add_centers_expanded(const Block<T, Q>& all, int6
         }
         is_settled = all_below<T, Q>(nearness, too_far_off);
         if constexpr (sizeof(T) == 4)
-          if (is_settled && __builtin_expect(has_nearer<T, Q>(nearness, sums), 0)) {
+          if (is_settled && is_nearest_exact<T>(d) &&
+              __builtin_expect(has_nearer<T, Q>(nearness, sums), 0)) {
             Vec<T> distances[E * Q];
             for (int i = 0; i < E * Q; ++i) distances[i] = s[i];
             note_nearest<T, Q, E>(distances, all.first + j, scale, sums);
@@ -1125,19 +1142,19 @@ inline double squared_distance(const T* x, const T* y, int64_t d) {
   return total;
 }
 
-// A term as its exact distance makes it, given the kernel's, which has rounding in it: a factor of
-// 2 at most, for where a point is so far away that rounding is more, no digits are left.
-inline double exact_term(double term, double scale, double distance, double offset) {
+// By how much a term is too small, as a share: its exact distance is known now. The kernel's has
+// rounding in it; where that is more than a factor of 2, far away, there are no digits to save.
+inline double missing_share(double term, double scale, double distance, double offset) {
   const double wrong = -scale * (distance - offset) - log2(term);
-  return term * exp2(wrong < -1 ? -1 : wrong < 1 ? wrong : 1);
+  return exp2(wrong < -1 ? -1 : wrong < 1 ? wrong : 1) - 1;
 }
 
-// In float32 the exponent of a lane's nearest center has the rounding of d squares, and most of the
-// sum is mostly its term: here it becomes exact. rows: the lanes' points.
+// The exponent of a lane's nearest center has the rounding of d squares, and most of the sum is
+// mostly its term: here it becomes exact. rows: the lanes' points.
 template <class T, int Q>
 void correct_nearest(const MixtureView<T>& mixture, const T* rows, int64_t stride, int count,
                      LaneSums<T, Q>& sums) {
-  if (sizeof(T) == 8 || !sums.chunks) return;
+  if (!sums.chunks || !is_nearest_exact<T>(mixture.d)) return;
   const double scale = M_LOG2E / (2 * mixture.noise_std * mixture.noise_std);
   for (int l = 0; l < count; ++l) {
     if (!(sums.term[l] > 0)) continue;  // nothing met
@@ -1145,7 +1162,7 @@ void correct_nearest(const MixtureView<T>& mixture, const T* rows, int64_t strid
     const double distance =
         squared_distance(rows + l * stride, mixture.centers + j * mixture.stride, mixture.d) +
         (mixture.weight_shift ? double(mixture.weight_shift[j]) : 0);
-    sums.sum[l] += exact_term(sums.term[l], scale, distance, sums.offset[l]) - sums.term[l];
+    sums.sum[l] += sums.alike[l] * missing_share(sums.term[l], scale, distance, sums.offset[l]);
   }
 }
 

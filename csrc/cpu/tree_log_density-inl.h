@@ -146,7 +146,7 @@ struct PointSum {
   // As in LaneSums; the nearest center is every kFanout numbers.
   const T* nearest = nullptr;
   T nearest_shift = T(0), distance = T(INFINITY);
-  double term = 0;
+  double term = 0, alike = 0;
   Vec<T> terms = Vec<T>{};  // not yet in the sum
 
   void fold() {
@@ -214,6 +214,7 @@ struct PointSum {
     const double factor = exp2(double(scale) * (moved - offset));
     sum = factor > 0 ? sum * factor : 0;
     term = factor > 0 ? term * factor : 0;
+    alike = factor > 0 ? alike * factor : 0;
     distance = T(double(distance) + (offset - moved));
     offset = moved;
     shift = its_shift;
@@ -222,26 +223,32 @@ struct PointSum {
 
   // The twin of the function of this name. y: the centers of s.
   void note_nearest(const Vec<T>& s, const T* y, const T* shifts, int num_lanes, T scale) {
-    int which = -1;
-    for (int l = 0; l < num_lanes; ++l)
+    int which = -1, count = 0;
+    for (int l = 0; l < num_lanes; ++l) {
+      if (s[l] > distance) continue;
+      count = s[l] < distance ? 1 : count + 1;
       if (s[l] < distance) distance = s[which = l];
-    if (which < 0) return;
+    }
+    if (count == 0) return;
+    const Vec<T> least = broadcast<T>(distance);
     Vec<T> power = Vec<T>{};
-    add_exp2<T, 1, 1>(&s, scale, &power);
-    term = double(power[which]);
+    add_exp2<T, 1, 1>(&least, scale, &power);
+    alike = count * double(power[0]) + (which < 0 ? alike : 0);
+    if (which < 0) return;
+    term = double(power[0]);
     nearest = y + which;
     nearest_shift = shifts ? shifts[which] : T(0);
   }
 
   // The twin of the function of this name.
   void correct_nearest(const T* x, int64_t d, double scale) {
-    if (sizeof(T) == 8 || d <= kChunk || !(term > 0)) return;
+    if (!is_nearest_exact<T>(d) || !(term > 0)) return;
     double exact = double(nearest_shift);
     for (int64_t k = 0; k < d; ++k) {
       const double diff = double(x[k]) - double(nearest[k * kFanout]);
       exact += diff * diff;
     }
-    sum += exact_term(term, scale, exact, offset) - term;
+    sum += alike * missing_share(term, scale, exact, offset);
   }
 
   // The centers of a leaf within the limit but the own one, if any; returns whether there are any.
@@ -284,11 +291,12 @@ struct PointSum {
         relative_squares(x, stride, y, d, T(INFINITY), start, s, k);
         if (shifts)
           for (int l = 0; l < num_lanes; ++l) s[l] += shifts[l] - shift;
-        s[next] = T(0);  // whatever rounding says
+        // Near zero, whatever rounding says.
+        if (!(s[next] >= -T(1) / scale && s[next] <= T(1) / scale)) s[next] = T(0);
       }
       if (offset == INFINITY) continue;
       s = s < -slack ? Vec<T>{} : s;  // rounding of distances beyond any exponent
-      if (sizeof(T) == 4 && d > kChunk && any<T>(s < distance))
+      if (is_nearest_exact<T>(d) && any<T>(s <= distance))
         note_nearest(s, y, shifts, num_lanes, scale);
       add_exp2<T, 1, 1>(&s, scale, &terms);
       if (j % (64 * kLanes<T>) == 0) fold();  // float sums of more terms would lose digits

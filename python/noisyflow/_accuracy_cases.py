@@ -172,6 +172,11 @@ def _wide_clusters(family: str, dtype: str, d: int, m: int) -> Iterator[Case]:
         yield dataclasses.replace(drawn, has_gradients=False)
     weights = np.where(np.arange(24) % 4 > 0, 1.0, 1e-3)
     yield _drawn(family, dtype, means, noise_std, 4, weights=weights)
+    # Near centers that weigh next to nothing beside a far one.
+    drawn = _drawn(family, dtype, means, noise_std, m)
+    centers = np.concatenate([drawn.centers, -drawn.centers[:1]])
+    weights = np.where(np.arange(25) < 24, 1e-12, 1.0).astype(dtype)
+    yield Case(family, drawn.points, centers, noise_std, weights, has_gradients=False)
 
 
 def _beyond(dtype: str, is_full: bool) -> Iterator[Case]:
