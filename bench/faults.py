@@ -215,7 +215,7 @@ class Run:
             from noisyflow import cli
 
             code = cli.main()
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # which comes too late
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it would come too late now
             if trace is not None:
                 trace.write_text("\n".join(operations))
         except BaseException:

@@ -23,8 +23,9 @@ mpmath = pytest.importorskip("mpmath")
 RECORD = Path(__file__).with_name("accuracy.json")
 # The same build gives the same bits. Another compiler or CPU target contracts and
 # orders operations in another way: as many roundings, of other signs. Of 252 entries
-# recorded with GCC 12.2, none is larger with GCC 11.3; with Clang 16.0 251 are at most
-# 1.2 times as large, and one 2.8 times (float64, avx2, skipping, subnormal: 3.7e-15).
+# of an earlier set, recorded with GCC 12.2, none was larger with GCC 11.3; with Clang
+# 16.0 251 were at most 1.2 times as large, and one 2.8 times (float64, avx2, skipping,
+# subnormal: 3.7e-15).
 GROWTH = 3.0
 # Below half a unit in the last place of 1, luck is all there is.
 FLOOR = {"float32": 2.0**-24, "float64": 2.0**-53}

@@ -24,10 +24,11 @@ inline __attribute__((always_inline)) Vec<T> squared_gap(Vec<T> above, Vec<T> be
   return gap * gap;
 }
 
-// Rounding of the differences and of d squares and sums, taken off so that a bound stays one.
+// Rounding of the differences, of d squares and sums, and of chunks of no fewer than 4 dimensions,
+// taken off so that a bound stays one.
 template <class T>
 T box_safety(int64_t d) {
-  return 1 - T(d + 4) * kEpsilon<T>;
+  return 1 - T(d + d / 2 + 4) * kEpsilon<T>;
 }
 
 // Lower bounds of the squared distances between the box low .. high and a node's children.
@@ -544,7 +545,11 @@ struct TreeBlock {
       point.fold();
       // Lanes subtract their offset in T: the sum moves to what it is there.
       const double offset = double(T(point.offset));
-      if (offset < INFINITY) point.sum *= exp2(double(scale.scale) * (offset - point.offset));
+      if (offset < INFINITY) {
+        // By a factor of 2 at most: where rounding is more, far away, there are no digits to save.
+        const double by = double(scale.scale) * (offset - point.offset);
+        point.sum *= exp2(by < -1 ? -1 : by < 1 ? by : 1);
+      }
       sums.offset[l] = offset;
       sums.sum[l] = point.sum;
     }
