@@ -1531,3 +1531,23 @@ def test_a_weight_of_one_but_for_rounding_leaves_nothing_to_leave_out():
     weights = np.array([1.0, 1e-300, 0.0])
     with pytest.raises(ValueError, match="weights must leave something"):
         entropy(np.arange(3.0)[:, None], 1.0, weights=weights)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "gradient"])
+@pytest.mark.parametrize(
+    ("estimator", "n"), [(entropy, 3000), (mutual_information, 3000), (entropy, 20)]
+)
+def test_a_warning_is_of_the_line_that_asked(kind, estimator, n) -> None:
+    """Far too little time for the error asked for; or too few samples."""
+    samples = np.random.default_rng(0).normal(size=(n, 2))
+    if kind != "numpy":
+        torch = pytest.importorskip("torch")
+        samples = torch.as_tensor(samples).requires_grad_(kind == "gradient")
+    if estimator is mutual_information:
+        samples = samples[:, None]
+    options = {"standard_error": 1e-9, "max_pairs": 10**7} if n > 20 else {}
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        estimator(samples, 0.5 if n > 20 else 0.01, **options)
+    assert found
+    assert {warning.filename for warning in found} == {__file__}

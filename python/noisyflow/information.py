@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -289,7 +290,6 @@ def _entropy_estimate(
             "about log(n) + (d/2) log(2 pi e noise_std^2)",
             "More samples, a larger noise_std or fewer dimensions help; if the centers"
             " are all the values that S can take, pass population=True.",
-            stacklevel=5,
         )
     return estimate
 
@@ -726,12 +726,20 @@ def _warn_target(estimate: Estimate, budget: Budget) -> None:
         f" {budget.standard_error:.2g} asked for:"
         f" {_WHY[reason].format(how_many=how_many)}",
         TargetWarning,
-        stacklevel=5,
+        stacklevel=_level_of_caller(),
     )
 
 
+def _level_of_caller() -> int:
+    """The stacklevel, for who asks, of the line that called this package."""
+    (frame, level) = (sys._getframe(1), 1)
+    while frame.f_back and frame.f_globals.get("__package__") == __package__:
+        (frame, level) = (frame.f_back, level + 1)
+    return level
+
+
 def _warn_undersampled(
-    estimate: Estimate, too_few: str, then: str, remedy: str, *, stacklevel: int = 4
+    estimate: Estimate, too_few: str, then: str, remedy: str
 ) -> None:
     if _is_repeated.get():
         found = (
@@ -752,7 +760,8 @@ def _warn_undersampled(
             " value is biased; trust only the bracket"
             f" [{estimate.lower:.3g}, {estimate.upper:.3g}]."
         )
-    warnings.warn(f"{found} {remedy}", UndersampledWarning, stacklevel=stacklevel)
+    level = _level_of_caller()
+    warnings.warn(f"{found} {remedy}", UndersampledWarning, stacklevel=level)
 
 
 def _sizes_in_words(sizes: Indices) -> str:
