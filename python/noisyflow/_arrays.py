@@ -66,7 +66,11 @@ def to_numpy(name: str, value: Any) -> NDArray[Any]:
         except ValueError as error:
             raise ValueError(f"{name} must be an array of numbers: {error}") from error
     if array.dtype not in _NOISE_RANGE:
-        remedy = f"; pass {name}.float()" if is_tensor(value) else ""
+        remedy = ""
+        if is_tensor(value):
+            remedy = f"; pass {name}.float()"
+        elif array.dtype.kind in "biuf":
+            remedy = f"; pass {name}.astype(np.float64)"
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}{remedy}")
     return array
 
@@ -132,7 +136,8 @@ def check_matrix_shape(name: str, array: Any, *, allow_empty: bool = False) -> N
     """Raises ValueError unless the array or tensor is (n, d) and holds something."""
     shape = tuple(array.shape)
     if len(shape) != 2:
-        raise ValueError(f"{name} must have shape (n, d), got shape {shape}")
+        remedy = f"; pass {name}.reshape(-1, 1)" if len(shape) == 1 else ""
+        raise ValueError(f"{name} must have shape (n, d), got shape {shape}{remedy}")
     if shape[1] == 0 or (shape[0] == 0 and not allow_empty):
         raise ValueError(f"{name} must not be empty, got shape {shape}")
 

@@ -309,6 +309,8 @@ def checked_samples(samples: Any) -> tuple[DeviceRows, Indices]:
         raise ValueError(
             "samples must have shape (inputs, draws, d), or be a list of (draws, d)"
             f" tensors, got shape {tuple(samples.shape)}"
+            + "; pass samples[:, None] for one draw per input"
+            * (samples.ndim == 2)
         )
     if samples.numel() == 0:
         raise ValueError(f"samples must not be empty, got shape {tuple(samples.shape)}")

@@ -799,6 +799,8 @@ def _checked_samples(samples: Any) -> tuple[Any, Indices]:
             raise ValueError(
                 "samples must have shape (inputs, draws, d), or be a list of (draws, d)"
                 f" arrays, got shape {array.shape}"
+                + "; pass samples[:, None] for one draw per input"
+                * (array.ndim == 2)
             )
         if array.size == 0:
             raise ValueError(f"samples must not be empty, got shape {array.shape}")

@@ -426,6 +426,8 @@ def _summary(results: Results) -> str:
             + " ".join(f"{value:.3f}" for value in information)
             + " nats",
             f"  training took {duration(last['training_seconds'])}, "
-            f"tracking {duration(last['tracking_seconds'])}",
+            f"tracking {duration(last['tracking_seconds'])}"
+            + " in all processes together"
+            * (_ranks.current().size > 1),
         ]
     )
