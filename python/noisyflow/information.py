@@ -751,7 +751,8 @@ def _warn_undersampled(
         found = (
             f"{100 * estimate.isolated:.0f} % of the queries have no neighbour but"
             f" their own sample: {too_few}. The value is then {then}, whatever the"
-            " distribution; trust only the bracket [lower, upper]."
+            " distribution; trust only the bracket"
+            f" [{estimate.lower:.3g}, {estimate.upper:.3g}]."
         )
     else:
         found = (
