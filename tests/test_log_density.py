@@ -755,3 +755,18 @@ def test_centers_of_weight_zero_before_any_other(
     ours = mixture_log_density(points, centers, 0.1, weights=weights)
     rtol = 1e-5 if dtype == np.float32 else 1e-12
     np.testing.assert_allclose(ours, exact, rtol=rtol)
+
+
+@pytest.mark.parametrize("d", [17, 32, 130, 300])
+@pytest.mark.parametrize("n", [2, 3, 5, 7, 13])
+def test_the_others_of_few_centers_are_all_but_the_own(
+    n: int, d: int, dtype: Any, cpu_target: str, rng: np.random.Generator
+) -> None:
+    """Fewer than a block: a lane may meet what is hidden before anything else."""
+    points, centers, own = make_mixture(rng, 200, n, d, 0.5, dtype)
+    offsets = np.array([0, n])
+    exact = _reference.mixture_block_log_sums(points, centers, 0.5, own, offsets)
+    ours = mixture_block_log_sums(points, centers, 0.5, own, offsets)
+    for part, expected in zip(ours[:2], exact[:2], strict=True):
+        scale = np.maximum(1, np.abs(expected))
+        assert (np.abs(part - expected) <= (d + 20) * np.finfo(dtype).eps * scale).all()

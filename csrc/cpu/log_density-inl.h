@@ -125,11 +125,16 @@ struct LaneSums {
 
   // Lowers the offset of a lane, where chunks are lowered alike.
   void lower(int l, double to, T scale) {
-    const double factor = exp2(double(scale) * (to - offset[l]));
-    sum[l] *= factor;
-    term[l] *= factor;
-    alike[l] *= factor;
-    distance[l] = T(double(distance[l]) + (offset[l] - to));
+    if (offset[l] == INFINITY) {  // nothing met: what is in the sums, NaN maybe, counts for nothing
+      sum[l] = term[l] = alike[l] = 0;
+      distance[l] = T(INFINITY);
+    } else {
+      const double factor = exp2(double(scale) * (to - offset[l]));
+      sum[l] *= factor;
+      term[l] *= factor;
+      alike[l] *= factor;
+      distance[l] = T(double(distance[l]) + (offset[l] - to));
+    }
     offset[l] = to;
   }
 
